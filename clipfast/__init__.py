@@ -1,0 +1,55 @@
+"""clipfast: what CLIP's image encoder sees, as an exact sum over layers, heads and patches.
+
+>>> import clipfast
+>>> model = clipfast.load("scenes")
+>>> found = model.decompose(["photo.jpg"], texts=["a red star", "a forest"])
+>>> found.heads().shape, found.maps.shape, found.check()
+
+Importing the package imports neither torch nor a device: names below are loaded at first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "load": "clipfast.model",
+    "wrap": "clipfast.model",
+    "Model": "clipfast.model",
+    "Contributions": "clipfast.contributions",
+    "ClipfastError": "clipfast.errors",
+    "ImageError": "clipfast.errors",
+    "InputError": "clipfast.errors",
+    "ModelError": "clipfast.errors",
+    "NotKept": "clipfast.errors",
+    "UnsupportedTower": "clipfast.errors",
+}
+
+__all__ = [
+    "ClipfastError",
+    "Contributions",
+    "ImageError",
+    "InputError",
+    "Model",
+    "ModelError",
+    "NotKept",
+    "UnsupportedTower",
+    "load",
+    "wrap",
+]
+
+if TYPE_CHECKING:
+    from clipfast.contributions import Contributions
+    from clipfast.errors import ClipfastError, ImageError, InputError, ModelError, NotKept, UnsupportedTower
+    from clipfast.model import Model, load, wrap
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'clipfast' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

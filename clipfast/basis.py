@@ -1,0 +1,178 @@
+"""Code × basis: contributions are small per-image codes times matrices that belong to the model.
+
+For head h of layer l, with the final LayerNorm frozen at the image's own μ, σ and n = ‖embedding‖::
+
+    code[l,h]  = [ z, 1, μ, σ ] / (σ n)                                        per image
+    basis[l,h] = [ W_O γP ; b_O γP / H ; −1ᵀγP / (K H) ; βP / (K H) ]          per model
+    c[l,h]     = code[l,h] @ basis[l,h]
+
+Only the first rows depend on the head, so a :class:`Basis` keeps them per layer and the last three as vectors. Its
+columns are the dimensions of the embedding, or texts after :meth:`Basis.towards`: anything linear in ``c`` is done on
+codes with a folded basis. Source: arXiv 2310.05916, section 3; the even split of μ, β and b_O is that of its code.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor
+
+from clipfast.errors import InputError
+from clipfast.kernels.eager import accumulation_dtype
+from clipfast.towers.tower import Tower
+
+Centring = Literal["uniform", "termwise"]
+
+
+class Basis:
+    """The model's part of every contribution.
+
+    Axes: ``L`` layers, ``H`` heads, ``E`` head_dim, ``C`` columns (embed_dim or texts).
+
+    Attributes:
+        biases: ``[L, C]``, ``b_O γP / H`` of each layer, the same for its heads.
+        mean_row: ``[C]``, ``−1ᵀγP / (K H)``, multiplied by an image's μ (zero for centring ``"termwise"``).
+        std_row: ``[C]``, ``βP / (K H)``, multiplied by an image's σ.
+        heads: heads per layer.
+        centring: how the mean was split: ``"uniform"`` (μ/K each, the paper's code) or ``"termwise"``.
+    """
+
+    def __init__(
+        self,
+        biases: Tensor,
+        mean_row: Tensor,
+        std_row: Tensor,
+        heads: int,
+        centring: Centring,
+        values: Callable[[int], Tensor],
+    ) -> None:
+        self.biases = biases
+        self.mean_row = mean_row
+        self.std_row = std_row
+        self.heads = heads
+        self.centring = centring
+        self._make = values
+        self._made: dict[int, Tensor] = {}
+
+    @property
+    def layers(self) -> int:
+        """Number of layers, ``L``."""
+        return self.biases.shape[0]
+
+    def values(self, layer: int) -> Tensor:
+        """``W_O γP`` of one layer, ``[H, E, C]``; computed at first use, then kept."""
+        if layer not in self._made:
+            self._made[layer] = self._make(layer)
+        return self._made[layer]
+
+    def towards(self, texts: Tensor) -> "Basis":
+        """The same basis with texts as columns.
+
+        Args:
+            texts: ``[T, C]``.
+        """
+        return Basis(
+            self.biases @ texts.T,
+            self.mean_row @ texts.T,
+            self.std_row @ texts.T,
+            self.heads,
+            self.centring,
+            lambda layer: self.values(layer) @ texts.T,
+        )
+
+    def constants(self, mean: Tensor, std: Tensor, layers: Iterable[int]) -> Tensor:
+        """What a head adds besides its values, before the division by σ n: ``b_O γP/H + μ·… + σ·…``.
+
+        Args:
+            mean: ``[B]``.
+            std: ``[B]``.
+            layers: which layers.
+
+        Returns:
+            ``[B, len(layers), C]``, the same for every head of a layer.
+        """
+        shared = mean[:, None] * self.mean_row + std[:, None] * self.std_row
+        return shared[:, None] + self.biases[list(layers)]
+
+
+def check_centring(centring: str) -> Centring:
+    """``centring`` if it is one, else an :class:`InputError`."""
+    if centring not in get_args(Centring):
+        raise InputError(f"centring is {centring!r}: choose one of {', '.join(get_args(Centring))}")
+    return cast(Centring, centring)
+
+
+class Readout:
+    """The final LayerNorm's weights and the projection as one linear map of residual terms.
+
+    Attributes:
+        matrix: ``[W, C]``, ``γP`` (centred over its rows for centring ``"termwise"``).
+        mean_row: ``[C]``, ``−1ᵀγP / K``.
+        std_row: ``[C]``, ``βP / K``.
+    """
+
+    def __init__(self, tower: Tower, centring: Centring, texts: Tensor | None = None) -> None:
+        exact = accumulation_dtype(tower.dtype)
+        projection = tower.projection.detach().to(exact)
+        if texts is not None:
+            projection = projection @ texts.to(exact).T
+        self.matrix = tower.ln_post.weight.detach().to(exact)[:, None] * projection
+        self.mean_row = -self.matrix.sum(0) / tower.terms
+        self.std_row = tower.ln_post.bias.detach().to(exact) @ projection / tower.terms
+        if centring == "termwise":
+            self.matrix = self.matrix - self.matrix.mean(0)
+            self.mean_row = torch.zeros_like(self.mean_row)
+
+    def term(self, residual: Tensor, mean: Tensor, std: Tensor, count: int = 1) -> Tensor:
+        """``count`` residual terms added up, read out, before the division by σ n.
+
+        Args:
+            residual: ``[B, ..., W]``.
+            mean: ``[B]``.
+            std: ``[B]``.
+            count: how many of the K terms ``residual`` is the sum of.
+
+        Returns:
+            ``[B, ..., C]``.
+        """
+        shared = mean[:, None] * self.mean_row + std[:, None] * self.std_row
+        shape = (shared.shape[0], *[1] * (residual.ndim - 2), shared.shape[1])
+        return residual @ self.matrix + count * shared.view(shape)
+
+
+@torch.no_grad()
+def fold(tower: Tower, centring: Centring, texts: Tensor | None = None) -> Basis:
+    """Folds a tower's output projections, final LayerNorm and projection into a :class:`Basis`.
+
+    Args:
+        tower: the model.
+        centring: ``"uniform"`` or ``"termwise"``.
+        texts: ``[T, D]``, to get columns for texts without the ``D``-wide basis in between.
+
+    Returns:
+        A basis whose per-layer values are made at first use; it raises :class:`InputError` then if a weight of the
+        tower has changed in the meantime.
+    """
+    readout = Readout(tower, centring, texts)
+    version = tower.version()
+
+    @torch.no_grad()
+    def values(layer: int) -> Tensor:
+        if tower.version() != version:
+            raise InputError("the model's weights have changed since these images were decomposed: decompose them again")
+        block = tower.blocks[layer]
+        columns = readout.matrix
+        if block.attention_scale is not None:
+            columns = block.attention_scale.to(columns.dtype)[:, None] * columns
+        folded = block.out_weight.to(columns.dtype).T @ columns
+        return folded.view(tower.heads, -1, columns.shape[1])
+
+    biases = torch.stack([block.scaled_out_bias().to(readout.matrix.dtype) for block in tower.blocks])
+    return Basis(
+        biases @ readout.matrix / tower.heads,
+        readout.mean_row / tower.heads,
+        readout.std_row / tower.heads,
+        tower.heads,
+        centring,
+        values,
+    )

@@ -1,0 +1,280 @@
+"""What a decomposed forward returns: every term of the embedding, as codes, expanded when asked.
+
+Axes are always in the order images, layers, heads, tokens, (width | texts): ``B`` images, ``L`` layers kept, ``H``
+heads, ``N`` tokens (class token first, then patches row by row), ``E`` head_dim, ``D`` embed_dim, ``T`` texts.
+"""
+
+import json
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clipfast.basis import Basis, check_centring
+from clipfast.errors import InputError, NotKept
+from clipfast.kernels import ops
+
+FORMAT = "clipfast.contributions/1"
+_TENSORS = ("embedding", "norm", "mean", "std", "codes", "mlps", "rest", "kept_attention", "kept_maps")
+
+
+@dataclass(eq=False, repr=False)
+class Contributions:
+    """The terms of a batch's image embeddings; all of them sum to ``embedding / norm``.
+
+    Every term is divided by the norm of the image's embedding. With centring ``"uniform"`` the mean of the final
+    LayerNorm is split evenly over the terms, as the paper's code does (arXiv 2310.05916); with ``"termwise"`` each
+    term loses its own mean.
+
+    Attributes:
+        embedding: ``[B, D]`` as the model gives it, not normalised.
+        norm: ``[B]``, ‖embedding‖.
+        mean: ``[B]``, μ of the final LayerNorm's input.
+        std: ``[B]``, σ of it, ``√(var + ε)``, biased.
+        codes: ``[B, L, H, E]``, each head's output before its output projection, divided by ``std · norm``.
+        mlps: ``[B, layers of the model + 1, D]``: the start of the residual stream, then every MLP.
+        rest: ``[B, D]``, the attention of layers that were not kept, summed; zero when all were.
+        layers: which layers of the model ``codes`` and the other per-layer results hold, in order.
+        grid: rows and columns of patches.
+        basis: turns codes into contributions.
+        texts: labels of the text axis of ``maps`` when they were given as strings.
+    """
+
+    embedding: Tensor
+    norm: Tensor
+    mean: Tensor
+    std: Tensor
+    codes: Tensor
+    mlps: Tensor
+    rest: Tensor
+    layers: tuple[int, ...]
+    grid: tuple[int, int]
+    basis: Basis
+    texts: tuple[str, ...] | None = None
+    kept_attention: Tensor | None = None
+    kept_maps: Tensor | None = None
+    kept_values: tuple[Tensor, ...] | None = None
+
+    def __len__(self) -> int:
+        return self.embedding.shape[0]
+
+    def __repr__(self) -> str:
+        images, layers, heads, head_dim = self.codes.shape
+        kept = [
+            name
+            for name, value in (
+                ("attention", self.kept_attention),
+                ("maps", self.kept_maps),
+                ("tokens", self.kept_values),
+            )
+            if value is not None
+        ]
+        return (
+            f"Contributions({images} images, {layers} layers, {heads} heads, head_dim {head_dim}, "
+            f"embed_dim {self.embedding.shape[1]}, centring {self.basis.centring!r}, kept {kept})"
+        )
+
+    @property
+    def attention(self) -> Tensor:
+        """``[B, L, H, N]``, the weights that the pooled token reads with; each row sums to 1.
+
+        Raises:
+            NotKept: decomposed without ``attention=True``.
+        """
+        if self.kept_attention is None:
+            raise NotKept("attention was not kept: decompose with attention=True")
+        return self.kept_attention
+
+    @property
+    def maps(self) -> Tensor:
+        """Scores of every token for every text, ``[B, N, T]`` summed over heads or ``[B, L, H, N, T]`` per head.
+
+        Summed over tokens (and heads) they give the score of the kept heads.
+
+        Raises:
+            NotKept: decomposed without ``texts`` and ``maps``.
+        """
+        if self.kept_maps is None:
+            raise NotKept('maps were not kept: decompose with texts=… and maps="summed" or maps="per_head"')
+        return self.kept_maps
+
+    def patch_maps(self) -> Tensor:
+        """:attr:`maps` without the class token, the token axis unfolded into the grid of patches.
+
+        Returns:
+            ``[B, rows, columns, T]`` or ``[B, L, H, rows, columns, T]``.
+        """
+        rows, columns = self.grid
+        return self.maps[..., -rows * columns :, :].unflatten(-2, (rows, columns))
+
+    def _scale(self) -> Tensor:
+        return 1 / (self.std * self.norm)  # [B]
+
+    def _position(self, layer: int) -> int:
+        """Where a layer of the model (negative from the end) stands in ``codes``."""
+        count = self.basis.layers
+        label = layer + count if layer < 0 else layer
+        if label not in self.layers:
+            raise InputError(f"layer {layer} was not kept: the layers here are {list(self.layers)}")
+        return self.layers.index(label)
+
+    def _check_head(self, head: int) -> None:
+        if not 0 <= head < self.basis.heads:
+            raise InputError(f"head {head} does not exist: heads are 0 to {self.basis.heads - 1}")
+
+    def heads(self) -> Tensor:
+        """Every head's contribution, ``[B, L, H, D]``, made from the codes at each call."""
+        return self._heads(self.basis)
+
+    def _heads(self, basis: Basis) -> Tensor:
+        """Contributions of all kept heads in the columns of ``basis``, ``[B, L, H, C]``."""
+        columns = basis.biases.shape[1]
+        out = self.codes.new_empty((*self.codes.shape[:3], columns))
+        constants = basis.constants(self.mean, self.std, self.layers) * self._scale()[:, None, None]
+        for position, layer in enumerate(self.layers):
+            part = torch.einsum("bhe,hec->bhc", self.codes[:, position], basis.values(layer))
+            torch.add(part, constants[:, position, None], out=out[:, position])
+        return out
+
+    def head(self, layer: int, head: int) -> Tensor:
+        """One head's contribution, ``[B, D]``.
+
+        Args:
+            layer: layer of the model, negative from the end.
+            head: head of that layer.
+
+        Raises:
+            InputError: no such head, or a layer that was not kept.
+        """
+        position = self._position(layer)
+        self._check_head(head)
+        label = self.layers[position]
+        constants = self.basis.constants(self.mean, self.std, [label])[:, 0] * self._scale()[:, None]
+        return self.codes[:, position, head] @ self.basis.values(label)[head] + constants
+
+    def tokens(self, layer: int, head: int | None = None) -> Tensor:
+        """Every token's part of one layer's heads, or of one head.
+
+        Args:
+            layer: layer of the model, negative from the end.
+            head: one head, or all.
+
+        Returns:
+            ``[B, N, H, D]`` for all heads (large), ``[B, N, D]`` for one. Summed over tokens: the head's contribution.
+
+        Raises:
+            InputError: no such head, or a layer that was not kept.
+            NotKept: decomposed without ``tokens=True``.
+        """
+        position = self._position(layer)
+        if self.kept_values is None:
+            raise NotKept("tokens were not kept: decompose with tokens=True")
+        value = self.kept_values[position]  # [B, N, H, E]
+        alpha = self.attention[:, position]  # [B, H, N]
+        label = self.layers[position]
+        basis = self.basis.values(label)
+        if head is not None:
+            self._check_head(head)
+            value, alpha, basis = value[:, :, head : head + 1], alpha[:, head : head + 1], basis[head : head + 1]
+        constants = self.basis.constants(self.mean, self.std, [label])[:, 0] / value.shape[1]  # [B, D]
+        parts = ops.token_contributions(alpha, value, basis)
+        parts += constants[:, None, None]
+        parts *= self._scale()[:, None, None, None]
+        return parts if head is None else parts[:, :, 0]
+
+    def scores(self, text_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Every term's share of the similarity with texts.
+
+        Args:
+            text_features: ``[T, D]``, unit norm for cosine similarity.
+
+        Returns:
+            ``[B, L, H, T]`` for the heads and ``[B, layers of the model + 1, T]`` for the start and the MLPs. Added up
+            (with :attr:`rest`) they give ``embedding/norm · text``.
+
+        Raises:
+            InputError: features of another width.
+        """
+        if text_features.ndim != 2 or text_features.shape[1] != self.embedding.shape[1]:
+            raise InputError(
+                f"text_features has shape {list(text_features.shape)}, expected [texts, {self.embedding.shape[1]}]"
+            )
+        features = text_features.to(self.codes)
+        return self._heads(self.basis.towards(features)), self.mlps @ features.T
+
+    def total(self) -> Tensor:
+        """The sum of all terms, ``[B, D]``."""
+        total = self.mlps.sum(1) + self.rest
+        constants = self.basis.constants(self.mean, self.std, self.layers) * self._scale()[:, None, None]
+        total += self.basis.heads * constants.sum(1)
+        for position, layer in enumerate(self.layers):
+            total += self.codes[:, position].flatten(1) @ self.basis.values(layer).flatten(0, 1)
+        return total
+
+    def check(self) -> float:
+        """The largest ``|sum of all terms − embedding/norm|``: how exact this decomposition is (0 for no images)."""
+        if not len(self):
+            return 0.0
+        return float((self.total() - self.embedding.to(self.norm.dtype) / self.norm[:, None]).abs().max())
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes everything with the basis of the kept layers to one safetensors file.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        tensors |= {f"basis/{name}": getattr(self.basis, name) for name in ("biases", "mean_row", "std_row")}
+        tensors |= {f"basis/values/{layer}": self.basis.values(layer) for layer in self.layers}
+        for layer, value in zip(self.layers, self.kept_values or (), strict=False):
+            tensors[f"values/{layer}"] = value
+        header = {
+            "layers": self.layers,
+            "grid": self.grid,
+            "heads": self.basis.heads,
+            "centring": self.basis.centring,
+            "texts": self.texts,
+        }
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
+        try:
+            save_file(whole, path, metadata={"format": FORMAT, "header": json.dumps(header)})
+        except SafetensorError as error:
+            raise OSError(f"cannot write {path}: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], device: str | torch.device = "cpu") -> "Contributions":
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            InputError: not such a file, or damaged.
+            FileNotFoundError: no such file.
+        """
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                metadata: dict[str, Any] = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise InputError(f"{path} is a safetensors file, but not one that Contributions.save wrote")
+                tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise InputError(f"{path} is damaged or not a safetensors file ({error})") from error
+        header = json.loads(metadata["header"])
+        layers = tuple(header["layers"])
+        basis = Basis(
+            *(tensors[f"basis/{name}"] for name in ("biases", "mean_row", "std_row")),
+            heads=header["heads"],
+            centring=check_centring(header["centring"]),
+            values=lambda layer: tensors[f"basis/values/{layer}"],
+        )
+        values = tuple(tensors[f"values/{layer}"] for layer in layers if f"values/{layer}" in tensors)
+        return cls(
+            **{name: tensors.get(name) for name in _TENSORS},  # type: ignore[arg-type]
+            layers=layers,
+            grid=(header["grid"][0], header["grid"][1]),
+            basis=basis,
+            texts=None if header["texts"] is None else tuple(header["texts"]),
+            kept_values=values or None,
+        )

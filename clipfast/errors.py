@@ -1,0 +1,43 @@
+"""Errors a user can mend: each is one line that says what is wrong, where, and what to do.
+
+The command line prints them without a traceback and exits with 2. Anything else that is raised is a fault of clipfast.
+"""
+
+
+class ClipfastError(Exception):
+    """Base of every error that the caller can mend."""
+
+
+class InputError(ClipfastError, ValueError):
+    """An argument does not fit: a shape, a name, a range."""
+
+
+class ImageError(ClipfastError):
+    """A file that is not a readable image."""
+
+
+class ModelError(ClipfastError):
+    """A model that cannot be found or loaded."""
+
+
+class UnsupportedTower(ModelError):
+    """A vision tower whose decomposition is not exact or not implemented.
+
+    Attributes:
+        reasons: every reason, not only the first.
+    """
+
+    def __init__(self, name: str, reasons: list[str]) -> None:
+        self.reasons = reasons
+        super().__init__(f"cannot decompose {name}: {'; '.join(reasons)}")
+
+
+class NotKept(ClipfastError, AttributeError):
+    """A result that was not asked for when the images were decomposed."""
+
+
+class MissingExtra(ClipfastError, ImportError):
+    """An optional dependency that is not installed; the message names the extra to install."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package}: pip install 'clipfast[{extra}]'")

@@ -1,0 +1,245 @@
+"""Tower + images → Contributions: the decomposed forward.
+
+A plain forward computes everything that a decomposition needs and throws it away; here the pooled token's share is
+kept as it goes by. Per layer that is each head's output for one token (``z``, row 0 of the attention output, free),
+one attention row (``alpha``) and, for text maps, one pass over the values. What the plain forward computes in vain is
+left out: in the last block only the pooled token is read, so neither its keys and values nor the other tokens' MLP
+are needed. σ, μ and n are known only after the last layer; everything is accumulated unscaled and scaled once.
+
+``B`` images, ``N`` tokens, ``W`` width, ``H`` heads, ``E`` head_dim, ``L`` layers kept, ``T`` texts, ``D`` embed_dim.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipfast.basis import Basis, Centring, Readout, fold
+from clipfast.contributions import Contributions
+from clipfast.kernels import ops
+from clipfast.kernels.eager import accumulation_dtype
+from clipfast.towers.tower import Activation, Block, LayerNorm, Tower
+
+Maps = Literal["summed", "per_head"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to keep of a forward pass.
+
+    Attributes:
+        layers: layers of the model to keep codes, attention, tokens and maps of, ascending.
+        texts: ``[T, D]`` text features for maps.
+        maps: ``"summed"`` over the kept heads and layers, ``"per_head"``, or None.
+        attention: keep the pooled token's attention weights.
+        tokens: keep what :meth:`Contributions.tokens` needs: the values of the kept layers.
+        centring: how μ is split over the terms.
+        backend: which kernels compute.
+    """
+
+    layers: tuple[int, ...]
+    texts: Tensor | None = None
+    maps: Maps | None = None
+    attention: bool = False
+    tokens: bool = False
+    centring: Centring = "uniform"
+    backend: str = "auto"
+
+
+def layer_norm(x: Tensor, norm: LayerNorm) -> Tensor:
+    """LayerNorm in the norm's own dtype (mixed-precision models keep it in float32), returned in ``x``'s."""
+    return F.layer_norm(x.to(norm.weight.dtype), norm.weight.shape, norm.weight, norm.bias, norm.eps).to(x.dtype)
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """The MLP's non-linearity, in place where torch allows."""
+    if activation == "quick_gelu":  # x·sigmoid(1.702 x) = silu(1.702 x) / 1.702
+        return F.silu(x.mul_(1.702), inplace=True).div_(1.702)
+    return torch.ops.aten.gelu_(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def mlp(x: Tensor, block: Block, activation: Activation) -> Tensor:
+    """What a block's MLP adds to the residual stream, for the tokens in ``x [..., W]``."""
+    hidden = activate(F.linear(layer_norm(x, block.ln_2), block.mlp_in_weight, block.mlp_in_bias), activation)
+    out = F.linear(hidden, block.mlp_out_weight, block.mlp_out_bias)
+    return out if block.mlp_scale is None else out.mul_(block.mlp_scale)
+
+
+def project_out(out: Tensor, block: Block) -> Tensor:
+    """A block's output projection with its layer scale, ``[..., H·E] → [..., W]``."""
+    added = F.linear(out, block.out_weight, block.out_bias)
+    return added if block.attention_scale is None else added.mul_(block.attention_scale)
+
+
+def embed(tower: Tower, images: Tensor) -> Tensor:
+    """Pixels to the start of the residual stream, ``[B, 3, height, width] → [B, N, W]``."""
+    patches = F.conv2d(images, tower.patch_weight, stride=tower.patch_size)  # [B, W, rows, columns]
+    x = patches.new_empty(images.shape[0], tower.tokens, tower.width)
+    x[:, 0] = tower.class_embedding
+    x[:, 1:] = patches.flatten(2).transpose(1, 2)
+    x += tower.positional_embedding
+    return x if tower.ln_pre is None else layer_norm(x, tower.ln_pre)
+
+
+def pool(tower: Tower, x: Tensor) -> Tensor:
+    """The row that the embedding reads, ``[B, N, ...] → [B, ...]``, in the dtype sums are carried in."""
+    exact = accumulation_dtype(x.dtype)
+    return x[:, 0].to(exact) if tower.pooling == "cls" else x[:, 1:].to(exact).mean(1)
+
+
+class _Collector:
+    """Gathers the pooled token's terms while the forward runs."""
+
+    def __init__(self, tower: Tower, request: Request, x: Tensor) -> None:
+        self.tower = tower
+        self.request = request
+        images, tokens, width = x.shape
+        exact = accumulation_dtype(x.dtype)
+        layers, heads = len(request.layers), tower.heads
+        self.codes = x.new_empty((images, layers, heads, tower.head_dim), dtype=exact)
+        self.mlps = x.new_empty((images, tower.layers + 1, width), dtype=exact)
+        self.mlps[:, 0] = pool(tower, x)
+        self.rest = x.new_zeros((images, width), dtype=exact)
+        self.values: list[Tensor] = []
+        self.attention: Tensor | None = None
+        if request.attention or request.tokens:
+            self.attention = x.new_empty((images, layers, heads, tokens), dtype=exact)
+        self.text_basis: Basis | None = None
+        self.maps: Tensor | None = None
+        if request.texts is not None and request.maps is not None:
+            self.text_basis = fold(tower, request.centring, request.texts)
+            texts = request.texts.shape[0]
+            if request.maps == "summed":
+                self.maps = x.new_zeros((images, tokens, texts), dtype=exact)
+            else:
+                self.maps = x.new_empty((images, layers, heads, tokens, texts), dtype=exact)
+
+    def wants_alpha(self, layer: int) -> bool:
+        return layer in self.request.layers and (self.attention is not None or self.maps is not None)
+
+    def wants_values(self, layer: int) -> bool:
+        return layer in self.request.layers and (self.request.tokens or self.maps is not None)
+
+    def attended(self, layer: int, z: Tensor, alpha: Tensor | None, value: Tensor | None) -> None:
+        """Takes one layer's ``z [B, H, E]`` and, where wanted, ``alpha [B, H, N]`` and ``value [B, N, H, E]``."""
+        if layer not in self.request.layers:
+            block = self.tower.blocks[layer]
+            exact = self.rest.dtype
+            out = F.linear(z.to(exact).flatten(1), block.out_weight.to(exact), block.out_bias.to(exact))
+            self.rest += out if block.attention_scale is None else out * block.attention_scale
+            return
+        position = self.request.layers.index(layer)
+        self.codes[:, position] = z
+        if alpha is None:
+            return
+        if self.attention is not None:
+            self.attention[:, position] = alpha
+        if value is None:
+            return
+        if self.request.tokens:
+            self.values.append(value.clone(memory_format=torch.contiguous_format))
+        if self.maps is not None and self.text_basis is not None:
+            text_basis = self.text_basis.values(layer)
+            if self.request.maps == "summed":
+                ops.text_maps(alpha, value, text_basis, self.maps, backend=self.request.backend)
+            else:
+                self.maps[:, position] = ops.head_maps(alpha, value, text_basis, backend=self.request.backend)
+
+    def finish(self, embedding: Tensor, mean: Tensor, std: Tensor, basis: Basis) -> Contributions:
+        """Scales everything by the image's μ, σ and n, once."""
+        tower, request = self.tower, self.request
+        norm = embedding.to(std.dtype).norm(dim=-1)
+        scale = 1 / (std * norm)  # [B]
+        readout = Readout(tower, request.centring)
+        self.codes *= scale[:, None, None, None]
+        omitted = tower.layers - len(request.layers)
+        if self.maps is not None and self.text_basis is not None:
+            tokens = self.maps.shape[-2]
+            constants = self.text_basis.constants(mean, std, request.layers) / tokens  # [B, L, T]
+            if request.maps == "summed":
+                self.maps += tower.heads * constants.sum(1)[:, None]
+                self.maps *= scale[:, None, None]
+            else:
+                self.maps += constants[:, :, None, None]
+                self.maps *= scale[:, None, None, None, None]
+        return Contributions(
+            embedding=embedding,
+            norm=norm,
+            mean=mean,
+            std=std,
+            codes=self.codes,
+            mlps=readout.term(self.mlps, mean, std) * scale[:, None, None],
+            rest=readout.term(self.rest, mean, std, omitted) * scale[:, None],
+            layers=request.layers,
+            grid=tower.grid,
+            basis=basis,
+            kept_attention=self.attention,
+            kept_maps=self.maps,
+            kept_values=tuple(self.values) if request.tokens else None,
+        )
+
+
+def _last_attention(tower: Tower, x: Tensor, kept: _Collector) -> Tensor:
+    """Attention of the last block for the class token alone, ``[B, N, W] → [B, W]``, reported to ``kept``.
+
+    Keys are never formed (``q·W_K x = (W_Kᵀq)·x``), values only for maps and tokens.
+    """
+    layer = tower.layers - 1
+    block, heads = tower.blocks[-1], tower.heads
+    images, tokens, _ = x.shape
+    normed = layer_norm(x, block.ln_1)
+    query_weight, key_weight, value_weight = block.in_weight.chunk(3)
+    query_bias, _, value_bias = (None, None, None) if block.in_bias is None else block.in_bias.chunk(3)
+    query = F.linear(normed[:, 0], query_weight, query_bias).view(images, heads, -1)
+    z, alpha = ops.query_row_from_tokens(
+        query,
+        normed,
+        key_weight.view(heads, -1, tower.width),
+        value_weight.view(heads, -1, tower.width),
+        (value_weight.new_zeros(value_weight.shape[0]) if value_bias is None else value_bias).view(heads, -1),
+        backend=kept.request.backend,
+    )
+    value = None
+    if kept.wants_values(layer):
+        value = F.linear(normed, value_weight, value_bias).view(images, tokens, heads, -1)
+    kept.attended(layer, z, alpha, value)
+    return project_out(z.flatten(1).to(x.dtype), block)
+
+
+@torch.no_grad()
+def decompose(tower: Tower, images: Tensor, request: Request, basis: Basis) -> Contributions:
+    """Runs the tower once and keeps every term of the pooled token.
+
+    Args:
+        tower: the model.
+        images: ``[B, 3, height, width]``, preprocessed, on the tower's device and in its dtype.
+        request: what to keep.
+        basis: :func:`clipfast.basis.fold` of the tower for ``request.centring``.
+    """
+    x = embed(tower, images)  # [B, N, W], the residual stream
+    kept = _Collector(tower, request, x)
+    only_pooled = tower.layers - 1 if tower.pooling == "cls" else tower.layers
+    for layer, block in enumerate(tower.blocks[:only_pooled]):
+        qkv = F.linear(layer_norm(x, block.ln_1), block.in_weight, block.in_bias)
+        qkv = qkv.view(*x.shape[:2], 3, tower.heads, -1)  # [B, N, 3, H, E]
+        row = tower.pooling if kept.wants_alpha(layer) else None
+        out, alpha = ops.attention(qkv, row, backend=request.backend)  # [B, N, H, E], [B, H, N]
+        value = qkv[:, :, 2] if kept.wants_values(layer) else None
+        kept.attended(layer, pool(tower, out), alpha, value)
+        del qkv, value
+        x += project_out(out.flatten(2), block)
+        added = mlp(x, block, tower.activation)
+        kept.mlps[:, layer + 1] = pool(tower, added)
+        x += added
+    if tower.pooling == "cls":
+        pooled = x[:, 0] + _last_attention(tower, x, kept)  # [B, W]
+        added = mlp(pooled, tower.blocks[-1], tower.activation)
+        kept.mlps[:, -1] = added
+        pooled = pooled + added
+    else:
+        pooled = pool(tower, x)
+    mean, std = ops.layer_statistics(pooled, tower.ln_post.eps, backend=request.backend)
+    embedding = layer_norm(pooled.to(x.dtype), tower.ln_post) @ tower.projection
+    return kept.finish(embedding, mean, std, basis)

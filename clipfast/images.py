@@ -1,0 +1,65 @@
+"""Opening image files: whatever a camera, a scanner or the web hands over becomes RGB, or one clear error."""
+
+from os import PathLike, fspath
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from clipfast.errors import ImageError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+"""File name endings taken as images when a folder is given."""
+
+
+def open_image(path: str | PathLike[str]) -> Image.Image:
+    """Reads and decodes an image file as 8-bit RGB, upright.
+
+    Greyscale, palette, CMYK and 16-bit images are converted (16-bit by its full range, not cut at 255), transparency
+    is laid on white, and the EXIF orientation is applied.
+
+    Raises:
+        ImageError: no such file, not an image, truncated or damaged; the message names the file.
+    """
+    name = fspath(path)
+    try:
+        with Image.open(name) as image:
+            image.load()
+            return as_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such file") from None
+    except IsADirectoryError:
+        raise ImageError(f"{name}: a folder, not an image") from None
+    except PermissionError:
+        raise ImageError(f"{name}: no permission to read") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: {_what_instead(Path(name))}") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: too large to decode safely ({error})") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what decoders raise on damage
+        raise ImageError(f"{name}: damaged or truncated ({error})") from None
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL image as 8-bit RGB."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        pixels = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if image.mode != "F" and pixels.max(initial=0) > 255 else max(float(pixels.max(initial=0)), 255.0)
+        return Image.fromarray((pixels.clip(0) * (255.0 / top)).round().astype(np.uint8)).convert("RGB")
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _what_instead(path: Path) -> str:
+    """Why a file is no image, from its first bytes."""
+    head = path.read_bytes()[:512]
+    if not head:
+        return "an empty file"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html", b"<head")):
+        return "an HTML page, not an image (a failed download?)"
+    return "not an image that can be read"

@@ -1,0 +1,245 @@
+"""Loading a CLIP model, or wrapping one that exists, and decomposing what it sees."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from clipfast.basis import Basis, Centring, check_centring, fold
+from clipfast.contributions import Contributions
+from clipfast.errors import InputError
+from clipfast.forward import Maps, Request, decompose
+from clipfast.images import as_rgb, open_image
+from clipfast.kernels.dispatch import BackendUnavailable, choose
+from clipfast.towers import openclip
+from clipfast.towers.tower import Tower
+
+Images: TypeAlias = Tensor | Image.Image | str | PathLike[str] | Sequence[Image.Image | str | PathLike[str]]
+Tokenize: TypeAlias = Callable[[Sequence[str]], Tensor]
+
+BUNDLED = {"scenes": Path(__file__).parent / "scenes" / "model"}
+"""Models that ship with clipfast, by name."""
+
+logger = logging.getLogger("clipfast")
+
+
+class Model:
+    """A CLIP model whose image embeddings can be taken apart.
+
+    Attributes:
+        tower: the vision tower as plain tensors, shared with ``module``.
+        module: the model itself, unmodified.
+        preprocess: PIL image → ``[3, height, width]``.
+        backend: which kernels compute.
+        pretrained: whether weights were loaded; False means random ones. None when wrapped: not known.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        preprocess: Callable[[Image.Image], Tensor],
+        tokenize: Tokenize | None,
+        backend: str = "auto",
+        pretrained: bool | None = None,
+    ) -> None:
+        try:
+            choose(backend)
+        except BackendUnavailable as error:
+            raise InputError(str(error)) from error
+        self.tower: Tower = openclip.read(module)
+        self.module = module
+        self.preprocess = preprocess
+        self.backend = backend
+        self.pretrained = pretrained
+        self._tokenize = tokenize
+        self._bases: dict[tuple[Centring, torch.device, int], Basis] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.tower.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return self.tower.dtype
+
+    def basis(self, centring: Centring = "uniform") -> Basis:
+        """The model's part of every contribution, made once per centring and again when weights change."""
+        key = (check_centring(centring), self.device, self.tower.version())
+        if key not in self._bases:
+            self._bases = {old: basis for old, basis in self._bases.items() if old[1:] == key[1:]}
+            self._bases[key] = fold(self.tower, centring)
+        return self._bases[key]
+
+    def images(self, images: Images) -> Tensor:
+        """Preprocesses images into the tower's input, ``[B, 3, height, width]`` on its device and in its dtype.
+
+        Args:
+            images: a preprocessed tensor ``[B, 3, height, width]``, or PIL images, or paths.
+
+        Raises:
+            ImageError: a file that cannot be read.
+            InputError: a tensor of another shape.
+        """
+        height, width = self.tower.image_size
+        if isinstance(images, Tensor):
+            if images.ndim != 4 or images.shape[1:] != (3, height, width):
+                raise InputError(
+                    f"images has shape {list(images.shape)}, expected [images, 3, {height}, {width}] after preprocessing"
+                )
+            if not images.is_floating_point():
+                raise InputError(f"images are {images.dtype}: preprocess them to floating point first")
+            return images.to(self.device, self.dtype)
+        if isinstance(images, Image.Image | str | PathLike):
+            images = [images]
+        rows = [
+            self.preprocess(as_rgb(image) if isinstance(image, Image.Image) else open_image(image)) for image in images
+        ]
+        stacked = torch.stack(rows) if rows else torch.empty(0, 3, height, width)
+        return stacked.to(self.device, self.dtype)
+
+    @torch.no_grad()
+    def encode_image(self, images: Images) -> Tensor:
+        """The model's own image embeddings by its own forward, ``[B, D]``, not normalised."""
+        out = openclip.vision_module(self.module)(self.images(images))
+        return out[0] if isinstance(out, tuple) else out
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Text features, ``[T, D]``, unit norm.
+
+        Raises:
+            InputError: no text encoder, no tokenizer, no texts, or a text longer than the model reads.
+        """
+        if isinstance(texts, str):
+            texts = [texts]
+        if not texts:
+            raise InputError("no texts were given")
+        if not hasattr(self.module, "encode_text"):
+            raise InputError("this model has no text encoder: pass texts as features [T, D]")
+        if self._tokenize is None:
+            raise InputError("this model has no tokenizer: wrap it with tokenize=… or pass texts as features [T, D]")
+        tokens = self._tokenize(texts).to(self.device)
+        features: Tensor = self.module.encode_text(tokens)
+        return features / features.norm(dim=-1, keepdim=True)
+
+    def decompose(
+        self,
+        images: Images,
+        *,
+        texts: Sequence[str] | Tensor | None = None,
+        maps: Maps | None = None,
+        attention: bool = False,
+        tokens: bool = False,
+        layers: Sequence[int] | None = None,
+        centring: Centring = "uniform",
+    ) -> Contributions:
+        """Takes image embeddings apart into layers, heads and tokens, in one forward pass.
+
+        Args:
+            images: ``[B, 3, height, width]`` preprocessed, or PIL images, or paths.
+            texts: what to draw maps for: strings, or features ``[T, D]``.
+            maps: ``"summed"`` over heads, ``"per_head"``, or None for no maps (``"summed"`` when texts are given).
+            attention: keep the pooled token's attention weights, ``[B, L, H, N]``.
+            tokens: keep what :meth:`Contributions.tokens` needs (as much memory as the values of every kept layer).
+            layers: which layers to keep per head, negative from the end; default all. The others' attention is kept
+                as one sum.
+            centring: how the final mean is split over the terms: ``"uniform"`` (the paper's code) or ``"termwise"``.
+
+        Raises:
+            ImageError: a file that cannot be read.
+            InputError: an argument that does not fit.
+        """
+        prepared = self.images(images)
+        if texts is None and maps is not None:
+            raise InputError(f"maps={maps!r} needs texts")
+        if maps not in (None, "summed", "per_head"):
+            raise InputError(f"maps is {maps!r}: choose 'summed' or 'per_head'")
+        request = Request(
+            layers=self._layers(layers),
+            texts=None if texts is None else self._text_features(texts),
+            maps=maps or ("summed" if texts is not None else None),
+            attention=attention,
+            tokens=tokens,
+            centring=check_centring(centring),
+            backend=self.backend,
+        )
+        result = decompose(self.tower, prepared, request, self.basis(centring))
+        labels = None if texts is None or isinstance(texts, Tensor) else (texts,) if isinstance(texts, str) else texts
+        return result if labels is None else replace(result, texts=tuple(labels))
+
+    def _layers(self, layers: Sequence[int] | None) -> tuple[int, ...]:
+        count = self.tower.layers
+        if layers is None:
+            return tuple(range(count))
+        wrong = [layer for layer in layers if not -count <= layer < count]
+        if wrong:
+            raise InputError(f"layers {wrong} do not exist: the model has {count}, 0 to {count - 1} or negative from the end")
+        return tuple(sorted({layer % count for layer in layers}))
+
+    def _text_features(self, texts: Sequence[str] | Tensor) -> Tensor:
+        if not isinstance(texts, Tensor):
+            return self.encode_text(texts)
+        if texts.ndim != 2 or texts.shape[1] != self.tower.embed_dim:
+            raise InputError(f"texts has shape {list(texts.shape)}, expected [texts, {self.tower.embed_dim}]")
+        return texts.to(self.device)
+
+
+def load(
+    name: str,
+    pretrained: str | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    backend: str = "auto",
+) -> Model:
+    """Loads a model by name.
+
+    Args:
+        name: any open_clip name, ``"scenes"`` (bundled), ``local-dir:FOLDER`` or a folder, ``hf-hub:REPOSITORY``.
+        pretrained: a tag open_clip knows, or a checkpoint's path (safetensors, or a pickle holding weights only).
+            None gives random weights, with a warning.
+        device: where to put it; CUDA when there is one, else the CPU.
+        dtype: float32, bfloat16, float16 or float64.
+        backend: which kernels compute; ``"auto"`` chooses.
+
+    Raises:
+        ModelError: no such model, tag or checkpoint, or one that does not fit.
+        UnsupportedTower: a vision tower that cannot be decomposed, with every reason.
+    """
+    place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    loaded = openclip.create(f"local-dir:{BUNDLED[name]}" if name in BUNDLED else name, pretrained, place, dtype)
+    return Model(
+        loaded.module,
+        preprocess=loaded.preprocess,
+        tokenize=loaded.tokenize,
+        backend=backend,
+        pretrained=loaded.pretrained,
+    )
+
+
+def wrap(module: nn.Module, *, tokenize: Tokenize | None = None, backend: str = "auto") -> Model:
+    """Wraps an existing open_clip CLIP, or its ``.visual``, as it is: weights are shared, not copied.
+
+    Args:
+        module: the model; later changes of its weights, device or dtype are seen.
+        tokenize: strings → tokens ``[T, context]``; default open_clip's own where the vocabulary is its.
+        backend: which kernels compute; ``"auto"`` chooses.
+
+    Raises:
+        UnsupportedTower: a vision tower that cannot be decomposed, with every reason.
+    """
+    return Model(
+        module,
+        preprocess=openclip.default_preprocess(module),
+        tokenize=tokenize or openclip.default_tokenizer(module),
+        backend=backend,
+    )

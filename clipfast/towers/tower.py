@@ -1,0 +1,176 @@
+"""A CLIP vision transformer as plain tensors with named axes.
+
+Whatever package a model comes from, a reader in this folder turns it into a :class:`Tower`; the forward pass sees
+nothing else. Tensors are the module's own parameters, shared and never copied.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+Pooling = Literal["cls", "mean"]
+
+
+class _Axes:
+    """Checks at construction that every tensor has the axes its class names."""
+
+    axes: ClassVar[dict[str, tuple[str, ...]]]
+
+    def __post_init__(self) -> None:
+        sizes: dict[str, int] = {}
+        for name, axes in self.axes.items():
+            tensor = getattr(self, name)
+            if tensor is None:
+                continue
+            if tensor.ndim != len(axes):
+                raise ValueError(f"{name} has shape {list(tensor.shape)}, expected axes {axes}")
+            for axis, size in zip(axes, tensor.shape, strict=True):
+                if axis.isdigit() and int(axis) != size:
+                    raise ValueError(f"{name} has shape {list(tensor.shape)}, expected axes {axes}")
+                if not axis.isdigit() and sizes.setdefault(axis, size) != size:
+                    raise ValueError(f"{name}: axis {axis} is {size}, elsewhere {sizes[axis]}")
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor held, in the order of the fields."""
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                yield value
+            elif isinstance(value, _Axes):
+                yield from value.tensors()
+            elif isinstance(value, tuple):
+                for item in value:
+                    if isinstance(item, _Axes):
+                        yield from item.tensors()
+
+
+@dataclass(frozen=True)
+class LayerNorm(_Axes):
+    """``(x − mean) / √(var + eps) · weight + bias`` over the last axis."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    axes: ClassVar = {"weight": ("width",), "bias": ("width",)}
+
+
+@dataclass(frozen=True)
+class Block(_Axes):
+    """One pre-norm residual block: ``x += λ₁·attention(ln_1(x))``, then ``x += λ₂·mlp(ln_2(x))``.
+
+    ``three_inner`` packs query, key and value in that order, each ``heads × head_dim``. A missing layer scale is None.
+    """
+
+    ln_1: LayerNorm
+    in_weight: Tensor
+    in_bias: Tensor | None
+    out_weight: Tensor
+    out_bias: Tensor
+    attention_scale: Tensor | None
+    ln_2: LayerNorm
+    mlp_in_weight: Tensor
+    mlp_in_bias: Tensor
+    mlp_out_weight: Tensor
+    mlp_out_bias: Tensor
+    mlp_scale: Tensor | None
+
+    axes: ClassVar = {
+        "in_weight": ("three_inner", "width"),
+        "in_bias": ("three_inner",),
+        "out_weight": ("width", "inner"),
+        "out_bias": ("width",),
+        "attention_scale": ("width",),
+        "mlp_in_weight": ("hidden", "width"),
+        "mlp_in_bias": ("hidden",),
+        "mlp_out_weight": ("width", "hidden"),
+        "mlp_out_bias": ("width",),
+        "mlp_scale": ("width",),
+    }
+
+    def scaled_out_bias(self) -> Tensor:
+        """What the attention's bias adds to the residual stream, ``λ₁·b_O [width]``."""
+        return self.out_bias if self.attention_scale is None else self.out_bias * self.attention_scale
+
+
+@dataclass(frozen=True)
+class Tower(_Axes):
+    """A vision transformer from pixels to the joint embedding.
+
+    Tokens are the class token first, then patches row by row. ``pooling`` says which row of the last residual stream
+    is read: the class token's, or the mean of the patches'.
+    """
+
+    patch_weight: Tensor
+    class_embedding: Tensor
+    positional_embedding: Tensor
+    ln_pre: LayerNorm | None
+    blocks: tuple[Block, ...]
+    ln_post: LayerNorm
+    projection: Tensor
+    heads: int
+    activation: Activation
+    pooling: Pooling
+    image_size: tuple[int, int]
+    patch_size: tuple[int, int]
+
+    axes: ClassVar = {
+        "patch_weight": ("width", "3", "patch_height", "patch_width"),
+        "class_embedding": ("width",),
+        "positional_embedding": ("tokens", "width"),
+        "projection": ("width", "embed_dim"),
+    }
+
+    @property
+    def layers(self) -> int:
+        """Transformer blocks, ``L``."""
+        return len(self.blocks)
+
+    @property
+    def width(self) -> int:
+        """Width of the residual stream, ``W``."""
+        return self.class_embedding.shape[0]
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head, ``E``."""
+        return self.width // self.heads
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per image with the class token, ``N``."""
+        return self.positional_embedding.shape[0]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches per column and per row."""
+        return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the joint image-text space, ``D``."""
+        return self.projection.shape[1]
+
+    @property
+    def terms(self) -> int:
+        """Terms of the residual stream, ``K = 2L + 1``: the start, L attentions, L MLPs."""
+        return 2 * self.layers + 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights that multiply."""
+        return self.patch_weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.patch_weight.device
+
+    def version(self) -> int:
+        """A number that changes when any weight is replaced, moved, or changed in place."""
+        # Tensors made under inference_mode count no versions.
+        return hash(tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in self.tensors()))

@@ -1,0 +1,17 @@
+"""The operations clipfast's speed rests on: one definition each, several backends.
+
+Installed as ``clipfast.kernels``. Nothing else of clipfast is imported here, so the operations can be used on their
+own tensors by anyone.
+
+* :mod:`clipfast.kernels.reference` defines every operation, plainly, in whatever precision its inputs have.
+* :mod:`clipfast.kernels.eager` computes the same fast in torch, on any device.
+* :mod:`clipfast.kernels.ops` is what the rest of clipfast calls: validated arguments, a backend chosen by
+  :mod:`clipfast.kernels.dispatch`.
+"""
+
+if __name__ != "clipfast.kernels":
+    # A top-level package called `kernels` exists on PyPI and transformers looks for it: never stand in for it.
+    raise ImportError(
+        f"this folder is the package clipfast.kernels and was imported as {__name__!r}: "
+        "install clipfast and write `import clipfast.kernels`"
+    )
