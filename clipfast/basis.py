@@ -59,6 +59,11 @@ class Basis:
         """Number of layers, ``L``."""
         return self.biases.shape[0]
 
+    @property
+    def columns(self) -> int:
+        """Number of columns, ``C``: embed_dim or texts."""
+        return self.biases.shape[1]
+
     def values(self, layer: int) -> Tensor:
         """``W_O γP`` of one layer, ``[H, E, C]``; computed at first use, then kept."""
         if layer not in self._made:
@@ -159,7 +164,7 @@ def fold(tower: Tower, centring: Centring, texts: Tensor | None = None) -> Basis
     @torch.no_grad()
     def values(layer: int) -> Tensor:
         if tower.version() != version:
-            raise InputError("the model's weights have changed since these images were decomposed: decompose them again")
+            raise InputError("the weights have changed since these images were decomposed: decompose them again")
         block = tower.blocks[layer]
         columns = readout.matrix
         if block.attention_scale is not None:

@@ -132,8 +132,7 @@ class Contributions:
 
     def _heads(self, basis: Basis) -> Tensor:
         """Contributions of all kept heads in the columns of ``basis``, ``[B, L, H, C]``."""
-        columns = basis.biases.shape[1]
-        out = self.codes.new_empty((*self.codes.shape[:3], columns))
+        out = self.codes.new_empty((*self.codes.shape[:3], basis.columns))
         constants = basis.constants(self.mean, self.std, self.layers) * self._scale()[:, None, None]
         for position, layer in enumerate(self.layers):
             part = torch.einsum("bhe,hec->bhc", self.codes[:, position], basis.values(layer))
@@ -264,7 +263,9 @@ class Contributions:
         header = json.loads(metadata["header"])
         layers = tuple(header["layers"])
         basis = Basis(
-            *(tensors[f"basis/{name}"] for name in ("biases", "mean_row", "std_row")),
+            biases=tensors["basis/biases"],
+            mean_row=tensors["basis/mean_row"],
+            std_row=tensors["basis/std_row"],
             heads=header["heads"],
             centring=check_centring(header["centring"]),
             values=lambda layer: tensors[f"basis/values/{layer}"],

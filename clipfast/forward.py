@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipfast.basis import Basis, Centring, Readout, fold
+from clipfast.basis import Basis, Centring, Readout
 from clipfast.contributions import Contributions
 from clipfast.kernels import ops
 from clipfast.kernels.eager import accumulation_dtype
@@ -31,7 +31,7 @@ class Request:
 
     Attributes:
         layers: layers of the model to keep codes, attention, tokens and maps of, ascending.
-        texts: ``[T, D]`` text features for maps.
+        text_basis: :func:`clipfast.basis.fold` of the tower with texts as columns, for maps.
         maps: ``"summed"`` over the kept heads and layers, ``"per_head"``, or None.
         attention: keep the pooled token's attention weights.
         tokens: keep what :meth:`Contributions.tokens` needs: the values of the kept layers.
@@ -40,7 +40,7 @@ class Request:
     """
 
     layers: tuple[int, ...]
-    texts: Tensor | None = None
+    text_basis: Basis | None = None
     maps: Maps | None = None
     attention: bool = False
     tokens: bool = False
@@ -106,11 +106,9 @@ class _Collector:
         self.attention: Tensor | None = None
         if request.attention or request.tokens:
             self.attention = x.new_empty((images, layers, heads, tokens), dtype=exact)
-        self.text_basis: Basis | None = None
         self.maps: Tensor | None = None
-        if request.texts is not None and request.maps is not None:
-            self.text_basis = fold(tower, request.centring, request.texts)
-            texts = request.texts.shape[0]
+        if request.text_basis is not None and request.maps is not None:
+            texts = request.text_basis.columns
             if request.maps == "summed":
                 self.maps = x.new_zeros((images, tokens, texts), dtype=exact)
             else:
@@ -140,8 +138,8 @@ class _Collector:
             return
         if self.request.tokens:
             self.values.append(value.clone(memory_format=torch.contiguous_format))
-        if self.maps is not None and self.text_basis is not None:
-            text_basis = self.text_basis.values(layer)
+        if self.maps is not None and self.request.text_basis is not None:
+            text_basis = self.request.text_basis.values(layer)
             if self.request.maps == "summed":
                 ops.text_maps(alpha, value, text_basis, self.maps, backend=self.request.backend)
             else:
@@ -155,9 +153,9 @@ class _Collector:
         readout = Readout(tower, request.centring)
         self.codes *= scale[:, None, None, None]
         omitted = tower.layers - len(request.layers)
-        if self.maps is not None and self.text_basis is not None:
+        if self.maps is not None and request.text_basis is not None:
             tokens = self.maps.shape[-2]
-            constants = self.text_basis.constants(mean, std, request.layers) / tokens  # [B, L, T]
+            constants = request.text_basis.constants(mean, std, request.layers) / tokens  # [B, L, T]
             if request.maps == "summed":
                 self.maps += tower.heads * constants.sum(1)[:, None]
                 self.maps *= scale[:, None, None]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from PIL import Image
@@ -18,7 +18,7 @@ from clipfast.forward import Maps, Request, decompose
 from clipfast.images import as_rgb, open_image
 from clipfast.kernels.dispatch import BackendUnavailable, choose
 from clipfast.towers import openclip
-from clipfast.towers.tower import Tower
+from clipfast.towers.tower import Tower, weights_version
 
 Images: TypeAlias = Tensor | Image.Image | str | PathLike[str] | Sequence[Image.Image | str | PathLike[str]]
 Tokenize: TypeAlias = Callable[[Sequence[str]], Tensor]
@@ -59,7 +59,9 @@ class Model:
         self.backend = backend
         self.pretrained = pretrained
         self._tokenize = tokenize
-        self._bases: dict[tuple[Centring, torch.device, int], Basis] = {}
+        self._bases: dict[tuple[Centring, int], Basis] = {}
+        self._text_basis: tuple[Tensor, Centring, int, Basis] | None = None
+        self._text_features: tuple[tuple[str, ...], int, Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -73,11 +75,25 @@ class Model:
 
     def basis(self, centring: Centring = "uniform") -> Basis:
         """The model's part of every contribution, made once per centring and again when weights change."""
-        key = (check_centring(centring), self.device, self.tower.version())
+        key = (check_centring(centring), self.tower.version())
         if key not in self._bases:
-            self._bases = {old: basis for old, basis in self._bases.items() if old[1:] == key[1:]}
+            self._bases = {old: basis for old, basis in self._bases.items() if old[1] == key[1]}
             self._bases[key] = fold(self.tower, centring)
         return self._bases[key]
+
+    def text_basis(self, text_features: Tensor, centring: Centring = "uniform") -> Basis:
+        """:meth:`basis` with texts as columns; the last one is kept, for the next batch with the same texts.
+
+        Args:
+            text_features: ``[T, D]``.
+            centring: as for :meth:`decompose`.
+        """
+        version = self.tower.version()
+        kept = self._text_basis
+        if kept is None or kept[1:3] != (check_centring(centring), version) or not _same(kept[0], text_features):
+            basis = fold(self.tower, centring, text_features)
+            self._text_basis = kept = (text_features.clone(), centring, version, basis)
+        return kept[3]
 
     def images(self, images: Images) -> Tensor:
         """Preprocesses images into the tower's input, ``[B, 3, height, width]`` on its device and in its dtype.
@@ -93,7 +109,7 @@ class Model:
         if isinstance(images, Tensor):
             if images.ndim != 4 or images.shape[1:] != (3, height, width):
                 raise InputError(
-                    f"images has shape {list(images.shape)}, expected [images, 3, {height}, {width}] after preprocessing"
+                    f"images has shape {list(images.shape)}, expected [images, 3, {height}, {width}], preprocessed"
                 )
             if not images.is_floating_point():
                 raise InputError(f"images are {images.dtype}: preprocess them to floating point first")
@@ -128,7 +144,7 @@ class Model:
         if self._tokenize is None:
             raise InputError("this model has no tokenizer: wrap it with tokenize=… or pass texts as features [T, D]")
         tokens = self._tokenize(texts).to(self.device)
-        features: Tensor = self.module.encode_text(tokens)
+        features: Tensor = cast(Any, self.module).encode_text(tokens)
         return features / features.norm(dim=-1, keepdim=True)
 
     def decompose(
@@ -165,7 +181,7 @@ class Model:
             raise InputError(f"maps is {maps!r}: choose 'summed' or 'per_head'")
         request = Request(
             layers=self._layers(layers),
-            texts=None if texts is None else self._text_features(texts),
+            text_basis=None if texts is None else self.text_basis(self._features(texts), centring),
             maps=maps or ("summed" if texts is not None else None),
             attention=attention,
             tokens=tokens,
@@ -182,15 +198,25 @@ class Model:
             return tuple(range(count))
         wrong = [layer for layer in layers if not -count <= layer < count]
         if wrong:
-            raise InputError(f"layers {wrong} do not exist: the model has {count}, 0 to {count - 1} or negative from the end")
+            raise InputError(f"layers {wrong} do not exist: choose from 0 to {count - 1}, or negative from the end")
         return tuple(sorted({layer % count for layer in layers}))
 
-    def _text_features(self, texts: Sequence[str] | Tensor) -> Tensor:
-        if not isinstance(texts, Tensor):
-            return self.encode_text(texts)
-        if texts.ndim != 2 or texts.shape[1] != self.tower.embed_dim:
-            raise InputError(f"texts has shape {list(texts.shape)}, expected [texts, {self.tower.embed_dim}]")
-        return texts.to(self.device)
+    def _features(self, texts: Sequence[str] | Tensor) -> Tensor:
+        """Text features ``[T, D]`` on the model's device; those of the last strings are kept."""
+        if isinstance(texts, Tensor):
+            if texts.ndim != 2 or texts.shape[1] != self.tower.embed_dim:
+                raise InputError(f"texts has shape {list(texts.shape)}, expected [texts, {self.tower.embed_dim}]")
+            return texts.to(self.device)
+        strings = (texts,) if isinstance(texts, str) else tuple(texts)
+        version = weights_version(self.module.parameters())
+        kept = self._text_features
+        if kept is None or kept[:2] != (strings, version):
+            self._text_features = kept = (strings, version, self.encode_text(strings))
+        return kept[2]
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.device == b.device and a.dtype == b.dtype and torch.equal(a, b)
 
 
 def load(

@@ -44,9 +44,8 @@ REFUSALS: dict[str, str] = {
     "resnet": "a ModifiedResNet: convolutions are no sum over heads and patches",
     "timm": "a timm trunk: not read yet",
     "class": "not open_clip's VisionTransformer",
-    "attentional_pool": "attentional pooling: its keys and values see the residual stream through a LayerNorm per token",
-    "norm_before_pool": "average pooling after the final LayerNorm: each token has its own mean and variance, known only "
-    "after the last layer",
+    "attentional_pool": "attentional pooling: it reads the residual stream through a LayerNorm per token",
+    "norm_before_pool": "average pooling after the final LayerNorm: every token has a mean and variance of its own",
     "pool": "no pooling: there is no single image embedding",
     "qk_norm": "LayerNorm on queries and keys",
     "scaled_cosine": "scaled cosine attention",

@@ -4,7 +4,7 @@ Whatever package a model comes from, a reader in this folder turns it into a :cl
 nothing else. Tensors are the module's own parameters, shared and never copied.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
@@ -13,6 +13,12 @@ from torch import Tensor
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 Pooling = Literal["cls", "mean"]
+
+
+def weights_version(tensors: Iterable[Tensor]) -> int:
+    """A number that changes when any of the tensors is replaced, moved, or changed in place."""
+    # Tensors made under inference_mode count no versions.
+    return hash(tuple((t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors))
 
 
 class _Axes:
@@ -172,5 +178,4 @@ class Tower(_Axes):
 
     def version(self) -> int:
         """A number that changes when any weight is replaced, moved, or changed in place."""
-        # Tensors made under inference_mode count no versions.
-        return hash(tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in self.tensors()))
+        return weights_version(self.tensors())
