@@ -24,16 +24,26 @@ def attention(qkv: Tensor, row: Row | None) -> tuple[Tensor, Tensor | None]:
     if row is None:
         return out, None
     exact = accumulation_dtype(qkv.dtype)
-    scale = query.shape[-1] ** -0.5
+    query = query.to(exact) * query.shape[-1] ** -0.5
     if row == "cls":
-        logits = (query[:, :, :1].to(exact) * scale) @ key.to(exact).transpose(-1, -2)  # [B, H, 1, N]
-        return out, logits.softmax(-1)[:, :, 0]
+        return out, _row_logits(query[:, :, 0], key.to(exact)).softmax(-1)
     # One image at a time: the [N, N] weights of all images together would be larger than the hidden state.
     alpha = torch.empty(key.shape[:3], dtype=exact, device=qkv.device)
     for image in range(qkv.shape[0]):
-        logits = (query[image, :, 1:].to(exact) * scale) @ key[image].to(exact).transpose(-1, -2)
+        logits = query[image, :, 1:] @ key[image].to(exact).transpose(-1, -2)
         alpha[image] = logits.softmax(-1).mean(1)
     return out, alpha
+
+
+def _row_logits(query: Tensor, key: Tensor) -> Tensor:
+    """``q·k`` of one query, ``[B, H, E] × [B, H, N, E] → [B, H, N]``."""
+    if key.device.type != "cpu":
+        return (key @ query[..., None])[..., 0]
+    # Image by image the strided keys go to the product as they are; all at once they would be copied first.
+    logits = torch.empty(key.shape[:3], dtype=key.dtype)
+    for image in range(key.shape[0]):
+        torch.bmm(key[image], query[image, ..., None], out=logits[image, ..., None])
+    return logits
 
 
 def query_row_from_tokens(
@@ -55,21 +65,33 @@ def query_row_from_tokens(
 
 
 def text_maps(alpha: Tensor, value: Tensor, text_basis: Tensor, out: Tensor) -> Tensor:
-    """Adds :func:`clipfast.kernels.reference.text_maps` to ``out [B, N, T]`` and returns it."""
-    images, tokens, heads, head_dim = value.shape
-    weighted = value.to(out.dtype) * alpha.transpose(1, 2)[..., None]  # [B, N, H, E]
-    flat = weighted.view(images * tokens, heads * head_dim)
-    out.view(images * tokens, -1).addmm_(flat, text_basis.reshape(heads * head_dim, -1))
+    """Adds :func:`clipfast.kernels.reference.text_maps` to ``out [B, N, T]`` and returns it.
+
+    The weights scale the products, not the values: more exact in low precision, and the values are read where they
+    are. As many heads at a time as keep the products no larger than the residual stream.
+    """
+    heads, head_dim, texts = text_basis.shape
+    group = max(1, heads * head_dim // max(texts, 1))
+    for start in range(0, heads, group):
+        part = slice(start, start + group)
+        products = _products(value[:, :, part].to(out.dtype), text_basis[part])  # [group, B, N, T]
+        for head, product in enumerate(products, start):
+            out.addcmul_(product, alpha[:, head, :, None])
     return out
+
+
+def _products(value: Tensor, basis: Tensor) -> Tensor:
+    """``v @ M[h]`` for every head, ``[B, N, H, E] × [H, E, C] → [H, B, N, C]``."""
+    images, tokens, heads, head_dim = value.shape
+    # For a slice of packed queries, keys and values this reshape is a view.
+    per_head = value.permute(2, 0, 1, 3).reshape(heads, images * tokens, head_dim)
+    return torch.bmm(per_head, basis).view(heads, images, tokens, -1)
 
 
 def head_maps(alpha: Tensor, value: Tensor, text_basis: Tensor) -> Tensor:
     """:func:`clipfast.kernels.reference.head_maps`."""
-    images, tokens, heads, head_dim = value.shape
-    exact = text_basis.dtype
-    per_head = value.to(exact).permute(2, 0, 1, 3).reshape(heads, images * tokens, head_dim)
-    product = torch.bmm(per_head, text_basis).view(heads, images, tokens, -1)
-    return product.permute(1, 0, 2, 3) * alpha[..., None]
+    products = _products(value.to(text_basis.dtype), text_basis)
+    return products.permute(1, 0, 2, 3).mul_(alpha[..., None])
 
 
 def token_contributions(alpha: Tensor, value: Tensor, basis: Tensor) -> Tensor:
