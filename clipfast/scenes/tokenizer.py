@@ -1,0 +1,71 @@
+"""The bundled model's tokenizer: open_clip's byte-pair tokenizer with merges learnt from our captions.
+
+The merges file is plain text under gzip: a header line, then one merge "left right" a line. Any text
+can be encoded, since the 256 bytes are symbols of their own; every word of the captions is one token.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+from open_clip.tokenizer import SimpleTokenizer
+
+from clipfast.scenes.captions import words
+
+MERGES_FILE: Final = "bpe_merges.txt.gz"
+CONTEXT_LENGTH: Final = 32
+_HEADER: Final = "# clipfast scenes merges 1"
+_END: Final = "</w>"
+
+
+def learn_merges(vocabulary: list[str]) -> list[tuple[str, str]]:
+    """Merges after which every word (ASCII, lower case) of the vocabulary is one symbol.
+
+    Ordinary byte-pair learning with every word seen once: the pair that occurs most often is merged
+    first, ties go to the alphabetically first pair, until nothing is left to merge.
+    """
+    pieces = [[*word[:-1], word[-1] + _END] for word in vocabulary]
+    merges: list[tuple[str, str]] = []
+    while True:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for piece in pieces:
+            pairs.update(pairwise(piece))
+        if not pairs:
+            return merges
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        pieces = [_merge(piece, best) for piece in pieces]
+
+
+def _merge(piece: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    place = 0
+    while place < len(piece):
+        if tuple(piece[place : place + 2]) == pair:
+            merged.append(pair[0] + pair[1])
+            place += 2
+        else:
+            merged.append(piece[place])
+            place += 1
+    return merged
+
+
+def write_merges(path: Path) -> None:
+    """Write the merges file for the captions' words; the same bytes every time."""
+    lines = [_HEADER, *(" ".join(pair) for pair in learn_merges([w.strip(",") for w in words()]))]
+    # no newline at the end: open_clip would read an empty merge from it
+    data = "\n".join(lines).encode()
+    with path.open("wb") as file, gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0) as packed:
+        packed.write(data)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder; calling it with a list of texts gives int64 ids [n, 32]."""
+    path = folder / MERGES_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"no merges file {path}")
+    return SimpleTokenizer(bpe_path=str(path), context_length=CONTEXT_LENGTH)
