@@ -5,7 +5,8 @@ heads, ``N`` tokens (class token first, then patches row by row), ``E`` head_dim
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -20,6 +21,7 @@ from clipfast.kernels import ops
 
 FORMAT = "clipfast.contributions/1"
 _TENSORS = ("embedding", "norm", "mean", "std", "codes", "mlps", "rest", "kept_attention", "kept_maps")
+"""Every tensor with an image axis but the kept values, which are one per layer."""
 
 
 @dataclass(eq=False, repr=False)
@@ -220,27 +222,70 @@ class Contributions:
             return 0.0
         return float((self.total() - self.embedding.to(self.norm.dtype) / self.norm[:, None]).abs().max())
 
+    def _tensors(self) -> dict[str, Tensor]:
+        """Every tensor with an image axis, by name."""
+        kept = {name: tensor for name in _TENSORS if (tensor := getattr(self, name)) is not None}
+        values = zip(self.layers, self.kept_values or (), strict=False)
+        return kept | {f"values/{layer}": value for layer, value in values}
+
+    def _with(self, tensors: dict[str, Tensor]) -> "Contributions":
+        """The same with other tensors, named as :meth:`_tensors` names them."""
+        changed: dict[str, Any] = {name: tensors[name] for name in _TENSORS if name in tensors}
+        if self.kept_values is not None:
+            changed["kept_values"] = tuple(tensors[f"values/{layer}"] for layer in self.layers)
+        return replace(self, **changed)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the images' data, without the basis."""
+        return sum(tensor.nbytes for tensor in self._tensors().values())
+
+    def select(self, images: Sequence[int]) -> "Contributions":
+        """Some images of the batch, in the order given."""
+        index = torch.tensor(images, dtype=torch.long, device=self.codes.device)
+        return self._with({name: tensor[index] for name, tensor in self._tensors().items()})
+
+    def cpu(self) -> "Contributions":
+        """The images' data on the CPU; the basis, which is the model's, stays where it is."""
+        return self._with({name: tensor.cpu() for name, tensor in self._tensors().items()})
+
+    @staticmethod
+    def cat(parts: Sequence["Contributions"]) -> "Contributions":
+        """Batches of one model and one request as a single batch.
+
+        Raises:
+            InputError: no batches, or batches that keep different things.
+        """
+        held = [part._tensors() for part in parts]
+        same = {
+            (part.layers, part.texts, part.basis.centring, tuple(names))
+            for part, names in zip(parts, held, strict=True)
+        }
+        if len(same) != 1:
+            raise InputError("only batches of one model that keep the same results can be joined")
+        return parts[0]._with({name: torch.cat([tensors[name] for tensors in held]) for name in held[0]})
+
     def save(self, path: str | PathLike[str]) -> None:
         """Writes everything with the basis of the kept layers to one safetensors file.
 
         Raises:
             OSError: the file cannot be written.
         """
-        tensors = {name: getattr(self, name) for name in _TENSORS}
+        tensors = self._tensors()
         tensors |= {f"basis/{name}": getattr(self.basis, name) for name in ("biases", "mean_row", "std_row")}
         tensors |= {f"basis/values/{layer}": self.basis.values(layer) for layer in self.layers}
-        for layer, value in zip(self.layers, self.kept_values or (), strict=False):
-            tensors[f"values/{layer}"] = value
         header = {
+            "format": FORMAT,
             "layers": self.layers,
             "grid": self.grid,
             "heads": self.basis.heads,
             "centring": self.basis.centring,
             "texts": self.texts,
         }
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
-            save_file(whole, path, metadata={"format": FORMAT, "header": json.dumps(header)})
+            # One entry: safetensors writes several in no fixed order.
+            save_file(whole, path, metadata={"clipfast": json.dumps(header)})
         except SafetensorError as error:
             raise OSError(f"cannot write {path}: {error}") from error
 
@@ -254,13 +299,12 @@ class Contributions:
         """
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
-                metadata: dict[str, Any] = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
+                header: dict[str, Any] = json.loads((file.metadata() or {}).get("clipfast", "{}"))
+                if header.get("format") != FORMAT:
                     raise InputError(f"{path} is a safetensors file, but not one that Contributions.save wrote")
                 tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise InputError(f"{path} is damaged or not a safetensors file ({error})") from error
-        header = json.loads(metadata["header"])
         layers = tuple(header["layers"])
         basis = Basis(
             biases=tensors["basis/biases"],

@@ -220,12 +220,17 @@ def tags(name: str) -> list[str]:
     return list(open_clip.list_pretrained_tags_by_model(name))
 
 
+def vision_config(name: str) -> dict[str, Any]:
+    """open_clip's description of a named model's image tower."""
+    return dict(open_clip.get_model_config(name)["vision_cfg"])
+
+
 def supports(name: str) -> list[tuple[str, str]]:
     """The reasons why a named model is refused, from its config alone, without building its weights."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = dict(open_clip.get_model_config(name))
-        vision = dict(config["vision_cfg"])
+        config = open_clip.get_model_config(name)
+        vision = vision_config(name)
         if "timm_model_name" in vision:
             return [("timm", f"{REFUSALS['timm']} ({vision['timm_model_name']})")]
         if isinstance(vision["layers"], list):

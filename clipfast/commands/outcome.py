@@ -1,0 +1,91 @@
+"""From what a command raises to one line and an exit code.
+
+0: done.  1: a fault of clipfast (a traceback follows).  2: something the user can mend, or images that failed.
+130: interrupted.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+import typer
+
+from clipfast.commands import console
+from clipfast.errors import ClipfastError
+
+FAILED = 2
+INTERRUPTED = 130
+
+
+class OutOfMemory(ClipfastError):
+    """The images in one batch, or the texts, do not fit in memory."""
+
+    def __init__(self, batch_size: int, where: str, what: str = "images") -> None:
+        if what == "texts":
+            advice = f"give fewer texts than {batch_size}"
+        elif batch_size > 1:
+            advice = f"try --batch-size {batch_size // 2} (it was {batch_size})"
+        else:
+            advice = "--batch-size is 1 already: give fewer texts or --layers, leave out --tokens and --per-head"
+        super().__init__(f"out of memory on {where}: {advice}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on a device or on the CPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+
+
+@contextlib.contextmanager
+def memory_for(batch_size: int, where: str, what: str = "images") -> Iterator[None]:
+    """Turns running out of memory into :class:`OutOfMemory`, which names the batch size to try."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(batch_size, where, what) from None
+        raise
+
+
+def _drop_stdout() -> None:
+    """Points stdout at nothing, so that the interpreter's last flush does not fail again."""
+    with contextlib.suppress(OSError, ValueError):
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """Runs a command's body; what the user can mend becomes ``error: …`` and exit code 2, Ctrl-C 130.
+
+    Raises:
+        typer.Exit: with the code.
+    """
+    try:
+        console.set_up()
+        yield
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        console.error("interrupted")
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:  # `clipfast models | head`: whoever read has enough
+        _drop_stdout()
+        raise typer.Exit(0) from None
+    except ClipfastError as error:
+        console.error(error)
+        raise typer.Exit(FAILED) from None
+    except OSError as error:
+        named = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        console.error(named)
+        raise typer.Exit(FAILED) from None
+    except MemoryError:
+        console.error("out of memory")
+        raise typer.Exit(FAILED) from None
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        console.error(f"out of memory: {error}")
+        raise typer.Exit(FAILED) from None

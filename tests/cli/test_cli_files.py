@@ -1,0 +1,122 @@
+"""Finding, naming and writing files; exit codes."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clipfast.commands import console
+from clipfast.commands.files import distinct, find_images, prepare_folder, read_texts, replacing, write_json
+from clipfast.commands.outcome import OutOfMemory, exit_codes, memory_for
+from clipfast.errors import InputError
+
+
+@given(st.lists(st.text("aAb-2.ß", min_size=0, max_size=4), max_size=12))
+def test_names_are_different_without_case_too(labels: list[str]) -> None:
+    names = distinct(labels)
+    assert len(names) == len(labels)
+    assert len({name.casefold() for name in names}) == len(names)
+    assert all(name and not name.startswith(".") for name in names)
+
+
+def test_a_given_name_is_not_taken_by_a_made_one() -> None:
+    assert distinct(["cat", "cat", "cat-2"]) == ["cat", "cat-2", "cat-2-2"]
+    assert len(distinct(["x" * 4000])[0].encode()) < 200
+
+
+def test_folders_are_searched(tmp_path: Path) -> None:
+    for name in ("b/2.PNG", "b/1.jpg", "a.jpeg", ".hidden.jpg", ".cache/3.jpg", "note.txt", "out/old.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "loop").symlink_to(tmp_path)
+    found, missing = find_images([tmp_path, tmp_path / "a.jpeg", tmp_path / "note.txt"], skip=tmp_path / "out")
+    assert [str(source.path.relative_to(tmp_path)) for source in found] == ["a.jpeg", "b/1.jpg", "b/2.PNG", "note.txt"]
+    assert [source.name for source in found] == ["a", "b__1", "b__2", "note"]
+    assert missing == []
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for folder, word in ((file, "a file"), (file / "below", "Not a directory"), (Path("/proc/clipfast"), "cannot")):
+        with pytest.raises(InputError, match=word):
+            prepare_folder(folder)
+    assert prepare_folder(tmp_path / "new" / "deep").is_dir()
+    assert list((tmp_path / "new" / "deep").iterdir()) == []
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail() -> None:
+        with replacing(path) as partial:
+            partial.write_text("half of the n")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_json_is_read_back(tmp_path: Path) -> None:
+    content = {"a": [{"b": 1}, {"c": "ü\udcff"}], "d": [1, 2], "e": None, "f": []}
+    write_json(tmp_path / "x.json", content)
+    assert json.loads((tmp_path / "x.json").read_text()) == content
+
+
+def test_texts(tmp_path: Path) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_bytes("\ufeffein Hündchen\r\n\r\n a cat \na dog".encode())
+    assert read_texts(["a dog"], file) == ["a dog", "ein Hündchen", "a cat"]
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="UTF-8"):
+        read_texts([], file)
+    with pytest.raises(InputError, match="No such file"):
+        read_texts([], tmp_path / "gone")
+
+
+def test_out_of_memory_names_a_smaller_batch() -> None:
+    with pytest.raises(OutOfMemory, match=r"--batch-size 4 \(it was 8\)"), memory_for(8, "cpu"):
+        torch.empty(1 << 60)
+    with pytest.raises(OutOfMemory, match="batch-size is 1"), memory_for(1, "cpu"):
+        raise MemoryError
+    with pytest.raises(OutOfMemory, match="on cuda"), memory_for(2, "cuda"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="something else"), memory_for(2, "cpu"):
+        raise RuntimeError("something else")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [
+        (InputError("a\nb"), 2, "error: a b"),
+        (OSError(28, "No space left on device", "x.png"), 2, "error: x.png: No space left on device"),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+        (MemoryError(), 2, "error: out of memory"),
+    ],
+)
+def test_exit_codes(
+    raised: BaseException,
+    code: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(console, "set_up", lambda: None)
+    with pytest.raises(typer.Exit) as ended, exit_codes():
+        raise raised
+    assert ended.value.exit_code == code
+    assert capsys.readouterr().err.splitlines() == [line]
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "set_up", lambda: None)
+    with pytest.raises(KeyError), exit_codes():
+        raise KeyError("x")

@@ -1,0 +1,111 @@
+"""Arguments, quick answers, and what reaches the terminal."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commandline import clipfast, start
+from typer.testing import CliRunner
+
+import clipfast as package
+from clipfast.cli import app
+from clipfast.commands import models
+from clipfast.model import BUNDLED
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
+def test_help_needs_nothing_heavy() -> None:
+    heavy = ("torch", "open_clip", "numpy", "PIL", "safetensors")
+    loaded = python(f"import sys, clipfast.cli; print([name for name in {heavy} if name in sys.modules])")
+    assert loaded.stdout.strip() == "[]"
+
+
+def test_parsing() -> None:
+    runner = CliRunner()
+    version = runner.invoke(app, ["--version"])
+    assert (version.exit_code, version.output) == (0, f"clipfast {package.__version__}\n")
+    assert runner.invoke(app, ["--help"]).exit_code == 0
+    for wrong in (
+        ["demo", "--no-such-option"],
+        ["decompose", "a.jpg", "--dtype", "int8"],
+        ["decompose", "a.jpg", "--batch-size", "0"],
+        ["decompose"],
+        ["no-such-command"],
+    ):
+        assert runner.invoke(app, wrong).exit_code == 2, wrong
+
+
+def test_only_our_own_warnings_reach_the_terminal() -> None:
+    code = """
+import logging, warnings
+from clipfast.commands import console
+console.set_up()
+logging.getLogger("clipfast").warning("two\\nlines")
+logging.warning("from the root")
+logging.getLogger("someone").error("from a library")
+warnings.warn("from elsewhere")
+warnings.warn_explicit("from\\nus", UserWarning, console.__file__, 1)
+console.error("[bold]x" + "y" * 1000)
+"""
+    lines = python(code).stderr.splitlines()
+    assert lines[:2] == ["warning: two lines", "warning: from us"]
+    assert lines[2].startswith("error: [bold]xyyy")
+    assert len(lines) == 3
+    assert len(lines[2]) < 450
+
+
+def test_listing_into_a_pipe_that_closes() -> None:
+    process = start("models", "ViT-B-32")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait(timeout=120) == 0
+    assert "Traceback" not in errors
+    assert "Broken" not in errors
+
+
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert models.run("rn50", every=False, as_json=True) == 0
+    found = {model["name"]: model for model in json.loads(capsys.readouterr().out)}
+    assert found["RN50"]["supported"] is False
+    assert found["RN50"]["refusals"]
+    assert models.run(None, every=False, as_json=False) == 0
+    captured = capsys.readouterr()
+    rows = [line.split("\t") for line in captured.out.splitlines()]
+    assert {len(row) for row in rows} == {5}
+    names = [row[0] for row in rows]
+    assert "scenes" in names
+    assert "ViT-L-14" in names
+    assert "RN50" not in names
+    assert "more are refused" in captured.err
+
+
+def test_doctor() -> None:
+    done = clipfast("doctor", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    report = json.loads(done.stdout)
+    assert report["versions"]["clipfast"] == package.__version__
+    assert report["backends"]["eager"] == []
+    assert report["devices"] or report["no_devices_because"]
+    assert report["bundled"].keys() == BUNDLED.keys()
+
+
+def test_demo(tmp_path: Path) -> None:
+    if not (BUNDLED["scenes"] / "open_clip_config.json").is_file():
+        pytest.skip("the bundled model has no weights in this checkout")
+    done = clipfast("demo", "--scenes", 2, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "sum check" in done.stdout
+    names = ["scene-00.png", "scene-01.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == names
+    assert sorted(path.name for path in (tmp_path / "heads").glob("*.png")) == names
+    twice = clipfast("demo", "--scenes", 2, "--out", tmp_path / "again")
+    assert (tmp_path / "again" / names[0]).read_bytes() == (tmp_path / names[0]).read_bytes()
+    assert twice.stdout.splitlines()[:-1] == done.stdout.splitlines()[:-1]  # the last line names the folder

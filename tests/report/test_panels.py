@@ -1,0 +1,101 @@
+"""Figures: what their colours mean, and that they hold for any number of texts, heads and letters."""
+
+import numpy as np
+import pytest
+from builders import clip_model, directions
+from PIL import Image
+
+import clipfast
+from clipfast.report.canvas import shortened, width_of, wrapped
+from clipfast.report.palette import diverging, enlarged, greyed, limit, overlay
+from clipfast.report.panels import HeadMaps, TextMaps, heads_panel, text_panel
+from clipfast.report.pictures import Seen
+from clipfast.report.shares import MOST_TEXTS, best_texts, text_shares
+
+
+def picture(width: int = 24, height: int = 24) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def test_zero_shows_the_picture_and_signs_have_their_colours() -> None:
+    ground = greyed(picture())
+    nothing = overlay(ground, np.zeros((24, 24)))
+    assert np.abs(nothing - ground[..., None]).max() <= 0.5
+    (below, above) = diverging(np.array([-1.0, 1.0]))
+    assert below[2] > below[0]  # blue
+    assert above[0] > above[2]  # orange
+    raised = overlay(ground, np.full((24, 24), 1.0)).astype(int)
+    assert (raised[..., 0] > raised[..., 2]).all()
+
+
+def test_enlarging_keeps_a_constant_and_the_place_of_a_patch() -> None:
+    assert np.allclose(enlarged(np.full((3, 5), 0.7), (50, 30)), 0.7, atol=1e-6)
+    one = np.zeros((4, 4), dtype=np.float32)
+    one[1, 2] = 1
+    large = enlarged(one, (40, 40))
+    row, column = np.unravel_index(large.argmax(), large.shape)
+    assert (row // 10, column // 10) == (1, 2)
+
+
+def test_limit() -> None:
+    assert limit(np.zeros(5)) == 1.0
+    assert limit(np.array([])) == 1.0
+    assert limit(np.array([-2.0, np.nan, np.inf])) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 40])
+def test_text_panels(count: int) -> None:
+    rng = np.random.default_rng(count)
+    texts = [f"text {number} ü\n中 {'long ' * number}" for number in range(count)]
+    shown = TextMaps("a\udcffb", picture(48, 24), texts, rng.normal(size=count), rng.normal(size=(2, 4, count)))
+    panel = text_panel(shown)
+    assert panel.tobytes() == text_panel(shown).tobytes()
+    assert len(np.unique(np.asarray(panel).reshape(-1, 3), axis=0)) > 100
+
+
+@pytest.mark.parametrize(("layers", "heads"), [(1, 1), (6, 3), (24, 16)])
+def test_heads_panels(layers: int, heads: int) -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(layers, heads)).tolist()
+    maps = rng.normal(size=(layers, heads, 4, 4))
+    shown = HeadMaps("x", picture(), "a dog", 0.2, range(layers), scores, [0.0] * layers, maps)
+    assert heads_panel(shown).width < 2000
+
+
+def test_lines_fit() -> None:
+    text = "a very long line of words that goes on"
+    for lines in (1, 2, 3):
+        rows = wrapped(text, 14, 100, lines)
+        assert 1 <= len(rows) <= lines
+        assert all(width_of(row, 14) <= 100 for row in rows)
+    assert shortened("short", 14, 100) == "short"
+    assert wrapped("", 14, 100, 2) == []
+
+
+def test_seen_undoes_the_normalisation() -> None:
+    model = clipfast.wrap(clip_model())
+    original = picture()
+    (seen,) = Seen(model).pictures(model.images([original]))
+    assert np.abs(np.asarray(seen, dtype=int) - np.asarray(original, dtype=int)).max() <= 1
+
+
+def test_shares_add_up_to_the_score() -> None:
+    model = clipfast.wrap(clip_model())
+    features = directions(13, model.tower.embed_dim)
+    texts = [str(number) for number in range(13)]
+    found = model.decompose(model.images([picture(), picture(30, 20)]), layers=[1])
+    for image in text_shares(found, features, texts):
+        assert len(image) == MOST_TEXTS
+        assert [shares.score for shares in image] == sorted((shares.score for shares in image), reverse=True)
+        for shares in image:
+            total = shares.start + sum(shares.attention) + sum(shares.mlps) + shares.rest
+            assert total == pytest.approx(shares.score, abs=1e-5)
+            assert sum(shares.heads[0]) == pytest.approx(shares.attention[0], abs=1e-6)
+            assert shares.top_heads(1)[0][2] == max(shares.heads[0], key=abs)
+    whole = text_shares(found, features[:2], texts[:2])
+    assert [shares.text for shares in whole[0]] == texts[:2]
+
+
+def test_best_texts() -> None:
+    assert best_texts([0.1, 0.3, 0.2], 2) == [1, 2]
+    assert best_texts([0.1, 0.3], 2) == [0, 1]
