@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -297,6 +298,8 @@ class Contributions:
             InputError: not such a file, or damaged.
             FileNotFoundError: no such file.
         """
+        if Path(path).is_dir():
+            raise InputError(f"{path} is a folder, not a file that Contributions.save wrote")
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
                 header: dict[str, Any] = json.loads((file.metadata() or {}).get("clipfast", "{}"))

@@ -190,7 +190,7 @@ def _last_attention(tower: Tower, x: Tensor, kept: _Collector) -> Tensor:
     normed = layer_norm(x, block.ln_1)
     query_weight, key_weight, value_weight = block.in_weight.chunk(3)
     query_bias, _, value_bias = (None, None, None) if block.in_bias is None else block.in_bias.chunk(3)
-    query = F.linear(normed[:, 0], query_weight, query_bias).view(images, heads, -1)
+    query = F.linear(normed[:, 0], query_weight, query_bias).view(images, heads, tower.head_dim)
     z, alpha = ops.query_row_from_tokens(
         query,
         normed,
@@ -201,7 +201,7 @@ def _last_attention(tower: Tower, x: Tensor, kept: _Collector) -> Tensor:
     )
     value = None
     if kept.wants_values(layer):
-        value = F.linear(normed, value_weight, value_bias).view(images, tokens, heads, -1)
+        value = F.linear(normed, value_weight, value_bias).view(images, tokens, heads, tower.head_dim)
     kept.attended(layer, z, alpha, value)
     return project_out(z.flatten(1).to(x.dtype), block)
 
@@ -221,7 +221,7 @@ def decompose(tower: Tower, images: Tensor, request: Request, basis: Basis) -> C
     only_pooled = tower.layers - 1 if tower.pooling == "cls" else tower.layers
     for layer, block in enumerate(tower.blocks[:only_pooled]):
         qkv = F.linear(layer_norm(x, block.ln_1), block.in_weight, block.in_bias)
-        qkv = qkv.view(*x.shape[:2], 3, tower.heads, -1)  # [B, N, 3, H, E]
+        qkv = qkv.view(*x.shape[:2], 3, tower.heads, tower.head_dim)  # [B, N, 3, H, E]
         row = tower.pooling if kept.wants_alpha(layer) else None
         out, alpha = ops.attention(qkv, row, backend=request.backend)  # [B, N, H, E], [B, H, N]
         value = qkv[:, :, 2] if kept.wants_values(layer) else None

@@ -125,7 +125,10 @@ class Model:
     @torch.no_grad()
     def encode_image(self, images: Images) -> Tensor:
         """The model's own image embeddings by its own forward, ``[B, D]``, not normalised."""
-        out = openclip.vision_module(self.module)(self.images(images))
+        prepared = self.images(images)
+        if not len(prepared):  # open_clip's own forward cannot
+            return prepared.new_empty(0, self.tower.embed_dim)
+        out = openclip.vision_module(self.module)(prepared)
         return out[0] if isinstance(out, tuple) else out
 
     @torch.no_grad()

@@ -85,7 +85,7 @@ def _products(value: Tensor, basis: Tensor) -> Tensor:
     images, tokens, heads, head_dim = value.shape
     # For a slice of packed queries, keys and values this reshape is a view.
     per_head = value.permute(2, 0, 1, 3).reshape(heads, images * tokens, head_dim)
-    return torch.bmm(per_head, basis).view(heads, images, tokens, -1)
+    return torch.bmm(per_head, basis).view(heads, images, tokens, basis.shape[-1])
 
 
 def head_maps(alpha: Tensor, value: Tensor, text_basis: Tensor) -> Tensor:
