@@ -1,0 +1,93 @@
+"""What a result was measured on: machine, versions, commit."""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("clipfast", "torch", "open_clip_torch", "triton", "numpy")
+
+
+def cpu_name() -> str:
+    """Model name of the processor as the kernel gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device_name(device: str) -> str:
+    """The processor's name for ``"cpu"``, the accelerator's for any other device."""
+    if device == "cpu":
+        return cpu_name()
+    import torch
+
+    return torch.cuda.get_device_name(torch.device(device))
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """The machine: what stays the same between two runs on it."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "device": device,
+        "device_name": device_name(device),
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "memory_gb": round(memory / 1e9, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def slug(described: dict[str, Any]) -> str:
+    """A machine as part of a file name: ``amd-epyc-2-cores``."""
+    name = re.sub(r"\((r|tm)\)|processor|cpu|@.*", " ", described["device_name"].lower())
+    words = "-".join(re.findall(r"[a-z0-9]+", name))
+    return words if described["device"] != "cpu" else f"{words}-{described['cores']}-cores"
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that compute; None for one that is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def code() -> dict[str, Any]:
+    """The commit, and whether anything but results differs from it (None outside a repository)."""
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
+    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
+
+
+def moment() -> dict[str, Any]:
+    """What changes from run to run and explains a figure that stands out."""
+    described: dict[str, Any] = {"load_average": round(os.getloadavg()[0], 2)}
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        described["torch_threads"] = torch.get_num_threads()
+    return described

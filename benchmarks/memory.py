@@ -1,0 +1,143 @@
+"""Peak memory of one callable, each in a process of its own.
+
+Both sides of a comparison start alike: a fresh process builds its inputs and its model, then the high-water mark is
+set back, then the callable runs a few times. What loading needed for a moment would otherwise hide what the forward
+needs. ``python -m benchmarks.memory TARGET ARGUMENTS`` is that process.
+"""
+
+import importlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+ROOT = Path(__file__).resolve().parent.parent
+CALLS = 2
+"""The first call makes what is made once; the second shows whether anything piles up."""
+MB = 1e6
+
+
+class ProbeFailed(RuntimeError):
+    """The measuring process ended without a figure; the message is the last thing it said."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Memory of a process, in MB (10⁶ bytes).
+
+    Attributes:
+        loaded_mb: resident after inputs and model were built.
+        peak_mb: highest resident size of the whole process from then on.
+        method: how the peak was read.
+        device_loaded_mb: allocated on the accelerator after loading, None without one.
+        device_peak_mb: most allocated on the accelerator, None without one.
+    """
+
+    loaded_mb: float
+    peak_mb: float
+    method: str
+    device_loaded_mb: float | None = None
+    device_peak_mb: float | None = None
+
+    @property
+    def increment_mb(self) -> float:
+        """What the callable needed on top of what was loaded."""
+        return self.peak_mb - self.loaded_mb
+
+    def to_json(self) -> dict[str, Any]:
+        """The peak as it stands in a result file."""
+        return asdict(self) | {"increment_mb": self.increment_mb}
+
+
+def memory_json(a: Peak, b: Peak) -> dict[str, Any]:
+    """Both sides and their ratios, as they stand in a result file."""
+    ratios: dict[str, float | None] = {
+        "peak_ratio_a_over_b": a.peak_mb / b.peak_mb,
+        "increment_ratio_a_over_b": a.increment_mb / b.increment_mb if b.increment_mb > 0 else None,
+    }
+    if a.device_peak_mb and b.device_peak_mb:
+        ratios["device_peak_ratio_a_over_b"] = a.device_peak_mb / b.device_peak_mb
+    return {"a": a.to_json(), "b": b.to_json()} | ratios
+
+
+def peak_memory(target: str, **arguments: Any) -> Peak:
+    """Peak memory of the callable that ``target`` builds, measured in a fresh process.
+
+    Args:
+        target: ``"package.module:function"``; called with ``arguments`` it returns the callable to measure.
+        arguments: what JSON can hold.
+
+    Raises:
+        ProbeFailed: the process died, for lack of memory for example.
+    """
+    command = [sys.executable, "-m", "benchmarks.memory", target, json.dumps(arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
+        raise ProbeFailed(f"{target} ended with {done.returncode}: {said}")
+    return Peak(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _resident() -> int:
+    """Resident bytes now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _reset_high_water() -> bool:
+    """Sets the process's high-water mark to what it holds now, where the kernel lets it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _high_water() -> int:
+    """Highest resident bytes since the last reset."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _measure(call: Callable[[], object]) -> Peak:
+    torch = sys.modules.get("torch")
+    on_device = torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
+    device_loaded = device_peak = None
+    if torch is not None and on_device:
+        torch.cuda.synchronize()
+        device_loaded = torch.cuda.memory_allocated() / MB
+        torch.cuda.reset_peak_memory_stats()
+    reset = _reset_high_water()
+    loaded = _resident()
+    for _ in range(CALLS):
+        result = call()
+        del result
+    if torch is not None and on_device:
+        torch.cuda.synchronize()
+        device_peak = torch.cuda.max_memory_allocated() / MB
+    return Peak(
+        loaded / MB,
+        _high_water() / MB,
+        "VmHWM, reset after loading" if reset else "VmHWM of the whole process: loading included",
+        device_loaded,
+        device_peak,
+    )
+
+
+def main() -> None:
+    """Builds, measures, prints one line of JSON."""
+    module, _, function = sys.argv[1].partition(":")
+    build = getattr(importlib.import_module(module), function)
+    call = cast(Callable[[], object], build(**json.loads(sys.argv[2])))
+    print(json.dumps(asdict(_measure(call))))
+
+
+if __name__ == "__main__":
+    main()

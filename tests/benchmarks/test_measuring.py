@@ -1,0 +1,111 @@
+"""The benchmarks' helper: order of runs, statistics, the gate, memory, bars."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from benchmarks.measuring import Bar, Check, Comparison, WrongResult, compare, pairs, quantiles, require
+from benchmarks.memory import ProbeFailed, memory_json, peak_memory
+
+RIGHT = Check("sum", 1e-7, 1e-5)
+
+
+def test_sides_alternate_after_the_warmup() -> None:
+    order: list[str] = []
+    result = pairs(lambda: order.append("a"), lambda: order.append("b"), pairs=4, warmup=1)
+    assert "".join(order) == "ab" + "abbaabba"
+    assert len(result.seconds_a) == len(result.seconds_b) == 4
+
+
+def test_times_belong_to_their_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = {"now": 0.0}
+    monkeypatch.setattr("time.perf_counter", lambda: clock["now"])
+
+    def taking(step: float):
+        return lambda: clock.update(now=clock["now"] + step)
+
+    result = pairs(taking(2.0), taking(3.0), pairs=3, warmup=0)
+    assert result.seconds_a == pytest.approx((2.0, 2.0, 2.0))
+    assert result.seconds_b == pytest.approx((3.0, 3.0, 3.0))
+    assert result.ratio == pytest.approx(1.5)
+
+
+def test_the_figure_is_the_median_of_the_ratios_of_pairs() -> None:
+    # The machine is ten times slower during the last pair: the ratio of the pair is not.
+    result = Comparison((1.0, 2.0, 30.0), (2.0, 3.0, 60.0))
+    assert result.ratios == (2.0, 1.5, 2.0)
+    assert result.ratio == 2.0
+
+
+def test_quantiles_by_hand() -> None:
+    found = quantiles([5.0, 1.0, 3.0, 2.0, 4.0])
+    assert found == pytest.approx({"min": 1, "q10": 1.4, "q25": 2, "median": 3, "q75": 4, "q90": 4.6, "max": 5})
+    assert set(quantiles([7.0]).values()) == {7.0}
+
+
+def test_no_pairs_is_an_error() -> None:
+    with pytest.raises(ValueError, match="pairs is 0"):
+        pairs(lambda: None, lambda: None, pairs=0)
+
+
+@pytest.mark.parametrize(
+    ("checks", "said"),
+    [
+        ([RIGHT, Check("heads", 2e-3, 1e-5)], "heads: 0.002 > 1e-05"),
+        ([Check("heads", math.nan, 1e-5)], "heads: nan"),
+        ([], "no check was made"),
+    ],
+)
+def test_a_wrong_result_is_never_timed(checks: list[Check], said: str) -> None:
+    ran: list[str] = []
+    with pytest.raises(WrongResult, match=said):
+        compare(lambda: ran.append("a"), lambda: ran.append("b"), lambda: checks, count=1)
+    assert not ran
+
+
+def test_a_right_result_is_timed_and_carries_its_error() -> None:
+    result = compare(lambda: None, lambda: None, lambda: [RIGHT, Check("mlps", 3e-6, 1e-5)], count=2, warmup=0)
+    assert result.error == 3e-6
+    assert len(result.ratios) == 2
+
+
+def test_require_accepts_the_bound_itself() -> None:
+    require([Check("startup", 0.0, 0.0)])
+
+
+def test_bars_in_both_directions() -> None:
+    assert Bar("speed", 1.06, 1.05, at_least=True).met
+    assert not Bar("speed", 1.04, 1.05, at_least=True).met
+    assert Bar("memory", 1.15, 1.15, at_least=False).met
+    assert not Bar("memory", math.nan, 1.15, at_least=False).met
+    assert str(Bar("speed", 1.04, 1.05, at_least=True)) == "speed 1.04 (bar ≥ 1.05: MISSED)"
+
+
+@pytest.fixture
+def targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the measuring process import from this folder."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+@pytest.mark.usefixtures("targets")
+def test_peak_memory_sees_what_is_freed_again() -> None:
+    small = peak_memory("benchmark_targets:allocating", megabytes=1)
+    large = peak_memory("benchmark_targets:allocating", megabytes=200)
+    assert 190 < large.peak_mb - small.peak_mb < 230
+    found = memory_json(large, small)
+    assert found["peak_ratio_a_over_b"] == pytest.approx(large.peak_mb / small.peak_mb)
+    assert found["a"]["increment_mb"] == pytest.approx(large.peak_mb - large.loaded_mb)
+
+
+@pytest.mark.usefixtures("targets")
+def test_a_peak_while_loading_does_not_count() -> None:
+    found = peak_memory("benchmark_targets:heavy_to_build", megabytes=200)
+    if found.method.startswith("VmHWM, reset"):
+        assert found.increment_mb < 50
+
+
+@pytest.mark.usefixtures("targets")
+def test_a_process_that_dies_is_an_error() -> None:
+    with pytest.raises(ProbeFailed, match="no such image"):
+        peak_memory("benchmark_targets:failing")

@@ -1,0 +1,106 @@
+"""The side-by-side run with a checkout, against a stand-in that answers as the published code does."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from open_clip.transformer import VisionTransformer
+
+from benchmarks import cases, naive
+from benchmarks.checkout import NotACheckout, validate
+from benchmarks.reference import Reference, ReferenceFailed
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = "image_size=16, patch_size=8, width=24, layers=2, heads=2, mlp_ratio=2.0, output_dim=12"
+FACTORY = f"""
+import torch
+from open_clip.transformer import VisionTransformer
+
+class Clip(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.visual = VisionTransformer({SIZES})
+        self.logger = None
+    def encode_image(self, images, attn_method="direct", normalize=True):
+        assert not normalize and attn_method == ("head" if self.logger.spatial else "head_no_spatial")
+        self.logger.images = images
+        return self.visual(images)
+
+def create_model_and_transforms(name, pretrained=None):
+    print("a line that is no answer")
+    return Clip(), None, None
+"""
+HOOK = f"""
+import sys
+sys.path.append({str(ROOT)!r})
+from benchmarks import naive
+
+class Logger:
+    def reinit(self):
+        self.images = None
+    def finalize(self, representation):
+        result = naive.decompose(self.visual, self.images, spatial=self.spatial)
+        return result.attentions, result.mlps
+
+def hook_prs_logger(model, device, spatial=True):
+    logger = model.logger = Logger()
+    logger.visual, logger.spatial = model.visual, spatial
+    return logger
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkout"
+    (folder / "utils").mkdir(parents=True)
+    (folder / "utils" / "factory.py").write_text(FACTORY)
+    (folder / "prs_hook.py").write_text(HOOK)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def visual() -> Any:
+    torch.manual_seed(5)
+    tower = eval(f"VisionTransformer({SIZES})", {"VisionTransformer": VisionTransformer}).eval()
+    cases.randomize(tower)
+    return tower
+
+
+def test_it_gets_the_same_weights_and_images_and_hands_back_its_arrays(
+    checkout: Path, visual: Any, tmp_path: Path
+) -> None:
+    images = cases.noise(visual, 2)
+    with Reference(checkout, "any", visual, images, spatial=True, threads=1, folder=tmp_path) as other:
+        result = other.result()
+        assert other.run() > 0
+        assert other.peak()["peak_mb"] >= other.peak()["loaded_mb"] * 0.99
+    wanted = naive.decompose(visual, images)
+    assert cases.relative(result.attentions, wanted.attentions) < 1e-5
+    assert cases.relative(result.mlps, wanted.mlps) < 1e-5
+    assert cases.difference(result.embedding, wanted.embedding) < 1e-5
+
+
+def test_a_checkout_that_fails_says_why(checkout: Path, visual: Any, tmp_path: Path) -> None:
+    (checkout / "prs_hook.py").write_text("import einops_of_another_time\ndef hook_prs_logger(): ...\n")
+    images = cases.noise(visual, 1)
+    with pytest.raises(ReferenceFailed, match="No module named 'einops_of_another_time'"):
+        Reference(checkout, "any", visual, images, spatial=True, threads=1, folder=tmp_path)
+
+
+def test_a_path_that_is_no_checkout(tmp_path: Path, checkout: Path) -> None:
+    with pytest.raises(NotACheckout, match=r"it has no prs_hook\.py"):
+        validate(tmp_path)
+    (checkout / "utils" / "factory.py").write_text("")
+    with pytest.raises(NotACheckout, match=r"utils/factory\.py has no create_model_and_transforms"):
+        validate(checkout)
+
+
+def test_the_option_fails_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "benchmarks/bench_reference.py", "--reference", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert done.stderr.strip().startswith(f"ERROR: --reference {tmp_path} is not a checkout of the published code")
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,96 @@
+"""Result files: what they say about themselves, what they refuse, how they read as a table."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import machine
+from benchmarks.measuring import Bar, Check, Comparison, WrongResult
+from benchmarks.memory import Peak
+from benchmarks.results import FORMAT, Results
+from benchmarks.table import table
+
+GOOD = Comparison((1.0, 2.0, 1.0), (2.0, 3.0, 3.0), (Check("check()", 1e-7, 1e-5),))
+
+
+def record(results: Results, case: str = "ViT-B-32", comparison: Comparison = GOOD) -> dict[str, Any]:
+    return results.compared(
+        case,
+        comparison,
+        a="decomposed",
+        b="plain",
+        settings={"model": "ViT-B-32", "batch": 8, "threads": 2},
+        memory=(Peak(100.0, 230.0, "VmHWM"), Peak(100.0, 200.0, "VmHWM")),
+        bars=(Bar("times as fast", comparison.ratio, 1.05, at_least=True),),
+    )
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    return Results("forward", "Is it faster?", folder=tmp_path)
+
+
+def test_a_file_describes_itself(results: Results) -> None:
+    record(results)
+    found = json.loads(results.path.read_text())
+    assert found["format"] == FORMAT
+    assert found["sentence"] == "Is it faster?"
+    assert {"device", "device_name", "cpu", "cores", "memory_gb"} <= set(found["machine"])
+    assert {"python", "torch", "open_clip_torch", "triton"} <= set(found["versions"])
+    assert set(found["code"]) == {"commit", "dirty"}
+    case = found["cases"]["ViT-B-32"]
+    assert case["settings"]["batch"] == 8
+    assert case["taken"].endswith("+00:00")
+    assert case["checks"] == [{"name": "check()", "error": 1e-7, "bound": 1e-5}]
+    assert case["ratio_b_over_a"]["median"] == 2.0
+    assert case["ratio_b_over_a"]["all"] == [2.0, 1.5, 3.0]
+    assert case["a"]["seconds"]["median"] == 1.0
+    assert case["memory"]["increment_ratio_a_over_b"] == pytest.approx(1.3)
+    assert case["bars"] == [{"what": "times as fast", "value": 2.0, "at_least": 1.05, "met": True}]
+
+
+def test_the_file_is_named_by_question_and_machine(results: Results) -> None:
+    assert results.path.name.startswith("forward-")
+    described = {"device": "cpu", "device_name": "AMD EPYC(TM) 9654 Processor @ 2.4GHz", "cores": 2}
+    assert machine.slug(described) == "amd-epyc-9654-2-cores"
+    assert machine.slug({"device": "cuda", "device_name": "NVIDIA H200", "cores": 16}) == "nvidia-h200"
+
+
+@pytest.mark.parametrize("checks", [(), (Check("heads", 1.0, 1e-5),), (Check("heads", float("nan"), 1e-5),)])
+def test_nothing_is_recorded_for_a_wrong_result(results: Results, checks: tuple[Check, ...]) -> None:
+    with pytest.raises(WrongResult):
+        record(results, comparison=Comparison((1.0,), (2.0,), checks))
+    assert not results.path.exists()
+
+
+def test_cases_of_one_state_gather_and_of_another_are_dropped(
+    tmp_path: Path, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(results)
+    record(results, "ViT-B-16")
+    assert list(json.loads(results.path.read_text())["cases"]) == ["ViT-B-32", "ViT-B-16"]
+    monkeypatch.setattr(machine, "code", lambda: {"commit": "f" * 40, "dirty": False})
+    record(Results("forward", "Is it faster?", folder=tmp_path), "ViT-L-14")
+    assert list(json.loads(results.path.read_text())["cases"]) == ["ViT-L-14"]
+
+
+def test_a_damaged_file_is_replaced(results: Results) -> None:
+    results.path.write_text("{")
+    record(results)
+    assert list(json.loads(results.path.read_text())["cases"]) == ["ViT-B-32"]
+
+
+def test_the_table_names_machine_and_commit(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "code", lambda: {"commit": "0123456789abcdef", "dirty": True})
+    results = Results("forward", "Is it faster?", folder=results.path.parent)
+    record(results)
+    text = table(json.loads(results.path.read_text()))
+    assert "commit 0123456789 with local changes" in text
+    assert machine.cpu_name() in text
+    row = text.splitlines()[-1]
+    assert row.startswith(
+        "| ViT-B-32, batch 8 | decomposed 1 s | plain 3 s | 2 (1.6–2.8) | 230 MB / 200 MB | 1.0e-07 |"
+    )
+    assert "2 ≥ 1.05 met" in row
