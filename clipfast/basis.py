@@ -70,6 +70,14 @@ class Basis:
             self._made[layer] = self._make(layer)
         return self._made[layer]
 
+    def same_as(self, other: "Basis") -> bool:
+        """Whether both are of the same weights, judged by their vectors (the matrices may not have been made yet)."""
+        mine, theirs = ((each.biases, each.mean_row, each.std_row) for each in (self, other))
+        return self is other or (
+            (self.heads, self.centring) == (other.heads, other.centring)
+            and all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+        )
+
     def towards(self, texts: Tensor) -> "Basis":
         """The same basis with texts as columns.
 
@@ -145,9 +153,35 @@ class Readout:
         return residual @ self.matrix + count * shared.view(shape)
 
 
+class FoldedTower(Basis):
+    """The basis of a tower in memory, with the readout of its other residual terms.
+
+    Attributes:
+        readout: reads out the start of the residual stream and the MLPs.
+    """
+
+    def __init__(
+        self,
+        readout: Readout,
+        out_biases: Tensor,
+        heads: int,
+        centring: Centring,
+        values: Callable[[int], Tensor],
+    ) -> None:
+        super().__init__(
+            out_biases @ readout.matrix / heads,
+            readout.mean_row / heads,
+            readout.std_row / heads,
+            heads,
+            centring,
+            values,
+        )
+        self.readout = readout
+
+
 @torch.no_grad()
-def fold(tower: Tower, centring: Centring, texts: Tensor | None = None) -> Basis:
-    """Folds a tower's output projections, final LayerNorm and projection into a :class:`Basis`.
+def fold(tower: Tower, centring: Centring, texts: Tensor | None = None) -> FoldedTower:
+    """Folds a tower's output projections, final LayerNorm and projection into a basis.
 
     Args:
         tower: the model.
@@ -173,11 +207,4 @@ def fold(tower: Tower, centring: Centring, texts: Tensor | None = None) -> Basis
         return folded.view(tower.heads, -1, columns.shape[1])
 
     biases = torch.stack([block.scaled_out_bias().to(readout.matrix.dtype) for block in tower.blocks])
-    return Basis(
-        biases @ readout.matrix / tower.heads,
-        readout.mean_row / tower.heads,
-        readout.std_row / tower.heads,
-        tower.heads,
-        centring,
-        values,
-    )
+    return FoldedTower(readout, biases, tower.heads, centring, values)

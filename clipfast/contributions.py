@@ -258,11 +258,11 @@ class Contributions:
             InputError: no batches, or batches that keep different things.
         """
         held = [part._tensors() for part in parts]
-        same = {
-            (part.layers, part.texts, part.basis.centring, tuple(names))
-            for part, names in zip(parts, held, strict=True)
+        kinds = {
+            (part.layers, part.texts, part.grid, *((name, tensor.shape[1:]) for name, tensor in tensors.items()))
+            for part, tensors in zip(parts, held, strict=True)
         }
-        if len(same) != 1:
+        if len(kinds) != 1 or not all(part.basis.same_as(parts[0].basis) for part in parts):
             raise InputError("only batches of one model that keep the same results can be joined")
         return parts[0]._with({name: torch.cat([tensors[name] for tensors in held]) for name in held[0]})
 

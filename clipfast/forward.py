@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipfast.basis import Basis, Centring, Readout
+from clipfast.basis import Basis, Centring, FoldedTower
 from clipfast.contributions import Contributions
 from clipfast.kernels import ops
 from clipfast.kernels.eager import accumulation_dtype
@@ -75,11 +75,14 @@ def project_out(out: Tensor, block: Block) -> Tensor:
 
 def embed(tower: Tower, images: Tensor) -> Tensor:
     """Pixels to the start of the residual stream, ``[B, 3, height, width] → [B, N, W]``."""
-    patches = F.conv2d(images, tower.patch_weight, stride=tower.patch_size)  # [B, W, rows, columns]
-    x = patches.new_empty(images.shape[0], tower.tokens, tower.width)
-    x[:, 0] = tower.class_embedding
-    x[:, 1:] = patches.flatten(2).transpose(1, 2)
-    x += tower.positional_embedding
+    # A convolution whose stride is its kernel is one matrix product; this way its result has the tokens' layout.
+    (rows, columns), (high, wide) = tower.grid, tower.patch_size
+    patches = images[:, :, : rows * high, : columns * wide].unflatten(3, (columns, wide)).unflatten(2, (rows, high))
+    patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(len(images), rows * columns, 3 * high * wide)
+    position = tower.positional_embedding.to(images.dtype)
+    x = images.new_empty(len(images), tower.tokens, tower.width)
+    x[:, 0] = tower.class_embedding + position[0]
+    torch.add(F.linear(patches, tower.patch_weight.flatten(1)), position[1:], out=x[:, 1:])  # [B, N − 1, W]
     return x if tower.ln_pre is None else layer_norm(x, tower.ln_pre)
 
 
@@ -145,12 +148,11 @@ class _Collector:
             else:
                 self.maps[:, position] = ops.head_maps(alpha, value, text_basis, backend=self.request.backend)
 
-    def finish(self, embedding: Tensor, mean: Tensor, std: Tensor, basis: Basis) -> Contributions:
+    def finish(self, embedding: Tensor, mean: Tensor, std: Tensor, basis: FoldedTower) -> Contributions:
         """Scales everything by the image's μ, σ and n, once."""
         tower, request = self.tower, self.request
         norm = embedding.to(std.dtype).norm(dim=-1)
         scale = 1 / (std * norm)  # [B]
-        readout = Readout(tower, request.centring)
         self.codes *= scale[:, None, None, None]
         omitted = tower.layers - len(request.layers)
         if self.maps is not None and request.text_basis is not None:
@@ -168,8 +170,8 @@ class _Collector:
             mean=mean,
             std=std,
             codes=self.codes,
-            mlps=readout.term(self.mlps, mean, std) * scale[:, None, None],
-            rest=readout.term(self.rest, mean, std, omitted) * scale[:, None],
+            mlps=basis.readout.term(self.mlps, mean, std) * scale[:, None, None],
+            rest=basis.readout.term(self.rest, mean, std, omitted) * scale[:, None],
             layers=request.layers,
             grid=tower.grid,
             basis=basis,
@@ -207,7 +209,7 @@ def _last_attention(tower: Tower, x: Tensor, kept: _Collector) -> Tensor:
 
 
 @torch.no_grad()
-def decompose(tower: Tower, images: Tensor, request: Request, basis: Basis) -> Contributions:
+def decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTower) -> Contributions:
     """Runs the tower once and keeps every term of the pooled token.
 
     Args:

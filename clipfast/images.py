@@ -4,6 +4,7 @@ from os import PathLike, fspath
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from clipfast.errors import ImageError
@@ -42,17 +43,20 @@ def open_image(path: str | PathLike[str]) -> Image.Image:
 
 def as_rgb(image: Image.Image) -> Image.Image:
     """Any PIL image as 8-bit RGB."""
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        pixels = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode != "F" and pixels.max(initial=0) > 255 else max(float(pixels.max(initial=0)), 255.0)
-        return Image.fromarray((pixels.clip(0) * (255.0 / top)).round().astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I"):  # 16 bits, whatever the integers are kept in
+        pixels = np.asarray(image).astype(np.float64)
+        return _grey(pixels * (255 / 65535))
+    if image.mode == "F":
+        return _grey(np.asarray(image, dtype=np.float64))
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _grey(values: NDArray[np.float64]) -> Image.Image:
+    return Image.fromarray(np.nan_to_num(values).round().clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
 def _what_instead(path: Path) -> str:

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clipfast.basis import Basis, Centring, check_centring, fold
+from clipfast.basis import Basis, Centring, FoldedTower, check_centring, fold
 from clipfast.contributions import Contributions
 from clipfast.errors import InputError
 from clipfast.forward import Maps, Request, decompose
 from clipfast.images import as_rgb, open_image
 from clipfast.kernels.dispatch import BackendUnavailable, choose
-from clipfast.towers import openclip
+from clipfast.towers import openclip, openclip_models
 from clipfast.towers.tower import Tower, weights_version
 
 Images: TypeAlias = Tensor | Image.Image | str | PathLike[str] | Sequence[Image.Image | str | PathLike[str]]
@@ -33,7 +33,6 @@ class Model:
     """A CLIP model whose image embeddings can be taken apart.
 
     Attributes:
-        tower: the vision tower as plain tensors, shared with ``module``.
         module: the model itself, unmodified.
         preprocess: PIL image → ``[3, height, width]``.
         backend: which kernels compute.
@@ -53,15 +52,27 @@ class Model:
             choose(backend)
         except BackendUnavailable as error:
             raise InputError(str(error)) from error
-        self.tower: Tower = openclip.read(module)
         self.module = module
+        self._tower = openclip.read(module)
+        self._weights = self._parameters()
         self.preprocess = preprocess
         self.backend = backend
         self.pretrained = pretrained
         self._tokenize = tokenize
-        self._bases: dict[tuple[Centring, int], Basis] = {}
+        self._bases: dict[tuple[Centring, int], FoldedTower] = {}
         self._text_basis: tuple[Tensor, Centring, int, Basis] | None = None
         self._text_features: tuple[tuple[str, ...], int, Tensor] | None = None
+
+    def _parameters(self) -> tuple[int, ...]:
+        return tuple(map(id, openclip.vision_module(self.module).parameters()))
+
+    @property
+    def tower(self) -> Tower:
+        """The vision tower as plain tensors, shared with ``module``; read again when a parameter was replaced."""
+        weights = self._parameters()
+        if weights != self._weights:
+            self._tower, self._weights = openclip.read(self.module), weights
+        return self._tower
 
     @property
     def device(self) -> torch.device:
@@ -73,7 +84,7 @@ class Model:
         """Dtype of the weights."""
         return self.tower.dtype
 
-    def basis(self, centring: Centring = "uniform") -> Basis:
+    def basis(self, centring: Centring = "uniform") -> FoldedTower:
         """The model's part of every contribution, made once per centring and again when weights change."""
         key = (check_centring(centring), self.tower.version())
         if key not in self._bases:
@@ -245,7 +256,7 @@ def load(
         UnsupportedTower: a vision tower that cannot be decomposed, with every reason.
     """
     place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
-    loaded = openclip.create(f"local-dir:{BUNDLED[name]}" if name in BUNDLED else name, pretrained, place, dtype)
+    loaded = openclip_models.create(f"local-dir:{BUNDLED[name]}" if name in BUNDLED else name, pretrained, place, dtype)
     return Model(
         loaded.module,
         preprocess=loaded.preprocess,
@@ -268,7 +279,7 @@ def wrap(module: nn.Module, *, tokenize: Tokenize | None = None, backend: str = 
     """
     return Model(
         module,
-        preprocess=openclip.default_preprocess(module),
-        tokenize=tokenize or openclip.default_tokenizer(module),
+        preprocess=openclip_models.default_preprocess(module),
+        tokenize=tokenize or openclip_models.default_tokenizer(module),
         backend=backend,
     )

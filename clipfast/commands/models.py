@@ -6,7 +6,7 @@ from typing import Any
 
 from clipfast.commands import console
 from clipfast.model import BUNDLED
-from clipfast.towers import openclip
+from clipfast.towers import openclip_models
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ def listed(name: str) -> Listed:
     """Looks a model up by its config, without building its weights."""
     if name in BUNDLED:
         return Listed(name, True, [], "bundled", 64, ["bundled"])
-    refusals = [reason for _, reason in openclip.supports(name)]
-    vision = openclip.vision_config(name)
+    refusals = [reason for _, reason in openclip_models.supports(name)]
+    vision = openclip_models.vision_config(name)
     side = vision.get("image_size")
     return Listed(
         name=name,
@@ -43,7 +43,7 @@ def listed(name: str) -> Listed:
         refusals=refusals,
         size=_size(vision),
         image_size=side[0] if isinstance(side, list | tuple) else side,
-        tags=openclip.tags(name),
+        tags=openclip_models.tags(name),
     )
 
 
@@ -63,7 +63,7 @@ def run(wanted: str | None, every: bool, as_json: bool) -> int:
 
     Without ``wanted`` and ``every`` only those that can be decomposed.
     """
-    names = [*BUNDLED, *openclip.names()]
+    names = [*BUNDLED, *openclip_models.names()]
     chosen = [name for name in names if wanted is None or wanted.lower() in name.lower()]
     found = []
     with console.progress("reading configs", len(chosen)) as advance:

@@ -1,44 +1,29 @@
-"""open_clip: loading its models and reading its vision towers. The only file that imports open_clip.
+"""open_clip's vision towers as plain tensors.
 
 A tower is read from an unmodified module of open_clip's own ``VisionTransformer`` class. What cannot be decomposed
 exactly is refused with every reason at once; ``REFUSALS`` is the list of them, shown in the README.
 """
 
-import difflib
-import logging
-import os
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
-import open_clip
-import torch
-from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import (
     Attention,
     CustomResidualAttentionBlock,
+    LayerNormFp32,
     LayerScale,
     PatchDropout,
     QuickGELU,
     ResidualAttentionBlock,
+    Transformer,
     VisionTransformer,
 )
-from PIL import Image
+from open_clip.transformer import LayerNorm as OpenClipLayerNorm
 from torch import Tensor, nn
 
-from clipfast.errors import InputError, ModelError, UnsupportedTower
+from clipfast.errors import UnsupportedTower
 from clipfast.towers.tower import Activation, Block, LayerNorm, Pooling, Tower
-
-logger = logging.getLogger("clipfast")
-
-MERGES = "bpe_merges.txt.gz"
-"""A model folder may bring its own byte-pair merges under this name."""
 
 REFUSALS: dict[str, str] = {
     "resnet": "a ModifiedResNet: convolutions are no sum over heads and patches",
@@ -59,19 +44,6 @@ REFUSALS: dict[str, str] = {
     "replaced": "a layer that has been replaced or re-parametrised",
 }
 """Why a tower is refused, by a short key."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model of open_clip with what belongs to it."""
-
-    module: nn.Module
-    preprocess: Callable[[Image.Image], Tensor]
-    tokenize: Callable[[Sequence[str]], Tensor] | None
-    pretrained: bool
-
-
-# ------------------------------------------------------------------------------------------------ reading a tower
 
 
 def vision_module(module: nn.Module) -> nn.Module:
@@ -129,8 +101,11 @@ def refusals(visual: nn.Module) -> list[tuple[str, str]]:
         found.append("projection")
     if isinstance(vit.patch_dropout, PatchDropout) and vit.training:
         found.append("training")
-    for block in vit.transformer.resblocks:
+    blocks = list(vit.transformer.resblocks)
+    for block in blocks:
         found += [key for key in _block_refusals(block) if key not in found]
+    if "replaced" not in found and not (_is_plain_frame(vit) and _are_alike(blocks)):
+        found.append("replaced")
     return [(key, REFUSALS[key]) for key in found]
 
 
@@ -139,41 +114,69 @@ def _block_refusals(block: Any) -> list[str]:
         return ["replaced"]
     found = []
     if type(block) is CustomResidualAttentionBlock:
-        if not isinstance(block.ln_attn, nn.Identity):
-            found.append("scale_attn")
-        if not isinstance(block.mlp.ln, nn.Identity):
-            found.append("scale_fc")
         attn = block.attn
+        flags = {
+            "scale_attn": not isinstance(block.ln_attn, nn.Identity),
+            "scale_fc": not isinstance(block.mlp.ln, nn.Identity),
+        }
         if type(attn) is Attention:
-            if not isinstance(attn.ln_q, nn.Identity):
-                found.append("qk_norm")
-            if attn.scaled_cosine:
-                found.append("scaled_cosine")
-            if attn.head_scale is not None:
-                found.append("scale_heads")
-            if not isinstance(attn.ln_inner, nn.Identity):
-                found.append("scale_attn_inner")
+            flags |= {
+                "qk_norm": not isinstance(attn.ln_q, nn.Identity),
+                "scaled_cosine": attn.scaled_cosine,
+                "scale_heads": attn.head_scale is not None,
+                "scale_attn_inner": not isinstance(attn.ln_inner, nn.Identity),
+            }
+        found += [key for key, wanted in flags.items() if wanted]
     if _activation(block.mlp.gelu) is None:
         found.append("activation")
-    if not _is_plain(block):
+    if not _is_plain_block(block):
         found.append("replaced")
     return found
 
 
-def _is_plain(block: Any) -> bool:
-    """Whether a block's weights are the ones its class came with: no adapters, quantised layers, parametrisations."""
+def _is_plain_frame(vit: Any) -> bool:
+    """Whether what surrounds the blocks is what its class came with."""
+    return (
+        type(vit.conv1) is nn.Conv2d
+        and vit.conv1.bias is None
+        and type(vit.transformer) is Transformer
+        and (_is_plain_norm(vit.ln_pre) or type(vit.ln_pre) is nn.Identity)
+        and _is_plain_norm(vit.ln_post)
+    )
+
+
+def _is_plain_block(block: Any) -> bool:
+    """Whether a block's layers are the ones its class came with: no adapters, quantised layers, parametrisations."""
+    custom = type(block) is CustomResidualAttentionBlock
+    children = {name for name, _ in block.named_children()} - ({"ln_attn"} if custom else set())
+    inner = [name for name, _ in block.mlp.named_children() if not (custom and name == "ln")]
+    if children != {"ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2"} or inner != ["c_fc", "gelu", "c_proj"]:
+        return False
     linears = (block.attn.out_proj, block.mlp.c_fc, block.mlp.c_proj)
     return (
         type(block.attn) in (nn.MultiheadAttention, Attention)
         and isinstance(block.attn.in_proj_weight, nn.Parameter)
+        and getattr(block.attn, "bias_k", None) is None
+        and not getattr(block.attn, "add_zero_attn", False)
         and all(type(layer) in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear) for layer in linears)
         and all(layer.bias is not None for layer in linears)
-        and all(isinstance(norm, nn.LayerNorm) and norm.bias is not None for norm in (block.ln_1, block.ln_2))
+        and all(_is_plain_norm(norm) for norm in (block.ln_1, block.ln_2))
+        and all(type(scale) in (nn.Identity, LayerScale) for scale in (block.ls_1, block.ls_2))
     )
 
 
+def _is_plain_norm(norm: Any) -> bool:
+    known = type(norm) in (OpenClipLayerNorm, LayerNormFp32, nn.LayerNorm)
+    return known and norm.weight is not None and norm.bias is not None
+
+
+def _are_alike(blocks: list[Any]) -> bool:
+    """Whether all blocks have the same heads and activation, as a :class:`Tower` says of them."""
+    return len({(block.attn.num_heads, _activation(block.mlp.gelu)) for block in blocks}) <= 1
+
+
 def _activation(module: nn.Module) -> str | None:
-    if isinstance(module, QuickGELU):
+    if type(module) is QuickGELU:
         return "quick_gelu"
     if type(module) is nn.GELU:
         return "gelu" if module.approximate == "none" else "gelu_tanh"
@@ -203,194 +206,3 @@ def _block(block: Any) -> Block:
         mlp_out_bias=block.mlp.c_proj.bias,
         mlp_scale=_scale(block.ls_2),
     )
-
-
-# ------------------------------------------------------------------------------------------------ loading a model
-
-_PRECISION = {torch.float32: "fp32", torch.bfloat16: "pure_bf16", torch.float16: "pure_fp16", torch.float64: "fp32"}
-
-
-def names() -> list[str]:
-    """Every model name open_clip knows."""
-    return list(open_clip.list_models())
-
-
-def tags(name: str) -> list[str]:
-    """Every pretrained tag open_clip knows for a name."""
-    return list(open_clip.list_pretrained_tags_by_model(name))
-
-
-def vision_config(name: str) -> dict[str, Any]:
-    """open_clip's description of a named model's image tower."""
-    return dict(open_clip.get_model_config(name)["vision_cfg"])
-
-
-def supports(name: str) -> list[tuple[str, str]]:
-    """The reasons why a named model is refused, from its config alone, without building its weights."""
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        config = open_clip.get_model_config(name)
-        vision = vision_config(name)
-        if "timm_model_name" in vision:
-            return [("timm", f"{REFUSALS['timm']} ({vision['timm_model_name']})")]
-        if isinstance(vision["layers"], list):
-            return [("resnet", REFUSALS["resnet"])]
-        build = open_clip.model._build_vision_tower
-        visual = build(config["embed_dim"], vision, quick_gelu=config.get("quick_gelu", False))
-        return refusals(visual.eval())
-
-
-def create(name: str, pretrained: str | None, device: torch.device, dtype: torch.dtype) -> Loaded:
-    """Loads a model the way open_clip does.
-
-    Args:
-        name: a name of :func:`names`, ``local-dir:…`` or ``hf-hub:…``, or a folder with an ``open_clip_config.json``.
-        pretrained: a tag, a checkpoint (safetensors, or a pickle read weights-only), or None.
-        device: where to put it.
-        dtype: float32, float64, bfloat16 or float16.
-
-    Raises:
-        ModelError: unknown name or tag, a checkpoint that is missing, damaged or does not fit.
-        InputError: a dtype that is no floating-point one.
-    """
-    if dtype not in _PRECISION:
-        raise InputError(f"dtype {dtype} is not supported: choose float32, bfloat16, float16 or float64")
-    name = _resolve_name(name)
-    local = Path(name.removeprefix("local-dir:")) if name.startswith("local-dir:") else None
-    if pretrained is not None:
-        if local is not None:
-            raise ModelError(f"{name} brings its own weights: leave pretrained={pretrained!r} out")
-        _check_pretrained(name, pretrained)
-    mismatch = activation_mismatch(name, pretrained)
-    if mismatch:
-        warnings.warn(mismatch, UserWarning, stacklevel=3)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="QuickGELU mismatch")
-            root = logging.getLogger()
-            level = root.level
-            root.setLevel(logging.CRITICAL)  # open_clip reports through the root logger; we say it ourselves
-            try:
-                module, _, preprocess = open_clip.create_model_and_transforms(
-                    name, pretrained=pretrained, precision=_PRECISION[dtype], device=device, weights_only=True
-                )
-                own_merges = {"bpe_path": str(local / MERGES)} if local and (local / MERGES).is_file() else {}
-                tokenizer = _tokenizer(name, own_merges)
-            finally:
-                root.setLevel(level)
-    except Exception as error:  # open_clip, torch and safetensors each raise their own
-        raise ModelError(_explain(name, pretrained, error)) from error
-    module = module.to(dtype).eval()
-    has_weights = pretrained is not None or ":" in name
-    if not has_weights:
-        logger.warning("%s has random weights: give pretrained=TAG or a checkpoint's path", name)
-    return Loaded(module, preprocess, tokenizer, has_weights)
-
-
-def _resolve_name(name: str) -> str:
-    if name.startswith("hf-hub:"):
-        return name
-    if name.startswith("local-dir:") or Path(name).is_dir():
-        folder = Path(name.removeprefix("local-dir:"))
-        if not (folder / "open_clip_config.json").is_file():
-            raise ModelError(f"the folder {folder} holds no open_clip_config.json")
-        return f"local-dir:{folder}"
-    known = names()
-    name = name.replace("/", "-")
-    if name not in known:
-        near = difflib.get_close_matches(name, [*known, "scenes"], n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(near)}?" if near else "see `clipfast models`"
-        raise ModelError(f"no model is called {name!r}: {hint}")
-    return name
-
-
-def _check_pretrained(name: str, pretrained: str) -> None:
-    known = tags(name)
-    if pretrained in known or open_clip.get_pretrained_cfg(name, pretrained):
-        return
-    if os.path.isdir(pretrained):
-        raise ModelError(f"pretrained={pretrained} is a folder, not a checkpoint file")
-    if not os.path.isfile(pretrained):
-        listed = f"its tags are {', '.join(known)}" if known else "it has no tags"
-        raise ModelError(f"pretrained={pretrained!r} is neither a file nor a tag of {name}: {listed}")
-
-
-def _explain(name: str, pretrained: str | None, error: Exception) -> str:
-    """One line from whatever a loader raised."""
-    text = " ".join(str(error).split())
-    source = f"{name} with {pretrained}" if pretrained else name
-    if "Error(s) in loading state_dict" in text or "size mismatch" in text:
-        detail = text.split(": ", 1)[-1][:160]
-        return f"the checkpoint {pretrained} does not fit {name}: {detail}"
-    if "Weights only load failed" in text or "Unpickling" in type(error).__name__:
-        return f"the checkpoint {pretrained} holds more than weights and is not loaded: convert it to safetensors"
-    if "download" in text:
-        return f"cannot download the weights of {source}: check the network, or give a checkpoint's path"
-    if pretrained is not None and os.path.isfile(pretrained):
-        return f"cannot read the checkpoint {pretrained}: damaged, or not a checkpoint ({text[:160]})"
-    return f"cannot load {source}: {type(error).__name__}: {text[:200]}"
-
-
-def activation_mismatch(name: str, pretrained: str | None) -> str | None:
-    """A warning when weights were trained with another activation than the model's, else None.
-
-    QuickGELU and GELU differ little per layer and ruin every number together.
-    """
-    config = open_clip.get_model_config(name) if ":" not in name else None
-    if pretrained is None or config is None:
-        return None
-    built_quick = bool(config.get("quick_gelu", False))
-    known = open_clip.get_pretrained_cfg(name, pretrained)
-    if known:
-        trained_quick = bool(known.get("quick_gelu", False))
-    else:
-        stem = Path(pretrained).stem.lower()
-        if not any(word in stem for word in ("openai", "quickgelu", "quick_gelu")):
-            return None
-        trained_quick = True
-    if trained_quick == built_quick:
-        return None
-    words = ("QuickGELU", "GELU")
-    trained, built = words if trained_quick else words[::-1]
-    other = f"{name}-quickgelu" if trained_quick else name.removesuffix("-quickgelu")
-    return f"{pretrained} was trained with {trained}, but {name} is built with {built}: use {other}"
-
-
-# ------------------------------------------------------------------------------------------------ text and pixels
-
-
-def _tokenizer(name: str, options: dict[str, str]) -> Callable[[Sequence[str]], Tensor] | None:
-    try:
-        tokenizer = open_clip.get_tokenizer(name, **options)
-    except Exception as error:  # a tokenizer from the hub that cannot be fetched: images still work
-        logger.warning("no tokenizer for %s (%s): texts must be given as features", name, type(error).__name__)
-        return None
-    return partial(_tokenize, tokenizer)
-
-
-def default_tokenizer(module: nn.Module) -> Callable[[Sequence[str]], Tensor] | None:
-    """open_clip's own tokenizer where a module's vocabulary is that tokenizer's, else None."""
-    text = getattr(module, "text", module)
-    if isinstance(module, CLIP | CustomTextCLIP) and getattr(text, "vocab_size", None) == 49408:
-        return partial(_tokenize, open_clip.SimpleTokenizer(context_length=text.context_length))
-    return None
-
-
-def _tokenize(tokenizer: Any, texts: Sequence[str]) -> Tensor:
-    """Tokens ``[T, context]``; a text that would be cut off is an error, not a silent truncation."""
-    context = tokenizer.context_length
-    for text in texts:
-        if hasattr(tokenizer, "encode"):
-            length = len(tokenizer.encode(text)) + 2
-        else:
-            length = len(tokenizer.tokenizer(text)["input_ids"])
-        if length > context:
-            raise InputError(f"a text has {length} tokens, the model reads {context}: shorten {text[:60]!r}…")
-    return cast(Tensor, tokenizer(list(texts)))
-
-
-def default_preprocess(module: nn.Module) -> Callable[[Image.Image], Tensor]:
-    """The transform open_clip attached to a model it created, else its default at the tower's image size."""
-    visual = vision_module(module)
-    config = getattr(visual, "preprocess_cfg", None) or {"size": getattr(visual, "image_size", 224)}
-    return cast(Callable[[Image.Image], Tensor], image_transform_v2(PreprocessCfg(**config), is_train=False))

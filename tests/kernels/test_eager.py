@@ -1,0 +1,5 @@
+from contract import OpsContract
+
+
+class TestEager(OpsContract):
+    backend = "eager"

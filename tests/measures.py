@@ -1,0 +1,17 @@
+"""How far apart two results are; NaN anywhere is never close."""
+
+import torch
+from torch import Tensor
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    """The largest absolute difference, in float64; shapes must agree."""
+    assert actual.shape == expected.shape, f"{list(actual.shape)} is not {list(expected.shape)}"
+    if not actual.numel():
+        return 0.0
+    return float((actual.double() - expected.double()).abs().max())
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """:func:`error` over the largest expected value."""
+    return error(actual, expected) / max(float(expected.double().abs().max()), torch.finfo(torch.float64).tiny)

@@ -1,0 +1,235 @@
+"""The house: who may import whom, how long a file may be, and what an import costs."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from builders import ROOT
+
+import clipfast
+
+LONGEST = 400  # lines of one file: one sitting
+
+# Layer → what it may import of clipfast. The longest matching prefix of a module is its layer; a name allows itself
+# and everything below it. A module always may import its own layer.
+ALLOWED: dict[str, set[str]] = {
+    "clipfast": {"clipfast.contributions", "clipfast.errors", "clipfast.model"},  # the public names, lazily
+    "clipfast.errors": set(),
+    "clipfast.kernels": set(),
+    "clipfast.towers.tower": set(),
+    "clipfast.towers": {"clipfast.towers.tower", "clipfast.errors"},
+    "clipfast.images": {"clipfast.errors"},
+    "clipfast.basis": {"clipfast.towers.tower", "clipfast.kernels", "clipfast.errors"},
+    "clipfast.contributions": {"clipfast.basis", "clipfast.kernels", "clipfast.errors"},
+    "clipfast.forward": {
+        "clipfast.towers.tower",
+        "clipfast.basis",
+        "clipfast.contributions",
+        "clipfast.kernels",
+        "clipfast.errors",
+    },
+    "clipfast.model": {
+        "clipfast.towers",
+        "clipfast.forward",
+        "clipfast.contributions",
+        "clipfast.basis",
+        "clipfast.images",
+        "clipfast.kernels.dispatch",
+        "clipfast.errors",
+    },
+    "clipfast.scenes": {"clipfast.errors"},
+    "clipfast.report": {"clipfast.contributions", "clipfast.model", "clipfast.images", "clipfast.errors"},
+    "clipfast.commands": {
+        "clipfast.report",
+        "clipfast.scenes",
+        "clipfast.model",
+        "clipfast.contributions",
+        "clipfast.basis",
+        "clipfast.images",
+        "clipfast.kernels.dispatch",
+        "clipfast.kernels.ops",
+        "clipfast.errors",
+    },
+    # The list of models is the towers' own; no other command looks behind clipfast.model.
+    "clipfast.commands.models": {
+        "clipfast.commands",
+        "clipfast.towers.openclip_models",
+        "clipfast.model",
+        "clipfast.errors",
+    },
+    "clipfast.cli": {"clipfast.commands", "clipfast.errors"},
+}
+ANYONE_MAY_ASK_THE_VERSION = {"clipfast.cli", "clipfast.commands"}  # `import clipfast`
+
+# Packages that models come from → the only modules that may import them.
+HOMES = {
+    "open_clip": ("clipfast.towers.openclip", "clipfast.towers.openclip_models", "clipfast.scenes"),
+    "timm": ("clipfast.towers.timm",),
+    "transformers": ("clipfast.towers.huggingface",),
+}
+
+
+def below(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    """Every module's name and file; ``clipfast/kernels`` is a link to ``kernels``."""
+    for folder, package in (("clipfast", "clipfast"), ("kernels", "clipfast.kernels")):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            inside = path.relative_to(ROOT / folder).with_suffix("").parts
+            if package == "clipfast" and inside[0] == "kernels":
+                continue
+            parts = inside[:-1] if inside[-1] == "__init__" else inside
+            yield ".".join((package, *parts)), path
+
+
+MODULES = dict(sources())
+
+
+def imports(module: str) -> set[str]:
+    """Everything a module imports, anywhere in it; of ``from a import b``, ``a.b`` where that is a module."""
+    path, found = MODULES[module], set()
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                stem = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*stem, *([base] if base else [])])
+            names = {f"{base}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else base for name in names}
+    return found
+
+
+def layer(module: str) -> str | None:
+    fitting = [name for name in ALLOWED if below(module, name) and (name != "clipfast" or module == "clipfast")]
+    return max(fitting, key=len, default=None)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module: str) -> None:
+    own = layer(module)
+    assert own is not None, f"{module} belongs to no layer: give it a line in ALLOWED"
+    allowed = {own, *ALLOWED[own]} - {"clipfast"}
+    wrong = {
+        name
+        for name in imports(module)
+        if below(name, "clipfast")
+        and not any(below(name, prefix) for prefix in allowed)
+        and not (name == "clipfast" and any(below(module, prefix) for prefix in ANYONE_MAY_ASK_THE_VERSION))
+    }
+    assert wrong == set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_each_package_that_models_come_from_has_one_home(module: str) -> None:
+    wrong = {
+        name
+        for name in imports(module)
+        for package, homes in HOMES.items()
+        if below(name, package) and not any(below(module, home) for home in homes)
+    }
+    assert wrong == set()
+
+
+def test_nothing_imports_the_command_line() -> None:
+    assert [module for module in MODULES if any(below(name, "clipfast.cli") for name in imports(module))] == []
+
+
+def test_the_table_is_of_modules_that_exist() -> None:
+    """A line whose layer is gone allows, and checks, nothing."""
+    named = {*ALLOWED, *(name for allowed in ALLOWED.values() for name in allowed)}
+    assert {name for name in named if not any(below(module, name) for module in MODULES)} == set()
+
+
+def test_files_fit_in_one_sitting() -> None:
+    folders = ("clipfast", "kernels", "tests", "benchmarks")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    assert len(files) > len(MODULES)
+    long = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {path: lines for path, lines in long.items() if lines > LONGEST} == {}
+
+
+# --------------------------------------------------------------------------------------------- in a fresh process
+
+
+def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_importing_clipfast_imports_neither_torch_nor_numpy(tmp_path: Path) -> None:
+    heavy = ("torch", "numpy", "open_clip", "PIL", "triton", "safetensors")
+    done = run(f"import sys, clipfast; print([name for name in {heavy!r} if name in sys.modules])", tmp_path)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_kernels_is_no_package_of_its_own(tmp_path: Path) -> None:
+    """A package of that name exists elsewhere and transformers looks for it: this one never answers to it."""
+    refused = run("import kernels", ROOT)
+    assert refused.returncode != 0
+    assert refused.stderr.rstrip().splitlines()[-1] == (
+        "ImportError: this folder is the package clipfast.kernels and was imported as 'kernels': "
+        "install clipfast and write `import clipfast.kernels`"
+    )
+    assert run("import clipfast.kernels.ops", tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("name", clipfast.__all__)
+def test_every_public_name_is_there_and_documented(name: str) -> None:
+    value = getattr(clipfast, name)
+    assert name in dir(clipfast)
+    assert value.__name__ == name
+    assert value.__module__.startswith("clipfast.")
+    assert (value.__doc__ or "").strip()
+
+
+def test_a_name_that_is_not_public() -> None:
+    with pytest.raises(AttributeError, match="module 'clipfast' has no attribute 'decompose'"):
+        _ = clipfast.decompose
+    assert len(set(clipfast.__all__)) == len(clipfast.__all__)
+
+
+# ------------------------------------------------------------------------------------------------- tracked files
+
+HOUSEHOLD = re.compile(
+    r"(?<![\w.:/-])/(?:work|root|home)/\w"  # somebody's folders
+    r"|--(?:extra-)?index-url|\bPIP_\w*INDEX_URL"  # somebody's package index
+    r"|https?://[\w.-]*(?:artifactory|nexus|registry|pypi)[\w.-]*(?<!//pypi\.org)[:/]"
+)
+
+
+def test_the_household_pattern_finds_what_it_is_for() -> None:
+    slash = "/"
+    for text in (
+        f"{slash}work/main/x",
+        f'open("{slash}root/x")',
+        "pip install --index" + "-url x",
+        "http:" + "//nexus.local/x",
+    ):
+        assert HOUSEHOLD.search(text), text
+    for text in ("a/work/b", "https://pypi.org/project/clipfast", "images/root/x", "the network"):
+        assert not HOUSEHOLD.search(text), text
+
+
+def test_tracked_files_name_no_machine() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0 or not listed.stdout:
+        pytest.skip("not a git checkout")
+    found = []
+    for name in listed.stdout.rstrip("\0").split("\0"):
+        path = ROOT / name
+        if path.is_symlink() or not path.is_file():
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # weights and pictures
+        found += [f"{name}: {match.group()}" for match in HOUSEHOLD.finditer(text)]
+    assert found == []

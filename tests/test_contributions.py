@@ -1,0 +1,224 @@
+"""Contributions: what its parts have to do with each other, and what it refuses."""
+
+import pytest
+import torch
+from builders import directions, pixels, vision_tower
+from measures import error
+from tolerances import FLOAT64
+
+from clipfast import Contributions, InputError, Model, NotKept, wrap
+
+TEXTS = directions(3, 20, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return wrap(vision_tower(dtype=torch.float64))
+
+
+@pytest.fixture(scope="module")
+def images(model: Model) -> torch.Tensor:
+    return pixels(model.module, 2, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def full(model: Model, images: torch.Tensor) -> Contributions:
+    return model.decompose(images, texts=TEXTS, maps="per_head", attention=True, tokens=True)
+
+
+# ------------------------------------------------------------------------------------------------ parts and wholes
+
+
+def test_codes_times_basis_are_heads(full: Contributions) -> None:
+    """c = [z, 1, μ, σ]/(σ n) @ basis, written out for every head."""
+    basis, scale = full.basis, 1 / (full.std * full.norm)
+    for layer in range(3):
+        for head in range(2):
+            constants = (
+                basis.biases[layer] + torch.outer(full.mean, basis.mean_row) + torch.outer(full.std, basis.std_row)
+            )
+            want = full.codes[:, layer, head] @ basis.values(layer)[head] + constants * scale[:, None]
+            assert error(full.heads()[:, layer, head], want) <= FLOAT64
+
+
+def test_one_head_is_that_of_all(full: Contributions) -> None:
+    heads = full.heads()
+    for layer in range(3):
+        for head in range(2):
+            assert error(full.head(layer, head), heads[:, layer, head]) <= FLOAT64
+            assert error(full.head(layer - 3, head), heads[:, layer, head]) <= FLOAT64
+
+
+def test_tokens_sum_to_heads(full: Contributions) -> None:
+    for layer in range(3):
+        tokens = full.tokens(layer)
+        assert tokens.shape == (2, 10, 2, 20)
+        assert error(tokens.sum(1), full.heads()[:, layer]) <= FLOAT64
+        assert torch.equal(full.tokens(layer - 3), tokens)
+        for head in range(2):
+            assert error(full.tokens(layer, head), tokens[:, :, head]) <= FLOAT64
+
+
+def test_everything_sums_to_the_embedding(full: Contributions) -> None:
+    total = full.heads().sum((1, 2)) + full.mlps.sum(1) + full.rest
+    whole = full.embedding / full.norm[:, None]
+    assert error(total, whole) <= FLOAT64
+    assert error(full.total(), total) <= FLOAT64
+    assert full.check() == error(full.total(), whole)
+    assert error(full.norm, full.embedding.norm(dim=-1)) <= FLOAT64
+
+
+def test_check_sees_a_wrong_term(model: Model, images: torch.Tensor) -> None:
+    found = model.decompose(images)
+    found.mlps[1, 0, 3] += 0.25
+    assert abs(found.check() - 0.25) <= FLOAT64
+
+
+def test_attention_rows_sum_to_one(full: Contributions) -> None:
+    assert full.attention.shape == (2, 3, 2, 10)
+    assert error(full.attention.sum(-1), torch.ones(2, 3, 2)) <= FLOAT64
+
+
+def test_scores_are_terms_towards_texts(full: Contributions) -> None:
+    heads, mlps = full.scores(TEXTS)
+    assert error(heads, full.heads() @ TEXTS.T) <= FLOAT64
+    assert error(mlps, full.mlps @ TEXTS.T) <= FLOAT64
+    whole = full.embedding / full.norm[:, None] @ TEXTS.T
+    assert error(heads.sum((1, 2)) + mlps.sum(1), whole) <= FLOAT64
+
+
+def test_maps_are_tokens_towards_texts(full: Contributions, model: Model, images: torch.Tensor) -> None:
+    assert full.maps.shape == (2, 3, 2, 10, 3)
+    for layer in range(3):
+        assert error(full.maps[:, layer], (full.tokens(layer) @ TEXTS.T).transpose(1, 2)) <= FLOAT64
+    summed = model.decompose(images, texts=TEXTS, maps="summed")
+    assert error(summed.maps, full.maps.sum((1, 2))) <= FLOAT64
+    assert error(full.maps.sum(3), full.scores(TEXTS)[0]) <= FLOAT64
+
+
+def test_texts_alone_give_summed_maps(model: Model, images: torch.Tensor) -> None:
+    assert model.decompose(images, texts=TEXTS).maps.shape == (2, 10, 3)
+
+
+def test_patch_maps_are_rows_and_columns_without_the_class_token() -> None:
+    """A tower of 2 × 3 patches: token 1 + 3·row + column."""
+    model = wrap(vision_tower(image_size=(8, 12), patch_size=4))
+    x = pixels(model.module)
+    for maps, shape in (("summed", (2, 2, 3, 3)), ("per_head", (2, 3, 2, 2, 3, 3))):
+        found = model.decompose(x, texts=TEXTS, maps=maps)
+        patches = found.patch_maps()
+        assert patches.shape == shape
+        for row in range(2):
+            for column in range(3):
+                assert torch.equal(patches[..., row, column, :], found.maps[..., 1 + 3 * row + column, :])
+
+
+def test_images_do_not_depend_on_their_batch(model: Model, images: torch.Tensor, full: Contributions) -> None:
+    alone = model.decompose(images[1:], texts=TEXTS, maps="per_head")
+    assert error(alone.heads()[0], full.heads()[1]) <= FLOAT64
+    assert error(alone.maps[0], full.maps[1]) <= FLOAT64
+    assert len(alone) == 1
+    assert len(full) == 2
+
+
+# -------------------------------------------------------------------------------------------------- layer subsets
+
+
+@pytest.mark.parametrize("layers", [[2], [0, 2], [-1, 0], [1, 1, -2], [2, 1, 0], []])
+def test_a_subset_keeps_its_layers_and_the_sum_of_the_rest(
+    layers: list[int], model: Model, images: torch.Tensor, full: Contributions
+) -> None:
+    kept = sorted({layer % 3 for layer in layers})
+    left_out = [layer for layer in range(3) if layer not in kept]
+    found = model.decompose(images, texts=TEXTS, maps="per_head", attention=True, tokens=True, layers=layers)
+    assert found.layers == tuple(kept)
+    assert error(found.codes, full.codes[:, kept]) <= FLOAT64
+    assert error(found.heads(), full.heads()[:, kept]) <= FLOAT64
+    assert error(found.attention, full.attention[:, kept]) <= FLOAT64
+    assert error(found.maps, full.maps[:, kept]) <= FLOAT64
+    assert error(found.scores(TEXTS)[0], full.scores(TEXTS)[0][:, kept]) <= FLOAT64
+    assert error(found.rest, full.heads()[:, left_out].sum((1, 2))) <= FLOAT64
+    assert found.check() <= FLOAT64
+    for layer in kept:  # labels are the model's layers, not positions
+        assert error(found.tokens(layer), full.tokens(layer)) <= FLOAT64
+        assert error(found.head(layer - 3, 1), full.head(layer, 1)) <= FLOAT64
+    for layer in left_out:
+        with pytest.raises(InputError, match=rf"^layer {layer} was not kept: the layers here are \["):
+            found.head(layer, 0)
+
+
+def test_rest_is_zero_when_all_are_kept(full: Contributions) -> None:
+    assert full.layers == (0, 1, 2)
+    assert torch.equal(full.rest, torch.zeros(2, 20, dtype=torch.float64))
+
+
+def test_summed_maps_of_a_subset_are_of_its_layers(model: Model, images: torch.Tensor, full: Contributions) -> None:
+    found = model.decompose(images, texts=TEXTS, maps="summed", layers=[0, 2])
+    assert error(found.maps, full.maps[:, [0, 2]].sum((1, 2))) <= FLOAT64
+
+
+# ---------------------------------------------------------------------------------------------------------- errors
+
+
+def test_what_was_not_kept_is_named(model: Model, images: torch.Tensor) -> None:
+    bare = model.decompose(images)
+    with pytest.raises(NotKept, match=r"^attention was not kept: decompose with attention=True$"):
+        _ = bare.attention
+    with pytest.raises(NotKept, match=r"^maps were not kept: decompose with texts=… and maps="):
+        _ = bare.maps
+    with pytest.raises(NotKept, match="maps were not kept"):
+        bare.patch_maps()
+    with pytest.raises(NotKept, match=r"^tokens were not kept: decompose with tokens=True$"):
+        bare.tokens(0)
+
+
+@pytest.mark.parametrize("layer", [3, -4, 99])
+def test_a_layer_that_does_not_exist(full: Contributions, layer: int) -> None:
+    for read in (lambda: full.head(layer, 0), lambda: full.tokens(layer)):
+        with pytest.raises(InputError, match=rf"^layer {layer} was not kept: the layers here are \[0, 1, 2\]$"):
+            read()
+
+
+@pytest.mark.parametrize("head", [2, -1, 99])
+def test_a_head_that_does_not_exist(full: Contributions, head: int) -> None:
+    for read in (lambda: full.head(0, head), lambda: full.tokens(0, head)):
+        with pytest.raises(InputError, match=rf"^head {head} does not exist: heads are 0 to 1$"):
+            read()
+
+
+@pytest.mark.parametrize("shape", [(20,), (3, 19), (1, 3, 20)])
+def test_scores_towards_features_of_another_width(full: Contributions, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"^text_features has shape \[.*\], expected \[texts, 20\]$"):
+        full.scores(torch.ones(shape))
+
+
+def test_repr_says_what_is_there(full: Contributions, model: Model, images: torch.Tensor) -> None:
+    assert repr(full) == (
+        "Contributions(2 images, 3 layers, 2 heads, head_dim 16, embed_dim 20, centring 'uniform', "
+        "kept ['attention', 'maps', 'tokens'])"
+    )
+    assert repr(model.decompose(images, centring="termwise")).endswith("centring 'termwise', kept [])")
+
+
+# ------------------------------------------------------------------------------------------------------- no images
+
+
+def test_no_images_at_all(model: Model) -> None:
+    none = pixels(model.module, 0, dtype=torch.float64)
+    for maps, shape in (("summed", (0, 10, 3)), ("per_head", (0, 3, 2, 10, 3))):
+        found = model.decompose(none, texts=TEXTS, maps=maps, attention=True, tokens=True)
+        assert len(found) == 0
+        assert found.check() == 0.0
+        assert found.embedding.shape == found.rest.shape == (0, 20)
+        assert found.codes.shape == (0, 3, 2, 16)
+        assert found.heads().shape == (0, 3, 2, 20)
+        assert found.mlps.shape == (0, 4, 20)
+        assert found.attention.shape == (0, 3, 2, 10)
+        assert found.tokens(1).shape == (0, 10, 2, 20)
+        assert found.maps.shape == shape
+        assert [part.shape for part in found.scores(TEXTS)] == [(0, 3, 2, 3), (0, 4, 3)]
+
+
+def test_an_empty_list_of_images(model: Model) -> None:
+    assert len(model.decompose([])) == 0
+    assert model.encode_image([]).shape == (0, 20)

@@ -1,0 +1,163 @@
+"""Contributions.save and .load: the same bits come back, and what is not such a file is refused."""
+
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from builders import clip_model, directions, pixels, vision_tower
+from safetensors.torch import save_file
+
+from clipfast import Contributions, InputError, Model, wrap
+
+TENSORS = [
+    field.name
+    for field in fields(Contributions)
+    if field.name not in ("layers", "grid", "basis", "texts", "kept_values")
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return wrap(clip_model())
+
+
+def assert_same(have: Contributions, want: Contributions) -> None:
+    for name in TENSORS:
+        old, new = getattr(want, name), getattr(have, name)
+        assert (old is None) == (new is None), name
+        if old is not None:
+            assert old.dtype == new.dtype, name
+            assert torch.equal(old, new), name
+    assert (have.layers, have.grid, have.texts) == (want.layers, want.grid, want.texts)
+    assert (have.basis.heads, have.basis.centring) == (want.basis.heads, want.basis.centring)
+    assert torch.equal(have.heads(), want.heads())
+    assert have.check() == want.check()
+    if want.kept_values is not None:
+        for layer in want.layers:
+            assert torch.equal(have.tokens(layer), want.tokens(layer))
+    if want.kept_maps is not None:
+        assert torch.equal(have.patch_maps(), want.patch_maps())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"texts": ["a red star", "naïve café, “quoted”"], "maps": "per_head", "attention": True, "tokens": True},
+        {"texts": directions(3, 20), "maps": "summed", "centring": "termwise"},
+        {"layers": [-1], "tokens": True, "attention": True},
+        {"layers": [], "texts": directions(1, 20)},
+    ],
+    ids=["bare", "everything", "termwise", "one layer", "no layer"],
+)
+def test_what_is_saved_comes_back(model: Model, options: dict, tmp_path: Path) -> None:
+    found = model.decompose(pixels(model.module.visual), **options)
+    found.save(tmp_path / "found.safetensors")
+    assert_same(Contributions.load(tmp_path / "found.safetensors"), found)
+
+
+def test_saving_what_was_loaded_gives_the_same_file(model: Model, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    model.decompose(pixels(model.module.visual), texts=["a"], tokens=True, layers=[1]).save(first)
+    Contributions.load(first).save(str(second))
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_come_back(dtype: torch.dtype, tmp_path: Path) -> None:
+    visual = vision_tower(dtype=dtype)
+    found = wrap(visual).decompose(pixels(visual, dtype=dtype), attention=True, tokens=True)
+    found.save(tmp_path / "found")
+    assert_same(Contributions.load(tmp_path / "found"), found)
+
+
+def test_no_images_come_back(model: Model, tmp_path: Path) -> None:
+    found = model.decompose(pixels(model.module.visual, 0), texts=["a"], attention=True)
+    found.save(tmp_path / "none")
+    assert_same(Contributions.load(tmp_path / "none"), found)
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("once", "again"):
+        model = wrap(clip_model(seed=4))
+        found = model.decompose(
+            pixels(model.module.visual), texts=["a", "b"], maps="per_head", attention=True, tokens=True
+        )
+        found.save(tmp_path / name)
+    assert (tmp_path / "once").read_bytes() == (tmp_path / "again").read_bytes()
+
+
+def test_a_loaded_file_can_be_deleted(model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "found"
+    found = model.decompose(pixels(model.module.visual))
+    found.save(path)
+    loaded = Contributions.load(path)
+    path.unlink()
+    assert torch.equal(loaded.heads(), found.heads())
+
+
+def test_a_loaded_file_can_be_overwritten(model: Model, tmp_path: Path) -> None:
+    """What was loaded does not change, or vanish, with the file."""
+    path = tmp_path / "found"
+    found = model.decompose(pixels(model.module.visual))
+    found.save(path)
+    loaded = Contributions.load(path)
+    model.decompose(pixels(model.module.visual, seed=1)).save(path)
+    assert_same(loaded, found)
+
+
+def test_a_file_can_be_saved_back_where_it_came_from(model: Model, tmp_path: Path) -> None:
+    """In a process of its own: reading memory of a file that has been cut off ends the process."""
+    path = tmp_path / "found"
+    model.decompose(pixels(model.module.visual), tokens=True).save(path)
+    before = path.read_bytes()
+    script = "import sys, clipfast; clipfast.Contributions.load(sys.argv[1]).save(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-300:]}"
+    assert path.read_bytes() == before
+
+
+# ---------------------------------------------------------------------------------------------------------- errors
+
+
+def test_a_truncated_file(model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "found"
+    model.decompose(pixels(model.module.visual)).save(path)
+    whole = path.read_bytes()
+    for size in (0, 4, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError, match=r"found is damaged or not a safetensors file \("):
+            Contributions.load(path)
+
+
+def test_another_kind_of_file(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("not a tensor in sight\n" * 20)
+    with pytest.raises(InputError, match=r"notes.txt is damaged or not a safetensors file"):
+        Contributions.load(path)
+
+
+def test_somebody_elses_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    for metadata in (None, {"format": "pt"}):
+        save_file({"weight": torch.ones(2)}, path, metadata=metadata)
+        with pytest.raises(InputError, match=r"is a safetensors file, but not one that Contributions\.save wrote$"):
+            Contributions.load(path)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Contributions.load(tmp_path / "nowhere")
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=str(tmp_path)):
+        Contributions.load(tmp_path)
+
+
+def test_a_place_that_cannot_be_written(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="nowhere"):
+        model.decompose(pixels(model.module.visual)).save(tmp_path / "nowhere" / "found")

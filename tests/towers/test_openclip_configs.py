@@ -1,0 +1,60 @@
+"""Every model open_clip knows: decomposed exactly, or refused for a listed reason."""
+
+import open_clip
+import pytest
+import torch
+from builders import named_tower, pixels
+from measures import relative_error
+from tolerances import EMBEDDING_FLOAT32, SUM_FLOAT32
+
+from clipfast import UnsupportedTower, wrap
+from clipfast.towers import openclip, openclip_models
+
+
+def shrink(vision: dict[str, object]) -> dict[str, object]:
+    """Two layers, two heads as wide as the config's, four patches a side; every other flag as it is."""
+    patch = vision["patch_size"]
+    return {"layers": 2, "width": 2 * vision.get("head_width", 64), "image_size": 4 * patch, "embed_dim": 32}
+
+
+@pytest.mark.parametrize("name", open_clip.list_models())
+def test_decomposes_or_is_refused(name: str) -> None:
+    vision = open_clip.get_model_config(name)["vision_cfg"]
+    if "timm_model_name" in vision or isinstance(vision["layers"], list):
+        # Not open_clip's VisionTransformer: the config alone decides; real modules of both kinds are refused in
+        # test_openclip_refusals.
+        assert [key for key, _ in openclip_models.supports(name)] == [
+            "timm" if "timm_model_name" in vision else "resnet"
+        ]
+        return
+    visual = named_tower(name, **shrink(vision))
+    refused = openclip.refusals(visual)
+    assert [key for key, _ in refused] == [key for key, _ in openclip_models.supports(name)]
+    if refused:
+        assert {key for key, _ in refused} <= set(openclip.REFUSALS)
+        with pytest.raises(UnsupportedTower) as caught:
+            wrap(visual)
+        assert caught.value.reasons == [text for _, text in refused]
+        return
+    model, images = wrap(visual), pixels(visual)
+    with torch.no_grad():
+        plain = visual(images)
+    plain = plain[0] if isinstance(plain, tuple) else plain
+    found = model.decompose(images)
+    assert found.check() <= SUM_FLOAT32
+    assert relative_error(found.embedding, plain) <= EMBEDDING_FLOAT32
+    assert torch.equal(model.encode_image(images), plain)
+
+
+def test_the_well_known_models_are_supported() -> None:
+    """The walk above would also pass if everything were refused."""
+    names = [
+        "ViT-B-32",
+        "ViT-B-16-quickgelu",
+        "ViT-L-14-336",
+        "ViT-H-14",
+        "ViT-g-14",
+        "ViT-bigG-14-CLIPA",
+        "ViT-M-16-alt",
+    ]
+    assert {name: openclip_models.supports(name) for name in names} == {name: [] for name in names}

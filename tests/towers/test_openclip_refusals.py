@@ -1,0 +1,230 @@
+"""Every refusal is reached by a real module, and nothing that changes the result passes unrefused."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from builders import ROOT, pixels, randomise, vision_tower
+from measures import relative_error
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import LayerNorm, QuickGELU, VisionTransformer
+from tolerances import EMBEDDING_FLOAT32
+from torch import nn
+
+from clipfast import UnsupportedTower, wrap
+from clipfast.towers.openclip import REFUSALS, refusals
+
+
+class OwnTower(VisionTransformer):
+    """Somebody's subclass, whose forward may do anything."""
+
+
+class Adapted(nn.Linear):
+    """A linear layer with an adapter, as fine-tuning packages put in place."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 1
+
+
+def adapted(linear: nn.Linear) -> Adapted:
+    layer = Adapted(linear.in_features, linear.out_features)
+    layer.load_state_dict(linear.state_dict())
+    return layer
+
+
+def replaced() -> nn.Module:
+    visual = vision_tower()
+    block = visual.transformer.resblocks[1]
+    block.mlp.c_fc = adapted(block.mlp.c_fc)
+    return visual
+
+
+def without_projection() -> nn.Module:
+    visual = vision_tower()
+    visual.proj = None
+    return visual
+
+
+POOLER = {"attentional_pool": True, "attn_pooler_heads": 2, "attn_pooler_queries": 4}
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "resnet": partial(ModifiedResNet, layers=(1, 1, 1, 1), output_dim=16, heads=4, image_size=32, width=8),
+    "timm": partial(TimmModel, "vit_tiny_patch16_224", embed_dim=16, image_size=32, pretrained=False),
+    "class": partial(OwnTower, 16, 8, 32, 1, 2, 2.0),
+    "attentional_pool": partial(vision_tower, **POOLER),
+    "norm_before_pool": partial(vision_tower, pool_type="avg"),
+    "pool": partial(vision_tower, pool_type="none"),
+    "qk_norm": partial(vision_tower, qk_norm=True),
+    "scaled_cosine": partial(vision_tower, scaled_cosine_attn=True),
+    "scale_heads": partial(vision_tower, scale_heads=True),
+    "scale_attn_inner": partial(vision_tower, scale_attn_inner=True),
+    "scale_attn": partial(vision_tower, scale_attn=True),
+    "scale_fc": partial(vision_tower, scale_fc=True),
+    "activation": partial(vision_tower, act_layer=nn.SiLU),
+    "projection": without_projection,
+    "training": lambda: vision_tower(patch_dropout=0.5).train(),
+    "replaced": replaced,
+}
+
+
+def test_every_refusal_has_a_module() -> None:
+    assert set(MODULES) == set(REFUSALS)
+
+
+@pytest.mark.parametrize("key", MODULES)
+def test_is_refused_for_its_reason_alone(key: str) -> None:
+    visual = MODULES[key]()
+    assert [found for found, _ in refusals(visual)] == [key]
+    with pytest.raises(UnsupportedTower) as caught:
+        wrap(visual)
+    message = str(caught.value)
+    assert REFUSALS[key] in message
+    assert message.startswith(f"cannot decompose {type(visual).__name__}: ")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("pooling", ["parallel", "cascade"])
+def test_both_poolers_in_a_row_are_attentional_pooling(pooling: str) -> None:
+    visual = vision_tower(**{**POOLER, "attentional_pool": pooling})
+    assert [key for key, _ in refusals(visual)] == ["attentional_pool"]
+
+
+def test_all_reasons_stand_in_one_message() -> None:
+    flags = {"qk_norm": True, "scale_heads": True, "scale_attn_inner": True, "scale_attn": True, "scale_fc": True}
+    visual = vision_tower(pool_type="avg", act_layer=nn.ReLU, patch_dropout=0.5, **flags).train()
+    visual.proj = None
+    block = visual.transformer.resblocks[-1]
+    block.attn.out_proj = adapted(block.attn.out_proj)
+    with pytest.raises(UnsupportedTower) as caught:
+        wrap(visual)
+    want = {*flags, "norm_before_pool", "activation", "training", "projection", "replaced"}
+    assert sorted(caught.value.reasons) == sorted(REFUSALS[key] for key in want)
+    assert all(REFUSALS[key] in str(caught.value) for key in want)
+
+
+def test_patch_dropout_in_eval_mode_decomposes() -> None:
+    visual = vision_tower(patch_dropout=0.5)
+    images = pixels(visual)
+    with torch.no_grad():
+        assert relative_error(wrap(visual).decompose(images).embedding, visual(images)) <= EMBEDDING_FLOAT32
+
+
+def test_the_readme_lists_every_refusal() -> None:
+    readme = ROOT / "README.md"
+    if not readme.is_file():
+        pytest.skip("README.md is not written yet")
+    text = " ".join(readme.read_text(encoding="utf-8").split())
+    assert [key for key, sentence in REFUSALS.items() if sentence not in text] == []
+
+
+# What someone may have done to a tower before wrapping it. Each changes what the module computes, so a decomposition
+# must either refuse it or follow it; a tower that silently computes something else is the worst of all.
+
+
+class Doubled(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.inner(x)
+
+
+class Convolution(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def replace_patch_embedding(visual: Any) -> None:
+    conv = Convolution(3, 32, 8, stride=8, bias=False)
+    conv.load_state_dict(visual.conv1.state_dict())
+    visual.conv1 = conv
+
+
+def give_patch_embedding_a_bias(visual: Any) -> None:
+    visual.conv1 = randomise(nn.Conv2d(3, 32, 8, stride=8, bias=True), seed=5)
+
+
+def replace_first_norm(visual: Any) -> None:
+    visual.ln_pre = nn.RMSNorm(32)
+
+
+def replace_last_norm(visual: Any) -> None:
+    visual.ln_post = nn.Identity()
+
+
+def derive_last_norm(visual: Any) -> None:
+    class Shifted(LayerNorm):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + 1
+
+    visual.ln_post = Shifted(32)
+
+
+def derive_block_norm(visual: Any) -> None:
+    class Shifted(LayerNorm):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + 1
+
+    visual.transformer.resblocks[0].ln_1 = Shifted(32)
+
+
+def drop_last_norms_bias(visual: Any) -> None:
+    visual.ln_post = nn.LayerNorm(32, bias=False)
+
+
+def mix_activations(visual: Any) -> None:
+    visual.transformer.resblocks[1].mlp.gelu = QuickGELU()
+
+
+def lengthen_an_mlp(visual: Any) -> None:
+    visual.transformer.resblocks[1].mlp.append(nn.Tanh())
+
+
+def replace_a_layer_scale(visual: Any) -> None:
+    visual.transformer.resblocks[1].ls_1 = Doubled(visual.transformer.resblocks[1].ls_1)
+
+
+def change_the_heads(visual: Any) -> None:
+    attention = nn.MultiheadAttention(32, 4, batch_first=True)
+    visual.transformer.resblocks[1].attn = randomise(attention, seed=6).eval()
+
+
+def attend_to_a_learned_key(visual: Any) -> None:
+    attention = nn.MultiheadAttention(32, 2, batch_first=True, add_bias_kv=True)
+    visual.transformer.resblocks[1].attn = randomise(attention, seed=6).eval()
+
+
+CHANGES = [
+    replace_patch_embedding,
+    give_patch_embedding_a_bias,
+    replace_first_norm,
+    replace_last_norm,
+    derive_last_norm,
+    derive_block_norm,
+    drop_last_norms_bias,
+    mix_activations,
+    lengthen_an_mlp,
+    replace_a_layer_scale,
+    change_the_heads,
+    attend_to_a_learned_key,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_changed_tower_is_refused_or_followed(change: Callable[[Any], None]) -> None:
+    visual = vision_tower()
+    images = pixels(visual)
+    with torch.no_grad():
+        before = visual(images)
+        change(visual)
+        after = visual(images)
+    assert relative_error(after, before) > EMBEDDING_FLOAT32, "this change changes nothing"
+    try:
+        model = wrap(visual)
+    except UnsupportedTower:
+        return
+    found = relative_error(model.decompose(images).embedding, after)
+    assert found <= EMBEDDING_FLOAT32, "taken for a plain tower, and decomposed into something else"
