@@ -24,6 +24,7 @@ test: $(STAMP)   ## run the tests
 
 lint: $(STAMP)   ## ruff: style and imports
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
 
 types: $(STAMP)  ## mypy --strict over the package
 	@$(BIN)/mypy

@@ -148,6 +148,13 @@ class _Collector:
             else:
                 self.maps[:, position] = ops.head_maps(alpha, value, text_basis, backend=self.request.backend)
 
+    def map_tokens(self, layer: int, alpha: Tensor, tokens: Tensor, value_weight: Tensor, value_bias: Tensor) -> None:
+        """Adds one layer to summed maps without its values, from what they are projected from, ``[B, N, W]``."""
+        if self.maps is None or self.request.text_basis is None:
+            return
+        basis, backend = self.request.text_basis.values(layer), self.request.backend
+        ops.text_maps_from_tokens(alpha, tokens, value_weight, value_bias, basis, self.maps, backend=backend)
+
     def finish(self, embedding: Tensor, mean: Tensor, std: Tensor, basis: FoldedTower) -> Contributions:
         """Scales everything by the image's μ, σ and n, once."""
         tower, request = self.tower, self.request
@@ -184,7 +191,7 @@ class _Collector:
 def _last_attention(tower: Tower, x: Tensor, kept: _Collector) -> Tensor:
     """Attention of the last block for the class token alone, ``[B, N, W] → [B, W]``, reported to ``kept``.
 
-    Keys are never formed (``q·W_K x = (W_Kᵀq)·x``), values only for maps and tokens.
+    Keys are never formed (``q·W_K x = (W_Kᵀq)·x``), values only for tokens and maps per head.
     """
     layer = tower.layers - 1
     block, heads = tower.blocks[-1], tower.heads
@@ -193,17 +200,15 @@ def _last_attention(tower: Tower, x: Tensor, kept: _Collector) -> Tensor:
     query_weight, key_weight, value_weight = block.in_weight.chunk(3)
     query_bias, _, value_bias = (None, None, None) if block.in_bias is None else block.in_bias.chunk(3)
     query = F.linear(normed[:, 0], query_weight, query_bias).view(images, heads, tower.head_dim)
-    z, alpha = ops.query_row_from_tokens(
-        query,
-        normed,
-        key_weight.view(heads, -1, tower.width),
-        value_weight.view(heads, -1, tower.width),
-        (value_weight.new_zeros(value_weight.shape[0]) if value_bias is None else value_bias).view(heads, -1),
-        backend=kept.request.backend,
-    )
+    key_by_head, value_by_head = (weight.view(heads, -1, tower.width) for weight in (key_weight, value_weight))
+    bias = (value_weight.new_zeros(len(value_weight)) if value_bias is None else value_bias).view(heads, -1)
+    z, alpha = ops.query_row_from_tokens(query, normed, key_by_head, value_by_head, bias, backend=kept.request.backend)
     value = None
     if kept.wants_values(layer):
-        value = F.linear(normed, value_weight, value_bias).view(images, tokens, heads, tower.head_dim)
+        if kept.request.tokens or kept.request.maps == "per_head":
+            value = F.linear(normed, value_weight, value_bias).view(images, tokens, heads, tower.head_dim)
+        else:
+            kept.map_tokens(layer, alpha, normed, value_by_head, bias)
     kept.attended(layer, z, alpha, value)
     return project_out(z.flatten(1).to(x.dtype), block)
 

@@ -77,6 +77,24 @@ def text_maps(alpha: Tensor, value: Tensor, text_basis: Tensor, out: Tensor) -> 
     return out
 
 
+def text_maps_from_tokens(
+    alpha: Tensor, tokens: Tensor, value_weight: Tensor, value_bias: Tensor, text_basis: Tensor, out: Tensor
+) -> Tensor:
+    """Adds :func:`clipfast.kernels.reference.text_maps_from_tokens` to ``out [B, N, T]`` and returns it.
+
+    ``<W_V x, U> = <x, W_Vᵀ U>``: one product with ``H·T`` columns where forming the values takes ``H·E`` of them.
+    """
+    heads, head_dim, texts = text_basis.shape
+    if heads * texts >= tokens.shape[2]:
+        flat = F.linear(tokens, value_weight.flatten(0, 1).to(tokens.dtype), value_bias.flatten().to(tokens.dtype))
+        return text_maps(alpha, flat.unflatten(2, (heads, head_dim)), text_basis, out)
+    folded = torch.bmm(value_weight.to(out.dtype).transpose(1, 2), text_basis)  # [H, W, T]
+    products = tokens.to(out.dtype) @ folded.transpose(0, 1).flatten(1)  # [B, N, H·T]
+    shift = torch.bmm(value_bias.to(out.dtype)[:, None], text_basis)[:, 0]  # [H, T]
+    products = products.unflatten(2, (heads, texts)).add_(shift).mul_(alpha.transpose(1, 2)[..., None])
+    return out.add_(products.sum(2))
+
+
 def _products(value: Tensor, basis: Tensor) -> Tensor:
     """``v @ M[h]`` for every head, ``[B, N, H, E] × [H, E, C] → [H, B, N, C]``."""
     images, tokens, heads, head_dim = value.shape

@@ -108,6 +108,47 @@ def text_maps(alpha: Tensor, value: Tensor, text_basis: Tensor, out: Tensor, *, 
     return result
 
 
+def text_maps_from_tokens(
+    alpha: Tensor,
+    tokens: Tensor,
+    value_weight: Tensor,
+    value_bias: Tensor,
+    text_basis: Tensor,
+    out: Tensor,
+    *,
+    backend: str = AUTO,
+) -> Tensor:
+    """:func:`text_maps`, straight from the tokens (:func:`.reference.text_maps_from_tokens`).
+
+    Args:
+        alpha: ``[B, H, N]``.
+        tokens: ``[B, N, W]``, what values are projected from.
+        value_weight: ``[H, E, W]``.
+        value_bias: ``[H, E]``.
+        text_basis: ``[H, E, T]``.
+        out: ``[B, N, T]``, contiguous, float32 or float64; changed in place.
+        backend: ``"auto"`` or a name from :data:`.dispatch.BACKENDS`.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ValueError: wrong shape or unknown backend.
+    """
+    _expect("tokens", tokens, (None, None, None))
+    images, count, width = tokens.shape
+    _expect("text_basis", text_basis, (None, None, None))
+    heads, head_dim, texts = text_basis.shape
+    _expect("alpha", alpha, (images, heads, count))
+    _expect("value_weight", value_weight, (heads, head_dim, width))
+    _expect("value_bias", value_bias, (heads, head_dim))
+    _expect("out", out, (images, count, texts))
+    result: Tensor = choose(backend).operations.text_maps_from_tokens(
+        alpha, tokens, value_weight, value_bias, text_basis, out
+    )
+    return result
+
+
 def head_maps(alpha: Tensor, value: Tensor, text_basis: Tensor, *, backend: str = AUTO) -> Tensor:
     """Per-token text scores of every head (:func:`.reference.head_maps`).
 

@@ -87,6 +87,25 @@ def text_maps(alpha: Tensor, value: Tensor, text_basis: Tensor) -> Tensor:
     return torch.einsum("bhn,bnhe,het->bnt", alpha, value, text_basis)
 
 
+def text_maps_from_tokens(
+    alpha: Tensor, tokens: Tensor, value_weight: Tensor, value_bias: Tensor, text_basis: Tensor
+) -> Tensor:
+    """:func:`text_maps` where values are linear in ``tokens`` and need not exist, ``v_n = W_V x_n + b_V``.
+
+    Args:
+        alpha: ``[B, H, N]``.
+        tokens: ``[B, N, W]``.
+        value_weight: ``[H, E, W]``.
+        value_bias: ``[H, E]``.
+        text_basis: ``[H, E, T]``.
+
+    Returns:
+        ``[B, N, T]``.
+    """
+    value = torch.einsum("bnw,hew->bnhe", tokens, value_weight) + value_bias
+    return text_maps(alpha, value, text_basis)
+
+
 def head_maps(alpha: Tensor, value: Tensor, text_basis: Tensor) -> Tensor:
     """:func:`text_maps` before the sum over heads, ``[B, H, N, T]``."""
     return torch.einsum("bhn,bnhe,het->bhnt", alpha, value, text_basis)

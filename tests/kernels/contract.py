@@ -196,6 +196,30 @@ class OpsContract:
         want = before.double() + reference.text_maps(*in_double(*arguments))
         assert relative_error(out, want) <= OP_FLOAT32
 
+    def draw_unformed_values(self, tokens: int, head_dim: int, texts: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        alpha, _, basis = draw_weighted_values(tokens, head_dim, texts, dtype)
+        _, tokens_in, _, value_weight, value_bias = self.draw_query(tokens, head_dim, dtype)
+        return alpha, tokens_in, value_weight, value_bias, basis
+
+    @pytest.mark.parametrize("texts", COLUMNS)  # few: without the values; 100: with them
+    @pytest.mark.parametrize(("tokens", "head_dim"), SHAPES)
+    def test_text_maps_from_tokens(self, tokens: int, head_dim: int, texts: int) -> None:
+        arguments = self.draw_unformed_values(tokens, head_dim, texts, torch.float32)
+        before = draw(5, IMAGES, tokens, texts)
+        out = before.clone()
+        assert ops.text_maps_from_tokens(*arguments, out, backend=self.backend) is out
+        want = before.double() + reference.text_maps_from_tokens(*in_double(*arguments))
+        assert relative_error(out, want) <= OP_FLOAT32
+
+    @pytest.mark.parametrize("texts", COLUMNS)
+    def test_text_maps_from_tokens_in_bfloat16(self, texts: int) -> None:
+        alpha, *arguments, basis = self.draw_unformed_values(50, 64, texts, torch.bfloat16)
+        out = torch.zeros(IMAGES, 50, texts)
+        ops.text_maps_from_tokens(alpha, *arguments, basis, out, backend=self.backend)
+        exact = reference.text_maps_from_tokens(*in_double(alpha, *arguments, basis))
+        low = reference.text_maps_from_tokens(*(part.bfloat16() for part in (alpha, *arguments, basis)))
+        assert error(out, exact) <= LOW_PRECISION_FACTOR * error(low, exact) + floor(exact)
+
     @pytest.mark.parametrize("texts", COLUMNS)
     @pytest.mark.parametrize(("tokens", "head_dim"), SHAPES)
     def test_head_maps(self, tokens: int, head_dim: int, texts: int) -> None:
