@@ -21,6 +21,7 @@ _HOME = {
     "ClipfastError": "clipfast.errors",
     "ImageError": "clipfast.errors",
     "InputError": "clipfast.errors",
+    "MissingExtra": "clipfast.errors",
     "ModelError": "clipfast.errors",
     "NotKept": "clipfast.errors",
     "UnsupportedTower": "clipfast.errors",
@@ -31,6 +32,7 @@ __all__ = [
     "Contributions",
     "ImageError",
     "InputError",
+    "MissingExtra",
     "Model",
     "ModelError",
     "NotKept",
@@ -41,7 +43,15 @@ __all__ = [
 
 if TYPE_CHECKING:
     from clipfast.contributions import Contributions
-    from clipfast.errors import ClipfastError, ImageError, InputError, ModelError, NotKept, UnsupportedTower
+    from clipfast.errors import (
+        ClipfastError,
+        ImageError,
+        InputError,
+        MissingExtra,
+        ModelError,
+        NotKept,
+        UnsupportedTower,
+    )
     from clipfast.model import Model, load, wrap
 
 

@@ -6,6 +6,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import open_clip
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 from tolerances import EMBEDDING_BFLOAT16, EMBEDDING_FLOAT32, FLOAT32
 
 import clipfast
-from clipfast import InputError, ModelError, UnsupportedTower
+from clipfast import InputError, MissingExtra, ModelError, UnsupportedTower
 from clipfast.towers import openclip, openclip_models
 
 SMALL = "ViT-S-32-alt"  # the smallest vision transformer among open_clip's configs
@@ -311,3 +312,9 @@ def test_a_mismatch_is_warned_of_at_loading(checkpoint: Path, tmp_path: Path) ->
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         clipfast.load(SMALL, str(checkpoint), device="cpu")
+
+
+@pytest.mark.skipif(find_spec("transformers") is not None, reason="transformers is installed: nothing is missing")
+def test_a_missing_extra_is_named() -> None:
+    with pytest.raises(MissingExtra, match=r"roberta-ViT-B-32 needs the package transformers: .*clipfast\[hf\]"):
+        clipfast.load("roberta-ViT-B-32", device="cpu")

@@ -15,11 +15,16 @@ from clipfast.kernels.dispatch import BACKENDS
 from clipfast.model import BUNDLED
 
 OPTIONAL = {
-    "transformers": "text encoders of open_clip models that come from Hugging Face (xlm-roberta-*, mt5-*, nllb-*)",
-    "sentencepiece": "tokenizers of SigLIP and T5 text encoders",
-    "pytest_benchmark": "make bench",
+    "transformers": (
+        "hf",
+        "text encoders of open_clip models that come from Hugging Face (xlm-roberta-*, mt5-*, nllb-*)",
+    ),
+    "sentencepiece": ("hf", "tokenizers of T5 and mT5 text encoders"),
+    "ray": ("ray", "nothing yet"),
+    "jinja2": ("report", "nothing yet"),
+    "pytest_benchmark": ("dev", "make bench"),
 }
-"""Packages that clipfast runs without, and what they add."""
+"""Packages that clipfast runs without: the extra that installs each, and what it adds."""
 
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
@@ -110,6 +115,8 @@ def run(as_json: bool) -> int:
         state = "present" if model["present"] else "missing: reinstall clipfast, or train it (clipfast.scenes.training)"
         rows.append([f"model {name}", f"{state} ({model['folder']})"])
     for name, has in report["optional"].items():
-        rows.append([f"optional {name}", f"{'installed' if has else 'not installed'}: {OPTIONAL[name]}"])
+        extra, adds = OPTIONAL[name]
+        state = "installed" if has else f"not installed (pip install 'clipfast[{extra}]')"
+        rows.append([f"optional {name}", f"{state}: {adds}"])
     console.table(["what", "state"], rows)
     return 0

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
 
-from clipfast.errors import InputError, ModelError
+from clipfast.errors import InputError, MissingExtra, ModelError
 from clipfast.towers.openclip import REFUSALS, refusals, vision_module
 
 logger = logging.getLogger("clipfast")
@@ -84,6 +85,7 @@ def create(name: str, pretrained: str | None, device: torch.device, dtype: torch
 
     Raises:
         ModelError: unknown name or tag, a checkpoint that is missing, damaged or does not fit.
+        MissingExtra: a text encoder of Hugging Face without transformers.
         InputError: a dtype that is no floating-point one.
     """
     if dtype not in _PRECISION:
@@ -94,6 +96,8 @@ def create(name: str, pretrained: str | None, device: torch.device, dtype: torch
         if local is not None:
             raise ModelError(f"{name} brings its own weights: leave pretrained={pretrained!r} out")
         _check_pretrained(name, pretrained)
+    if _text_encoder_needs_transformers(name) and find_spec("transformers") is None:
+        raise MissingExtra("transformers", "hf", f"the text encoder of {name}")
     mismatch = activation_mismatch(name, pretrained)
     if mismatch:
         warnings.warn(mismatch, UserWarning, stacklevel=3)
@@ -137,6 +141,11 @@ def _resolve_name(name: str) -> str:
         hint = f"did you mean {', '.join(near)}?" if near else "see `clipfast models`"
         raise ModelError(f"no model is called {name!r}: {hint}")
     return name
+
+
+def _text_encoder_needs_transformers(name: str) -> bool:
+    config = open_clip.get_model_config(name) if ":" not in name else None
+    return bool(config and config["text_cfg"].get("hf_model_name"))
 
 
 def _check_pretrained(name: str, pretrained: str) -> None:
