@@ -223,6 +223,11 @@ def decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTower
         request: what to keep.
         basis: :func:`clipfast.basis.fold` of the tower for ``request.centring``.
     """
+    with torch.autocast(images.device.type, enabled=False):  # precision is the weights', whatever surrounds the call
+        return _decompose(tower, images, request, basis)
+
+
+def _decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTower) -> Contributions:
     x = embed(tower, images)  # [B, N, W], the residual stream
     kept = _Collector(tower, request, x)
     only_pooled = tower.layers - 1 if tower.pooling == "cls" else tower.layers

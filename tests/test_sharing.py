@@ -171,3 +171,19 @@ def test_a_model_created_in_mixed_precision() -> None:
     assert found.embedding.dtype == torch.bfloat16
     assert relative_error(found.embedding, plain) <= EMBEDDING_BFLOAT16
     assert_decomposes_in_mixed_precision(visual)
+
+
+def test_the_weights_decide_the_precision_not_what_surrounds_the_call() -> None:
+    visual = vision_tower().float()
+    images, texts = pixels(visual).float(), torch.eye(3, visual.output_dim)
+    model = wrap(visual)
+    alone = model.decompose(images, texts=texts, tokens=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        within = wrap(visual).decompose(images, texts=texts, tokens=True)
+    with torch.inference_mode():
+        inside = wrap(visual).decompose(images, texts=texts, tokens=True)
+    for other in (within, inside):
+        assert torch.equal(alone.embedding, other.embedding)
+        assert torch.equal(alone.maps, other.maps)
+        assert torch.equal(alone.heads(), other.heads())
+        assert torch.equal(alone.tokens(-1), other.tokens(-1))
