@@ -24,6 +24,11 @@ from clipfast.towers.tower import Tower
 Centring = Literal["uniform", "termwise"]
 
 
+def full_precision(like: Tensor) -> torch.autocast:
+    """Switches an autocast around the caller off: precision is that of the tensors, and kept results stay exact."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
 class Basis:
     """The model's part of every contribution.
 
@@ -192,7 +197,6 @@ def fold(tower: Tower, centring: Centring, texts: Tensor | None = None) -> Folde
         A basis whose per-layer values are made at first use; it raises :class:`InputError` then if a weight of the
         tower has changed in the meantime.
     """
-    readout = Readout(tower, centring, texts)
     version = tower.version()
 
     @torch.no_grad()
@@ -203,8 +207,10 @@ def fold(tower: Tower, centring: Centring, texts: Tensor | None = None) -> Folde
         columns = readout.matrix
         if block.attention_scale is not None:
             columns = block.attention_scale.to(columns.dtype)[:, None] * columns
-        folded = block.out_weight.to(columns.dtype).T @ columns
-        return folded.view(tower.heads, -1, columns.shape[1])
+        with full_precision(columns):
+            return (block.out_weight.to(columns.dtype).T @ columns).view(tower.heads, -1, columns.shape[1])
 
-    biases = torch.stack([block.scaled_out_bias().to(readout.matrix.dtype) for block in tower.blocks])
-    return FoldedTower(readout, biases, tower.heads, centring, values)
+    with full_precision(tower.projection):
+        readout = Readout(tower, centring, texts)
+        biases = torch.stack([block.scaled_out_bias().to(readout.matrix.dtype) for block in tower.blocks])
+        return FoldedTower(readout, biases, tower.heads, centring, values)

@@ -5,20 +5,35 @@ heads, ``N`` tokens (class token first, then patches row by row), ``E`` head_dim
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clipfast.basis import Basis, check_centring
+from clipfast.basis import Basis, check_centring, full_precision
 from clipfast.errors import InputError, NotKept
 from clipfast.kernels import ops
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _exact(method: Method) -> Method:
+    """A method that computes in the precision of the codes, also where an autocast surrounds the call."""
+
+    @wraps(method)
+    def exactly(self: "Contributions", *args: Any, **kwargs: Any) -> Any:
+        with full_precision(self.codes):
+            return method(self, *args, **kwargs)
+
+    return cast(Method, exactly)
+
 
 FORMAT = "clipfast.contributions/1"
 _TENSORS = ("embedding", "norm", "mean", "std", "codes", "mlps", "rest", "kept_attention", "kept_maps")
@@ -133,6 +148,7 @@ class Contributions:
         """Every head's contribution, ``[B, L, H, D]``, made from the codes at each call."""
         return self._heads(self.basis)
 
+    @_exact
     def _heads(self, basis: Basis) -> Tensor:
         """Contributions of all kept heads in the columns of ``basis``, ``[B, L, H, C]``."""
         out = self.codes.new_empty((*self.codes.shape[:3], basis.columns))
@@ -142,6 +158,7 @@ class Contributions:
             torch.add(part, constants[:, position, None], out=out[:, position])
         return out
 
+    @_exact
     def head(self, layer: int, head: int) -> Tensor:
         """One head's contribution, ``[B, D]``.
 
@@ -158,6 +175,7 @@ class Contributions:
         constants = self.basis.constants(self.mean, self.std, [label])[:, 0] * self._scale()[:, None]
         return self.codes[:, position, head] @ self.basis.values(label)[head] + constants
 
+    @_exact
     def tokens(self, layer: int, head: int | None = None) -> Tensor:
         """Every token's part of one layer's heads, or of one head.
 
@@ -188,6 +206,7 @@ class Contributions:
         parts *= self._scale()[:, None, None, None]
         return parts if head is None else parts[:, :, 0]
 
+    @_exact
     def scores(self, text_features: Tensor) -> tuple[Tensor, Tensor]:
         """Every term's share of the similarity with texts.
 
@@ -208,6 +227,7 @@ class Contributions:
         features = text_features.to(self.codes)
         return self._heads(self.basis.towards(features)), self.mlps @ features.T
 
+    @_exact
     def total(self) -> Tensor:
         """The sum of all terms, ``[B, D]``."""
         total = self.mlps.sum(1) + self.rest

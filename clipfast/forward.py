@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipfast.basis import Basis, Centring, FoldedTower
+from clipfast.basis import Basis, Centring, FoldedTower, full_precision
 from clipfast.contributions import Contributions
 from clipfast.kernels import ops
 from clipfast.kernels.eager import accumulation_dtype
@@ -223,7 +223,7 @@ def decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTower
         request: what to keep.
         basis: :func:`clipfast.basis.fold` of the tower for ``request.centring``.
     """
-    with torch.autocast(images.device.type, enabled=False):  # precision is the weights', whatever surrounds the call
+    with full_precision(images):
         return _decompose(tower, images, request, basis)
 
 

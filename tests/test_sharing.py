@@ -178,12 +178,15 @@ def test_the_weights_decide_the_precision_not_what_surrounds_the_call() -> None:
     images, texts = pixels(visual).float(), torch.eye(3, visual.output_dim)
     model = wrap(visual)
     alone = model.decompose(images, texts=texts, tokens=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        within = wrap(visual).decompose(images, texts=texts, tokens=True)
-    with torch.inference_mode():
-        inside = wrap(visual).decompose(images, texts=texts, tokens=True)
-    for other in (within, inside):
+    for around in (torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode()):
+        with around:
+            other = wrap(visual).decompose(images, texts=texts, tokens=True)
+            heads, tokens, scores, total = other.heads(), other.tokens(-1), other.scores(texts)[0], other.total()
         assert torch.equal(alone.embedding, other.embedding)
         assert torch.equal(alone.maps, other.maps)
-        assert torch.equal(alone.heads(), other.heads())
-        assert torch.equal(alone.tokens(-1), other.tokens(-1))
+        assert torch.equal(alone.mlps, other.mlps)
+        assert torch.equal(alone.heads(), heads)
+        assert torch.equal(alone.tokens(-1), tokens)
+        assert torch.equal(alone.scores(texts)[0], scores)
+        assert torch.equal(alone.total(), total)
+        assert torch.equal(alone.head(-1, 0), other.head(-1, 0))  # and what it has kept is exact afterwards
