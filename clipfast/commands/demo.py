@@ -113,8 +113,9 @@ def run(options: Options) -> int:
             check = max(check, exact)
             rows.append(_row(subject.name, shares))
             advance(1)
-    _print(model, rows, check)
-    console.say(f"panels: {options.out}/NAME.png a map per text, {options.out}/heads/NAME.png a map per head")
+    if rows:
+        _print(model, rows, check)
+        console.say(f"panels: {options.out}/NAME.png a map per text, {options.out}/heads/NAME.png a map per head")
     if failed:
         console.error(f"{failed} of {len(subjects) + failed - options.scenes} photographs failed")
     return FAILED if failed else 0

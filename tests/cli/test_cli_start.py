@@ -98,8 +98,6 @@ def test_doctor() -> None:
 
 
 def test_demo(tmp_path: Path) -> None:
-    if not (BUNDLED["scenes"] / "open_clip_config.json").is_file():
-        pytest.skip("the bundled model has no weights in this checkout")
     done = clipfast("demo", "--scenes", 2, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "sum check" in done.stdout
@@ -109,3 +107,9 @@ def test_demo(tmp_path: Path) -> None:
     twice = clipfast("demo", "--scenes", 2, "--out", tmp_path / "again")
     assert (tmp_path / "again" / names[0]).read_bytes() == (tmp_path / names[0]).read_bytes()
     assert twice.stdout.splitlines()[:-1] == done.stdout.splitlines()[:-1]  # the last line names the folder
+
+
+def test_a_demo_of_nothing_readable_shows_no_figures(tmp_path: Path) -> None:
+    done = clipfast("demo", tmp_path / "nowhere.jpg", "--scenes", 0, "--out", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nowhere.jpg: no such file" in done.stderr
