@@ -318,3 +318,10 @@ def test_a_mismatch_is_warned_of_at_loading(checkpoint: Path, tmp_path: Path) ->
 def test_a_missing_extra_is_named() -> None:
     with pytest.raises(MissingExtra, match=r"roberta-ViT-B-32 needs the package transformers: .*clipfast\[hf\]"):
         clipfast.load("roberta-ViT-B-32", device="cpu")
+
+
+def test_a_picture_is_no_checkpoint(tmp_path: Path) -> None:
+    picture = tmp_path / "weights.jpg"
+    Image.new("RGB", (8, 8)).save(picture)
+    with pytest.raises(ModelError, match=r"weights\.jpg: neither safetensors nor a file that torch wrote$"):
+        clipfast.load(SMALL, str(picture), device="cpu")

@@ -166,13 +166,22 @@ def _explain(name: str, pretrained: str | None, error: Exception) -> str:
     if any(sign in text for sign in ("Error(s) in loading state_dict", "size mismatch", "width changed")):
         detail = text.split(": ", 1)[-1][:160]
         return f"the checkpoint {pretrained} does not fit {name}: {detail}"
-    if "Weights only load failed" in text or "Unpickling" in type(error).__name__:
+    refused = "Weights only load failed" in text or "Unpickling" in type(error).__name__
+    if refused and pretrained is not None and _may_be_a_checkpoint(pretrained):
         return f"the checkpoint {pretrained} holds more than weights and is not loaded: convert it to safetensors"
+    if refused:
+        return f"cannot read the checkpoint {pretrained}: neither safetensors nor a file that torch wrote"
     if "download" in text:
         return f"cannot download the weights of {source}: check the network, or give a checkpoint's path"
     if pretrained is not None and os.path.isfile(pretrained):
         return f"cannot read the checkpoint {pretrained}: damaged, or not a checkpoint ({text[:160]})"
     return f"cannot load {source}: {type(error).__name__}: {text[:200]}"
+
+
+def _may_be_a_checkpoint(path: str) -> bool:
+    """Whether a file begins as torch writes them: a zip archive or a pickle."""
+    with open(path, "rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def activation_mismatch(name: str, pretrained: str | None) -> str | None:
