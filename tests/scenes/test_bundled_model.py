@@ -7,9 +7,6 @@ import pytest
 from clipfast.scenes import evaluate
 
 FOLDER = evaluate.MODEL_DIR
-WEIGHTS = FOLDER / "open_clip_model.safetensors"
-
-pytestmark = pytest.mark.skipif(not WEIGHTS.is_file(), reason="the bundled model is not trained yet")
 
 
 def test_files_are_small() -> None:
