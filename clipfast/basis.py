@@ -11,14 +11,14 @@ columns are the dimensions of the embedding, or texts after :meth:`Basis.towards
 codes with a folded basis. Source: arXiv 2310.05916, section 3; the even split of μ, β and b_O is that of its code.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping, Sequence
 from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
 from clipfast.errors import InputError
-from clipfast.kernels.eager import accumulation_dtype
+from clipfast.kernels.reference import accumulation_dtype
 from clipfast.towers.tower import Tower
 
 Centring = Literal["uniform", "termwise"]
@@ -42,21 +42,12 @@ class Basis:
         centring: how the mean was split: ``"uniform"`` (μ/K each, the paper's code) or ``"termwise"``.
     """
 
-    def __init__(
-        self,
-        biases: Tensor,
-        mean_row: Tensor,
-        std_row: Tensor,
-        heads: int,
-        centring: Centring,
-        values: Callable[[int], Tensor],
-    ) -> None:
+    def __init__(self, biases: Tensor, mean_row: Tensor, std_row: Tensor, heads: int, centring: Centring) -> None:
         self.biases = biases
         self.mean_row = mean_row
         self.std_row = std_row
         self.heads = heads
         self.centring = centring
-        self._make = values
         self._made: dict[int, Tensor] = {}
 
     @property
@@ -75,6 +66,9 @@ class Basis:
             self._made[layer] = self._make(layer)
         return self._made[layer]
 
+    def _make(self, layer: int) -> Tensor:
+        raise NotImplementedError
+
     def same_as(self, other: "Basis") -> bool:
         """Whether both are of the same weights, judged by their vectors (the matrices may not have been made yet)."""
         mine, theirs = ((each.biases, each.mean_row, each.std_row) for each in (self, other))
@@ -89,16 +83,9 @@ class Basis:
         Args:
             texts: ``[T, C]``.
         """
-        return Basis(
-            self.biases @ texts.T,
-            self.mean_row @ texts.T,
-            self.std_row @ texts.T,
-            self.heads,
-            self.centring,
-            lambda layer: self.values(layer) @ texts.T,
-        )
+        return _Projected(self, texts)
 
-    def constants(self, mean: Tensor, std: Tensor, layers: Iterable[int]) -> Tensor:
+    def constants(self, mean: Tensor, std: Tensor, layers: Sequence[int]) -> Tensor:
         """What a head adds besides its values, before the division by σ n: ``b_O γP/H + μ·… + σ·…``.
 
         Args:
@@ -110,7 +97,51 @@ class Basis:
             ``[B, len(layers), C]``, the same for every head of a layer.
         """
         shared = mean[:, None] * self.mean_row + std[:, None] * self.std_row
-        return shared[:, None] + self.biases[list(layers)]
+        if not layers:
+            return shared.new_empty(len(shared), 0, self.columns)
+        # No index: that would copy a list to the device, which a CUDA graph cannot.
+        return shared[:, None] + torch.stack([self.biases[layer] for layer in layers])
+
+
+class StoredBasis(Basis):
+    """A basis read from a file.
+
+    Args:
+        biases: ``[L, C]``.
+        mean_row: ``[C]``.
+        std_row: ``[C]``.
+        heads: heads per layer.
+        centring: how the mean was split.
+        values: ``[H, E, C]`` by layer.
+    """
+
+    def __init__(
+        self,
+        biases: Tensor,
+        mean_row: Tensor,
+        std_row: Tensor,
+        heads: int,
+        centring: Centring,
+        values: Mapping[int, Tensor],
+    ) -> None:
+        super().__init__(biases, mean_row, std_row, heads, centring)
+        self._made = dict(values)
+
+    def _make(self, layer: int) -> Tensor:
+        raise InputError(f"layer {layer} was not kept: the layers here are {sorted(self._made)}")
+
+
+class _Projected(Basis):
+    """Another basis with texts as columns."""
+
+    def __init__(self, basis: Basis, texts: Tensor) -> None:
+        biases, mean_row, std_row = (row @ texts.T for row in (basis.biases, basis.mean_row, basis.std_row))
+        super().__init__(biases, mean_row, std_row, basis.heads, basis.centring)
+        self._basis = basis
+        self._texts = texts
+
+    def _make(self, layer: int) -> Tensor:
+        return self._basis.values(layer) @ self._texts.T
 
 
 def check_centring(centring: str) -> Centring:
@@ -165,23 +196,29 @@ class FoldedTower(Basis):
         readout: reads out the start of the residual stream and the MLPs.
     """
 
-    def __init__(
-        self,
-        readout: Readout,
-        out_biases: Tensor,
-        heads: int,
-        centring: Centring,
-        values: Callable[[int], Tensor],
-    ) -> None:
+    def __init__(self, tower: Tower, readout: Readout, centring: Centring) -> None:
+        biases = torch.stack([block.scaled_out_bias().to(readout.matrix.dtype) for block in tower.blocks])
         super().__init__(
-            out_biases @ readout.matrix / heads,
-            readout.mean_row / heads,
-            readout.std_row / heads,
-            heads,
+            biases @ readout.matrix / tower.heads,
+            readout.mean_row / tower.heads,
+            readout.std_row / tower.heads,
+            tower.heads,
             centring,
-            values,
         )
         self.readout = readout
+        self._tower = tower
+        # Compiled code makes its basis anew at every call and cannot see versions.
+        self._version = None if torch.compiler.is_compiling() else tower.version()
+
+    def _make(self, layer: int) -> Tensor:
+        if self._version is not None and self._tower.version() != self._version:
+            raise InputError("the weights have changed since these images were decomposed: decompose them again")
+        block = self._tower.blocks[layer]
+        columns = self.readout.matrix
+        if block.attention_scale is not None:
+            columns = block.attention_scale.to(columns.dtype)[:, None] * columns
+        with torch.no_grad(), full_precision(columns):
+            return (block.out_weight.to(columns.dtype).T @ columns).view(self._tower.heads, -1, columns.shape[1])
 
 
 @torch.no_grad()
@@ -197,20 +234,5 @@ def fold(tower: Tower, centring: Centring, texts: Tensor | None = None) -> Folde
         A basis whose per-layer values are made at first use; it raises :class:`InputError` then if a weight of the
         tower has changed in the meantime.
     """
-    version = tower.version()
-
-    @torch.no_grad()
-    def values(layer: int) -> Tensor:
-        if tower.version() != version:
-            raise InputError("the weights have changed since these images were decomposed: decompose them again")
-        block = tower.blocks[layer]
-        columns = readout.matrix
-        if block.attention_scale is not None:
-            columns = block.attention_scale.to(columns.dtype)[:, None] * columns
-        with full_precision(columns):
-            return (block.out_weight.to(columns.dtype).T @ columns).view(tower.heads, -1, columns.shape[1])
-
     with full_precision(tower.projection):
-        readout = Readout(tower, centring, texts)
-        biases = torch.stack([block.scaled_out_bias().to(readout.matrix.dtype) for block in tower.blocks])
-        return FoldedTower(readout, biases, tower.heads, centring, values)
+        return FoldedTower(tower, Readout(tower, centring, texts), centring)

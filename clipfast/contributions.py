@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clipfast.basis import Basis, check_centring, full_precision
+from clipfast.basis import Basis, StoredBasis, check_centring, full_precision
 from clipfast.errors import InputError, NotKept
 from clipfast.kernels import ops
 
@@ -201,9 +201,7 @@ class Contributions:
             self._check_head(head)
             value, alpha, basis = value[:, :, head : head + 1], alpha[:, head : head + 1], basis[head : head + 1]
         constants = self.basis.constants(self.mean, self.std, [label])[:, 0] / value.shape[1]  # [B, D]
-        parts = ops.token_contributions(alpha, value, basis)
-        parts += constants[:, None, None]
-        parts *= self._scale()[:, None, None, None]
+        parts = ops.token_contributions(alpha, value, basis, constants, self._scale())
         return parts if head is None else parts[:, :, 0]
 
     @_exact
@@ -220,12 +218,48 @@ class Contributions:
         Raises:
             InputError: features of another width.
         """
+        self._check_texts(text_features)
+        features = text_features.to(self.codes)
+        return self._heads(self.basis.towards(features)), self.mlps @ features.T
+
+    @_exact
+    def text_maps(self, text_features: Tensor, heads: Sequence[tuple[int, int]] | None = None) -> Tensor:
+        """Scores of every token for texts chosen after the forward, summed over kept heads or some of them.
+
+        Args:
+            text_features: ``[T, D]``.
+            heads: (layer, head) pairs to sum over, each counted once; all kept heads for None.
+
+        Returns:
+            ``[B, N, T]``; summed over tokens: the score of those heads.
+
+        Raises:
+            InputError: features of another width, no such head, or a layer that was not kept.
+            NotKept: decomposed without ``tokens=True``.
+        """
+        self._check_texts(text_features)
+        if self.kept_values is None:
+            raise NotKept("tokens were not kept: decompose with tokens=True")
+        count = self.basis.heads
+        wanted = [(self._position(layer), head) for layer, head in heads or ()]
+        for _, head in wanted:
+            self._check_head(head)
+        chosen = None if heads is None else sorted({position * count + head for position, head in wanted})
+        basis = self.basis.towards(text_features.to(self.codes))
+        values = torch.stack([basis.values(layer) for layer in self.layers])  # [L, H, E, T]
+        index = None if chosen is None else torch.tensor(chosen, dtype=torch.long, device=self.codes.device)
+        maps = ops.layered_text_maps(self.attention, self.kept_values, values, index)
+        share = torch.full((len(self.layers),), count, dtype=maps.dtype, device=maps.device)
+        if index is not None:
+            share = torch.bincount(index // count, minlength=len(self.layers)).to(maps.dtype)
+        constants = torch.einsum("blt,l->bt", basis.constants(self.mean, self.std, self.layers), share) / maps.shape[1]
+        return maps.add_(constants[:, None]).mul_(self._scale()[:, None, None])
+
+    def _check_texts(self, text_features: Tensor) -> None:
         if text_features.ndim != 2 or text_features.shape[1] != self.embedding.shape[1]:
             raise InputError(
                 f"text_features has shape {list(text_features.shape)}, expected [texts, {self.embedding.shape[1]}]"
             )
-        features = text_features.to(self.codes)
-        return self._heads(self.basis.towards(features)), self.mlps @ features.T
 
     @_exact
     def total(self) -> Tensor:
@@ -269,6 +303,10 @@ class Contributions:
     def cpu(self) -> "Contributions":
         """The images' data on the CPU; the basis, which is the model's, stays where it is."""
         return self._with({name: tensor.cpu() for name, tensor in self._tensors().items()})
+
+    def clone(self) -> "Contributions":
+        """A copy of the images' data; the basis, which is the model's, is shared."""
+        return self._with({name: tensor.clone() for name, tensor in self._tensors().items()})
 
     @staticmethod
     def cat(parts: Sequence["Contributions"]) -> "Contributions":
@@ -329,13 +367,13 @@ class Contributions:
         except SafetensorError as error:
             raise InputError(f"{path} is damaged or not a safetensors file ({error})") from error
         layers = tuple(header["layers"])
-        basis = Basis(
+        basis = StoredBasis(
             biases=tensors["basis/biases"],
             mean_row=tensors["basis/mean_row"],
             std_row=tensors["basis/std_row"],
             heads=header["heads"],
             centring=check_centring(header["centring"]),
-            values=lambda layer: tensors[f"basis/values/{layer}"],
+            values={layer: tensors[f"basis/values/{layer}"] for layer in layers},
         )
         values = tuple(tensors[f"values/{layer}"] for layer in layers if f"values/{layer}" in tensors)
         return cls(

@@ -19,7 +19,7 @@ from torch import Tensor
 from clipfast.basis import Basis, Centring, FoldedTower, full_precision
 from clipfast.contributions import Contributions
 from clipfast.kernels import ops
-from clipfast.kernels.eager import accumulation_dtype
+from clipfast.kernels.reference import accumulation_dtype
 from clipfast.towers.tower import Activation, Block, LayerNorm, Tower
 
 Maps = Literal["summed", "per_head"]
@@ -48,21 +48,14 @@ class Request:
     backend: str = "auto"
 
 
-def layer_norm(x: Tensor, norm: LayerNorm) -> Tensor:
-    """LayerNorm in the norm's own dtype (mixed-precision models keep it in float32), returned in ``x``'s."""
-    return F.layer_norm(x.to(norm.weight.dtype), norm.weight.shape, norm.weight, norm.bias, norm.eps).to(x.dtype)
+def add_norm(x: Tensor, delta: Tensor | None, norm: LayerNorm, backend: str) -> Tensor:
+    """Adds a term to the residual stream ``x [..., W]`` in place and returns the stream's LayerNorm."""
+    return ops.add_layer_norm(x, delta, norm.weight, norm.bias, norm.eps, backend=backend)
 
 
-def activate(x: Tensor, activation: Activation) -> Tensor:
-    """The MLP's non-linearity, in place where torch allows."""
-    if activation == "quick_gelu":  # x·sigmoid(1.702 x) = silu(1.702 x) / 1.702
-        return F.silu(x.mul_(1.702), inplace=True).div_(1.702)
-    return torch.ops.aten.gelu_(x, approximate="tanh" if activation == "gelu_tanh" else "none")
-
-
-def mlp(x: Tensor, block: Block, activation: Activation) -> Tensor:
-    """What a block's MLP adds to the residual stream, for the tokens in ``x [..., W]``."""
-    hidden = activate(F.linear(layer_norm(x, block.ln_2), block.mlp_in_weight, block.mlp_in_bias), activation)
+def feed_forward(normed: Tensor, block: Block, activation: Activation, backend: str) -> Tensor:
+    """What a block's MLP adds to the residual stream, from the normed tokens ``[..., W]``."""
+    hidden = ops.linear_activation(normed, block.mlp_in_weight, block.mlp_in_bias, activation, backend=backend)
     out = F.linear(hidden, block.mlp_out_weight, block.mlp_out_bias)
     return out if block.mlp_scale is None else out.mul_(block.mlp_scale)
 
@@ -73,7 +66,7 @@ def project_out(out: Tensor, block: Block) -> Tensor:
     return added if block.attention_scale is None else added.mul_(block.attention_scale)
 
 
-def embed(tower: Tower, images: Tensor) -> Tensor:
+def embed(tower: Tower, images: Tensor, backend: str) -> Tensor:
     """Pixels to the start of the residual stream, ``[B, 3, height, width] → [B, N, W]``."""
     # A convolution whose stride is its kernel is one matrix product; this way its result has the tokens' layout.
     (rows, columns), (high, wide) = tower.grid, tower.patch_size
@@ -82,8 +75,8 @@ def embed(tower: Tower, images: Tensor) -> Tensor:
     position = tower.positional_embedding.to(images.dtype)
     x = images.new_empty(len(images), tower.tokens, tower.width)
     x[:, 0] = tower.class_embedding + position[0]
-    torch.add(F.linear(patches, tower.patch_weight.flatten(1)), position[1:], out=x[:, 1:])  # [B, N − 1, W]
-    return x if tower.ln_pre is None else layer_norm(x, tower.ln_pre)
+    x[:, 1:] = F.linear(patches, tower.patch_weight.flatten(1)).add_(position[1:])  # [B, N − 1, W]
+    return x if tower.ln_pre is None else add_norm(x, None, tower.ln_pre, backend)
 
 
 def pool(tower: Tower, x: Tensor) -> Tensor:
@@ -105,7 +98,9 @@ class _Collector:
         self.mlps = x.new_empty((images, tower.layers + 1, width), dtype=exact)
         self.mlps[:, 0] = pool(tower, x)
         self.rest = x.new_zeros((images, width), dtype=exact)
-        self.values: list[Tensor] = []
+        self.values: Tensor | None = None
+        if request.tokens:  # one piece for all layers: maps over layers read it in one go
+            self.values = x.new_empty((layers, images, tokens, heads, tower.head_dim))
         self.attention: Tensor | None = None
         if request.attention or request.tokens:
             self.attention = x.new_empty((images, layers, heads, tokens), dtype=exact)
@@ -139,8 +134,8 @@ class _Collector:
             self.attention[:, position] = alpha
         if value is None:
             return
-        if self.request.tokens:
-            self.values.append(value.clone(memory_format=torch.contiguous_format))
+        if self.values is not None:
+            self.values[position] = value
         if self.maps is not None and self.request.text_basis is not None:
             text_basis = self.request.text_basis.values(layer)
             if self.request.maps == "summed":
@@ -184,19 +179,18 @@ class _Collector:
             basis=basis,
             kept_attention=self.attention,
             kept_maps=self.maps,
-            kept_values=tuple(self.values) if request.tokens else None,
+            kept_values=None if self.values is None else tuple(self.values),
         )
 
 
-def _last_attention(tower: Tower, x: Tensor, kept: _Collector) -> Tensor:
+def _last_attention(tower: Tower, normed: Tensor, kept: _Collector) -> Tensor:
     """Attention of the last block for the class token alone, ``[B, N, W] → [B, W]``, reported to ``kept``.
 
     Keys are never formed (``q·W_K x = (W_Kᵀq)·x``), values only for tokens and maps per head.
     """
     layer = tower.layers - 1
     block, heads = tower.blocks[-1], tower.heads
-    images, tokens, _ = x.shape
-    normed = layer_norm(x, block.ln_1)
+    images, tokens, _ = normed.shape
     query_weight, key_weight, value_weight = block.in_weight.chunk(3)
     query_bias, _, value_bias = (None, None, None) if block.in_bias is None else block.in_bias.chunk(3)
     query = F.linear(normed[:, 0], query_weight, query_bias).view(images, heads, tower.head_dim)
@@ -210,7 +204,7 @@ def _last_attention(tower: Tower, x: Tensor, kept: _Collector) -> Tensor:
         else:
             kept.map_tokens(layer, alpha, normed, value_by_head, bias)
     kept.attended(layer, z, alpha, value)
-    return project_out(z.flatten(1).to(x.dtype), block)
+    return project_out(z.flatten(1).to(normed.dtype), block)
 
 
 @torch.no_grad()
@@ -228,28 +222,40 @@ def decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTower
 
 
 def _decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTower) -> Contributions:
-    x = embed(tower, images)  # [B, N, W], the residual stream
+    backend = request.backend
+    x = embed(tower, images, backend)  # [B, N, W], the residual stream
     kept = _Collector(tower, request, x)
+    added: Tensor | None = None  # what the last MLP gives to the stream: added where the next LayerNorm reads it
     only_pooled = tower.layers - 1 if tower.pooling == "cls" else tower.layers
     for layer, block in enumerate(tower.blocks[:only_pooled]):
-        qkv = F.linear(layer_norm(x, block.ln_1), block.in_weight, block.in_bias)
+        qkv = F.linear(add_norm(x, added, block.ln_1, backend), block.in_weight, block.in_bias)
+        del added  # nothing as wide as the stream lives longer than it must
         qkv = qkv.view(*x.shape[:2], 3, tower.heads, tower.head_dim)  # [B, N, 3, H, E]
         row = tower.pooling if kept.wants_alpha(layer) else None
-        out, alpha = ops.attention(qkv, row, backend=request.backend)  # [B, N, H, E], [B, H, N]
+        out, alpha = ops.attention(qkv, row, backend=backend)  # [B, N, H, E], [B, H, N]
         value = qkv[:, :, 2] if kept.wants_values(layer) else None
         kept.attended(layer, pool(tower, out), alpha, value)
         del qkv, value
-        x += project_out(out.flatten(2), block)
-        added = mlp(x, block, tower.activation)
+        attended = project_out(out.flatten(2), block)
+        normed = add_norm(x, attended, block.ln_2, backend)
+        del out, attended
+        added = feed_forward(normed, block, tower.activation, backend)
+        del normed
         kept.mlps[:, layer + 1] = pool(tower, added)
-        x += added
     if tower.pooling == "cls":
-        pooled = x[:, 0] + _last_attention(tower, x, kept)  # [B, W]
-        added = mlp(pooled, tower.blocks[-1], tower.activation)
-        kept.mlps[:, -1] = added
-        pooled = pooled + added
+        pooled = _last_block(tower, x, added, kept)
     else:
-        pooled = pool(tower, x)
-    mean, std = ops.layer_statistics(pooled, tower.ln_post.eps, backend=request.backend)
-    embedding = layer_norm(pooled.to(x.dtype), tower.ln_post) @ tower.projection
+        pooled = pool(tower, x if added is None else x.add_(added))
+    mean, std = ops.layer_statistics(pooled, tower.ln_post.eps, backend=backend)
+    embedding = add_norm(pooled.to(x.dtype), None, tower.ln_post, backend) @ tower.projection
     return kept.finish(embedding, mean, std, basis)
+
+
+def _last_block(tower: Tower, x: Tensor, added: Tensor | None, kept: _Collector) -> Tensor:
+    """The last block for the class token alone, ``[B, N, W] → [B, W]``."""
+    block, backend = tower.blocks[-1], kept.request.backend
+    attended = _last_attention(tower, add_norm(x, added, block.ln_1, backend), kept)
+    pooled = x[:, 0].contiguous()  # [B, W]
+    term = feed_forward(add_norm(pooled, attended, block.ln_2, backend), block, tower.activation, backend)
+    kept.mlps[:, -1] = term
+    return pooled + term

@@ -15,8 +15,9 @@ from clipfast.basis import Basis, Centring, FoldedTower, check_centring, fold
 from clipfast.contributions import Contributions
 from clipfast.errors import InputError
 from clipfast.forward import Maps, Request, decompose
+from clipfast.graphs import Graphs
 from clipfast.images import as_rgb, open_image
-from clipfast.kernels.dispatch import BackendUnavailable, choose
+from clipfast.kernels import dispatch
 from clipfast.towers import openclip, openclip_models
 from clipfast.towers.tower import Tower, weights_version
 
@@ -46,11 +47,12 @@ class Model:
         preprocess: Callable[[Image.Image], Tensor],
         tokenize: Tokenize | None,
         backend: str = "auto",
+        cuda_graphs: int = 0,
         pretrained: bool | None = None,
     ) -> None:
         try:
-            choose(backend)
-        except BackendUnavailable as error:
+            dispatch.check(backend)
+        except dispatch.BackendUnavailable as error:
             raise InputError(str(error)) from error
         self.module = module
         self._tower = openclip.read(module)
@@ -61,6 +63,7 @@ class Model:
         self._tokenize = tokenize
         self._bases: dict[tuple[Centring, int], FoldedTower] = {}
         self._text_basis: tuple[Tensor, Centring, int, Basis] | None = None
+        self._graphs = _graphs(cuda_graphs, self._tower.device)
         self._text_features: tuple[tuple[str, ...], int, Tensor] | None = None
 
     def _parameters(self) -> tuple[int, ...]:
@@ -69,6 +72,8 @@ class Model:
     @property
     def tower(self) -> Tower:
         """The vision tower as plain tensors, shared with ``module``; read again when a parameter was replaced."""
+        if torch.compiler.is_compiling():  # compiled code is guarded by the tensors themselves
+            return self._tower
         weights = self._parameters()
         if weights != self._weights:
             self._tower, self._weights = openclip.read(self.module), weights
@@ -86,6 +91,8 @@ class Model:
 
     def basis(self, centring: Centring = "uniform") -> FoldedTower:
         """The model's part of every contribution, made once per centring and again when weights change."""
+        if torch.compiler.is_compiling():  # made anew in the graph: its weights may change between calls
+            return fold(self.tower, check_centring(centring))
         key = (check_centring(centring), self.tower.version())
         if key not in self._bases:
             self._bases = {old: basis for old, basis in self._bases.items() if old[1] == key[1]}
@@ -99,6 +106,8 @@ class Model:
             text_features: ``[T, D]``.
             centring: as for :meth:`decompose`.
         """
+        if torch.compiler.is_compiling():
+            return fold(self.tower, check_centring(centring), text_features)
         version = self.tower.version()
         kept = self._text_basis
         if kept is None or kept[1:3] != (check_centring(centring), version) or not _same(kept[0], text_features):
@@ -202,9 +211,17 @@ class Model:
             centring=check_centring(centring),
             backend=self.backend,
         )
-        result = decompose(self.tower, prepared, request, self.basis(centring))
+        result = self._run(prepared, request)
         labels = None if texts is None or isinstance(texts, Tensor) else (texts,) if isinstance(texts, str) else texts
         return result if labels is None else replace(result, texts=tuple(labels))
+
+    def _run(self, images: Tensor, request: Request) -> Contributions:
+        tower, basis = self.tower, self.basis(request.centring)
+        if not self._graphs.takes(images):
+            return decompose(tower, images, request, basis)
+        # The bases are compared as the objects they are: one is made anew when weights change.
+        key = (request, basis, tower.version())
+        return self._graphs.run(images, key, lambda static: decompose(tower, static, request, basis))
 
     def _layers(self, layers: Sequence[int] | None) -> tuple[int, ...]:
         count = self.tower.layers
@@ -221,12 +238,22 @@ class Model:
             if texts.ndim != 2 or texts.shape[1] != self.tower.embed_dim:
                 raise InputError(f"texts has shape {list(texts.shape)}, expected [texts, {self.tower.embed_dim}]")
             return texts.to(self.device)
+        if torch.compiler.is_compiling():
+            raise InputError("compiled code reads no strings: pass texts=model.encode_text(texts)")
         strings = (texts,) if isinstance(texts, str) else tuple(texts)
         version = weights_version(self.module.parameters())
         kept = self._text_features
         if kept is None or kept[:2] != (strings, version):
             self._text_features = kept = (strings, version, self.encode_text(strings))
         return kept[2]
+
+
+def _graphs(largest: int, device: torch.device) -> Graphs:
+    if largest < 0:
+        raise InputError(f"cuda_graphs is {largest}: it is the largest batch to capture, 0 for none")
+    if largest and device.type != "cuda":
+        raise InputError(f"cuda_graphs needs a model on a CUDA device, and this one is on {device}")
+    return Graphs(largest)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -240,6 +267,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
+    cuda_graphs: int = 0,
 ) -> Model:
     """Loads a model by name.
 
@@ -250,6 +278,7 @@ def load(
         device: where to put it; CUDA when there is one, else the CPU.
         dtype: float32, bfloat16, float16 or float64.
         backend: which kernels compute; ``"auto"`` chooses.
+        cuda_graphs: the largest batch whose forward runs as a CUDA graph; 0 for none.
 
     Raises:
         ModelError: no such model, tag or checkpoint, or one that does not fit.
@@ -262,17 +291,19 @@ def load(
         preprocess=loaded.preprocess,
         tokenize=loaded.tokenize,
         backend=backend,
+        cuda_graphs=cuda_graphs,
         pretrained=loaded.pretrained,
     )
 
 
-def wrap(module: nn.Module, *, tokenize: Tokenize | None = None, backend: str = "auto") -> Model:
+def wrap(module: nn.Module, *, tokenize: Tokenize | None = None, backend: str = "auto", cuda_graphs: int = 0) -> Model:
     """Wraps an existing open_clip CLIP, or its ``.visual``, as it is: weights are shared, not copied.
 
     Args:
         module: the model; later changes of its weights, device or dtype are seen.
         tokenize: strings → tokens ``[T, context]``; default open_clip's own where the vocabulary is its.
         backend: which kernels compute; ``"auto"`` chooses.
+        cuda_graphs: the largest batch whose forward runs as a CUDA graph; 0 for none.
 
     Raises:
         UnsupportedTower: a vision tower that cannot be decomposed, with every reason.
@@ -282,4 +313,5 @@ def wrap(module: nn.Module, *, tokenize: Tokenize | None = None, backend: str = 
         preprocess=openclip_models.default_preprocess(module),
         tokenize=tokenize or openclip_models.default_tokenizer(module),
         backend=backend,
+        cuda_graphs=cuda_graphs,
     )

@@ -1,21 +1,23 @@
 """The operations as the rest of clipfast calls them: arguments checked once, then handed to a backend.
 
-Axes: ``B`` images, ``N`` tokens, ``H`` heads, ``E`` head_dim, ``T`` texts, ``D`` embed_dim, ``W`` width.
+They work on anybody's tensors, on any device, under ``torch.compile`` too; examples are in ``kernels/README.md``. Every
+call takes ``backend=``: ``"auto"`` or a name from :data:`.dispatch.BACKENDS`, and raises
+:class:`.dispatch.BackendUnavailable` (a ValueError) where the one named cannot take the arguments. Sums are carried in
+float32 for low-precision inputs, float64 for float64; so are ``alpha``, ``z`` and maps.
+
+Axes: ``B`` images, ``N`` tokens, ``H`` heads, ``E`` head_dim, ``T`` texts, ``D`` embed_dim, ``W`` width, ``L`` layers.
 """
 
+from collections.abc import Sequence
+from typing import get_args
+
+import torch
 from torch import Tensor
 
-from clipfast.kernels.dispatch import AUTO, choose
-from clipfast.kernels.reference import Row
-
-
-def _expect(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
-    fits = tensor.ndim == len(shape) and all(
-        want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)
-    )
-    if not fits:
-        wanted = ", ".join("?" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name} has shape {list(tensor.shape)}, expected [{wanted}]")
+from clipfast.kernels.checks import expect, expect_heads, expect_out, expect_together, expect_weighted_values
+from clipfast.kernels.dispatch import AUTO
+from clipfast.kernels.library import OPERATIONS
+from clipfast.kernels.reference import Activation, Row
 
 
 def attention(qkv: Tensor, row: Row | None = "cls", *, backend: str = AUTO) -> tuple[Tensor, Tensor | None]:
@@ -24,20 +26,46 @@ def attention(qkv: Tensor, row: Row | None = "cls", *, backend: str = AUTO) -> t
     Args:
         qkv: ``[B, N, 3, H, E]``, any strides with a contiguous last axis.
         row: ``"cls"``, ``"mean"`` (average over the patches' queries) or ``None`` for no weights.
-        backend: ``"auto"`` or a name from :data:`.dispatch.BACKENDS`.
+        backend: see above.
 
     Returns:
-        ``out [B, N, H, E]`` in the dtype of ``qkv``; ``alpha [B, H, N]`` in float32 (float64 for float64) or ``None``.
+        ``out [B, N, H, E]`` in the dtype of ``qkv``, and ``alpha [B, H, N]`` or ``None``.
 
     Raises:
         ValueError: wrong shape, unknown row or backend.
     """
-    _expect("qkv", qkv, (None, None, 3, None, None))
+    expect("qkv", qkv, (None, None, 3, None, None))
     if row not in ("cls", "mean", None):
         raise ValueError(f"row is {row!r}, expected 'cls', 'mean' or None")
     if row == "mean" and qkv.shape[1] < 2:
         raise ValueError("row='mean' averages over the patches, and qkv has no token but the first")
-    result: tuple[Tensor, Tensor | None] = choose(backend).operations.attention(qkv, row)
+    out, alpha = OPERATIONS["attention"](qkv, row, backend)
+    return out, None if row is None else alpha
+
+
+def query_row(query: Tensor, key: Tensor, value: Tensor, *, backend: str = AUTO) -> tuple[Tensor, Tensor]:
+    """Attention of one query per image: pooling heads, a class token alone (:func:`.reference.query_row`).
+
+    Args:
+        query: ``[B, H, E]``; the same learned query for every image may be expanded.
+        key: ``[B, N, H, E]``.
+        value: ``[B, N, H, E]``.
+        backend: see above.
+
+    Returns:
+        ``z [B, H, E]`` and ``alpha [B, H, N]``.
+
+    Raises:
+        ValueError: wrong shape, no tokens, or unknown backend.
+    """
+    expect("query", query, (None, None, None))
+    images, heads, head_dim = query.shape
+    expect("key", key, (images, None, heads, head_dim))
+    expect("value", value, tuple(key.shape))
+    if not key.shape[1]:
+        raise ValueError("key and value have no tokens: there is nothing to attend to")
+    expect_together(query=query, key=key, value=value)
+    result: tuple[Tensor, Tensor] = OPERATIONS["query_row"](query, key, value, backend)
     return result
 
 
@@ -58,35 +86,37 @@ def query_row_from_tokens(
         key_weight: ``[H, E, W]``.
         value_weight: ``[H, E, W]``.
         value_bias: ``[H, E]``.
-        backend: ``"auto"`` or a name from :data:`.dispatch.BACKENDS`.
+        backend: see above.
 
     Returns:
-        ``z [B, H, E]`` and ``alpha [B, H, N]``, float32 (float64 for float64).
+        ``z [B, H, E]`` and ``alpha [B, H, N]``.
 
     Raises:
         ValueError: wrong shape or unknown backend.
     """
-    _expect("query", query, (None, None, None))
+    expect("query", query, (None, None, None))
     images, heads, head_dim = query.shape
-    _expect("tokens", tokens, (images, None, None))
+    expect("tokens", tokens, (images, None, None))
     width = tokens.shape[2]
-    _expect("key_weight", key_weight, (heads, head_dim, width))
-    _expect("value_weight", value_weight, (heads, head_dim, width))
-    _expect("value_bias", value_bias, (heads, head_dim))
-    result: tuple[Tensor, Tensor] = choose(backend).operations.query_row_from_tokens(
-        query, tokens, key_weight, value_weight, value_bias
+    expect("key_weight", key_weight, (heads, head_dim, width))
+    expect("value_weight", value_weight, (heads, head_dim, width))
+    expect("value_bias", value_bias, (heads, head_dim))
+    expect_together(query=query, tokens=tokens, key_weight=key_weight, value_weight=value_weight)
+    result: tuple[Tensor, Tensor] = OPERATIONS["query_row_from_tokens"](
+        query, tokens, key_weight, value_weight, value_bias, backend
     )
     return result
 
 
-def _expect_weighted_values(alpha: Tensor, value: Tensor, basis: Tensor, basis_name: str) -> None:
-    _expect("value", value, (None, None, None, None))
-    images, tokens, heads, head_dim = value.shape
-    _expect("alpha", alpha, (images, heads, tokens))
-    _expect(basis_name, basis, (heads, head_dim, None))
-
-
-def text_maps(alpha: Tensor, value: Tensor, text_basis: Tensor, out: Tensor, *, backend: str = AUTO) -> Tensor:
+def text_maps(
+    alpha: Tensor,
+    value: Tensor,
+    text_basis: Tensor,
+    out: Tensor,
+    heads: Tensor | None = None,
+    *,
+    backend: str = AUTO,
+) -> Tensor:
     """Adds per-token text scores, summed over heads, to ``out`` (:func:`.reference.text_maps`).
 
     Args:
@@ -94,18 +124,20 @@ def text_maps(alpha: Tensor, value: Tensor, text_basis: Tensor, out: Tensor, *, 
         value: ``[B, N, H, E]``.
         text_basis: ``[H, E, T]``.
         out: ``[B, N, T]``, contiguous, float32 or float64; changed in place.
-        backend: ``"auto"`` or a name from :data:`.dispatch.BACKENDS`.
+        heads: integers ``[S]``, which heads to sum over, each once; all for None.
+        backend: see above.
 
     Returns:
         ``out``.
 
     Raises:
-        ValueError: wrong shape or unknown backend.
+        ValueError: wrong shape, a head that does not exist, or unknown backend.
     """
-    _expect_weighted_values(alpha, value, text_basis, "text_basis")
-    _expect("out", out, (value.shape[0], value.shape[1], text_basis.shape[2]))
-    result: Tensor = choose(backend).operations.text_maps(alpha, value, text_basis, out)
-    return result
+    expect_weighted_values(alpha, value, text_basis, "text_basis")
+    expect_out(out, (value.shape[0], value.shape[1], text_basis.shape[2]))
+    expect_heads(heads, value.shape[2])
+    OPERATIONS["text_maps"](alpha, value, text_basis, out, heads, backend)
+    return out
 
 
 def text_maps_from_tokens(
@@ -127,7 +159,7 @@ def text_maps_from_tokens(
         value_bias: ``[H, E]``.
         text_basis: ``[H, E, T]``.
         out: ``[B, N, T]``, contiguous, float32 or float64; changed in place.
-        backend: ``"auto"`` or a name from :data:`.dispatch.BACKENDS`.
+        backend: see above.
 
     Returns:
         ``out``.
@@ -135,17 +167,45 @@ def text_maps_from_tokens(
     Raises:
         ValueError: wrong shape or unknown backend.
     """
-    _expect("tokens", tokens, (None, None, None))
+    expect("tokens", tokens, (None, None, None))
     images, count, width = tokens.shape
-    _expect("text_basis", text_basis, (None, None, None))
+    expect("text_basis", text_basis, (None, None, None))
     heads, head_dim, texts = text_basis.shape
-    _expect("alpha", alpha, (images, heads, count))
-    _expect("value_weight", value_weight, (heads, head_dim, width))
-    _expect("value_bias", value_bias, (heads, head_dim))
-    _expect("out", out, (images, count, texts))
-    result: Tensor = choose(backend).operations.text_maps_from_tokens(
-        alpha, tokens, value_weight, value_bias, text_basis, out
-    )
+    expect("alpha", alpha, (images, heads, count))
+    expect("value_weight", value_weight, (heads, head_dim, width))
+    expect("value_bias", value_bias, (heads, head_dim))
+    expect_out(out, (images, count, texts))
+    OPERATIONS["text_maps_from_tokens"](alpha, tokens, value_weight, value_bias, text_basis, out, backend)
+    return out
+
+
+def layered_text_maps(
+    alpha: Tensor, values: Sequence[Tensor], text_basis: Tensor, heads: Tensor | None = None, *, backend: str = AUTO
+) -> Tensor:
+    """Per-token text scores summed over layers and heads at once (:func:`.reference.layered_text_maps`).
+
+    Args:
+        alpha: ``[B, L, H, N]``.
+        values: ``L`` times ``[B, N, H, E]``.
+        text_basis: ``[L, H, E, T]``.
+        heads: integers ``layer · H + head``, ``[S]``, what to sum over, each once; all for None.
+        backend: see above.
+
+    Returns:
+        ``[B, N, T]`` in the dtype of ``alpha``.
+
+    Raises:
+        ValueError: wrong shape, a head that does not exist, or unknown backend.
+    """
+    expect("alpha", alpha, (None, None, None, None))
+    images, layers, count, tokens = alpha.shape
+    expect("text_basis", text_basis, (layers, count, None, None))
+    if len(values) != layers:
+        raise ValueError(f"values are {len(values)} layers, alpha has {layers}")
+    for layer, value in enumerate(values):
+        expect(f"values[{layer}]", value, (images, tokens, count, text_basis.shape[2]))
+    expect_heads(heads, layers * count)
+    result: Tensor = OPERATIONS["layered_text_maps"](alpha, list(values), text_basis, heads, backend)
     return result
 
 
@@ -156,27 +216,37 @@ def head_maps(alpha: Tensor, value: Tensor, text_basis: Tensor, *, backend: str 
         alpha: ``[B, H, N]``.
         value: ``[B, N, H, E]``.
         text_basis: ``[H, E, T]``.
-        backend: ``"auto"`` or a name from :data:`.dispatch.BACKENDS`.
+        backend: see above.
 
     Returns:
-        ``[B, H, N, T]`` in the dtype of ``text_basis``.
+        ``[B, H, N, T]`` in the dtype of ``alpha``.
 
     Raises:
         ValueError: wrong shape or unknown backend.
     """
-    _expect_weighted_values(alpha, value, text_basis, "text_basis")
-    result: Tensor = choose(backend).operations.head_maps(alpha, value, text_basis)
+    expect_weighted_values(alpha, value, text_basis, "text_basis")
+    result: Tensor = OPERATIONS["head_maps"](alpha, value, text_basis, backend)
     return result
 
 
-def token_contributions(alpha: Tensor, value: Tensor, basis: Tensor, *, backend: str = AUTO) -> Tensor:
+def token_contributions(
+    alpha: Tensor,
+    value: Tensor,
+    basis: Tensor,
+    shift: Tensor | None = None,
+    scale: Tensor | None = None,
+    *,
+    backend: str = AUTO,
+) -> Tensor:
     """Every token's part through every head (:func:`.reference.token_contributions`).
 
     Args:
         alpha: ``[B, H, N]``.
         value: ``[B, N, H, E]``.
         basis: ``[H, E, D]``.
-        backend: ``"auto"`` or a name from :data:`.dispatch.BACKENDS`.
+        shift: ``[B, D]``, added to every token's part of every head.
+        scale: ``[B]``, multiplies the result.
+        backend: see above.
 
     Returns:
         ``[B, N, H, D]`` in the dtype of ``basis``.
@@ -184,8 +254,12 @@ def token_contributions(alpha: Tensor, value: Tensor, basis: Tensor, *, backend:
     Raises:
         ValueError: wrong shape or unknown backend.
     """
-    _expect_weighted_values(alpha, value, basis, "basis")
-    result: Tensor = choose(backend).operations.token_contributions(alpha, value, basis)
+    expect_weighted_values(alpha, value, basis, "basis")
+    if shift is not None:
+        expect("shift", shift, (value.shape[0], basis.shape[2]))
+    if scale is not None:
+        expect("scale", scale, (value.shape[0],))
+    result: Tensor = OPERATIONS["token_contributions"](alpha, value, basis, shift, scale, backend)
     return result
 
 
@@ -195,7 +269,7 @@ def layer_statistics(residual: Tensor, eps: float, *, backend: str = AUTO) -> tu
     Args:
         residual: ``[B, W]``.
         eps: ε of the LayerNorm.
-        backend: ``"auto"`` or a name from :data:`.dispatch.BACKENDS`.
+        backend: see above.
 
     Returns:
         ``mean [B]`` and ``std [B]``, float32 (float64 for float64).
@@ -203,6 +277,122 @@ def layer_statistics(residual: Tensor, eps: float, *, backend: str = AUTO) -> tu
     Raises:
         ValueError: wrong shape or unknown backend.
     """
-    _expect("residual", residual, (None, None))
-    result: tuple[Tensor, Tensor] = choose(backend).operations.layer_statistics(residual, eps)
+    expect("residual", residual, (None, None))
+    result: tuple[Tensor, Tensor] = OPERATIONS["layer_statistics"](residual, eps, backend)
+    return result
+
+
+def linear_activation(
+    x: Tensor, weight: Tensor, bias: Tensor, activation: Activation, *, backend: str = AUTO
+) -> Tensor:
+    """The first linear layer of an MLP with its activation (:func:`.reference.linear_activation`).
+
+    Args:
+        x: ``[..., K]``.
+        weight: ``[M, K]``.
+        bias: ``[M]``.
+        activation: ``"gelu"`` (exact), ``"gelu_tanh"`` or ``"quick_gelu"``.
+        backend: see above.
+
+    Returns:
+        ``[..., M]`` in the dtype of ``x``.
+
+    Raises:
+        ValueError: wrong shape, unknown activation or backend.
+    """
+    expect("weight", weight, (None, None))
+    expect("x", x, (*[None] * (x.ndim - 1), weight.shape[1]))
+    expect("bias", bias, (weight.shape[0],))
+    expect_together(x=x, weight=weight, bias=bias)
+    if activation not in get_args(Activation):
+        raise ValueError(f"activation is {activation!r}, expected one of {', '.join(get_args(Activation))}")
+    result: Tensor = OPERATIONS["linear_activation"](x, weight, bias, activation, backend)
+    return result
+
+
+def add_layer_norm(
+    x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float, *, backend: str = AUTO
+) -> Tensor:
+    """Adds a term to the residual stream, in place, and returns its LayerNorm (:func:`.reference.add_layer_norm`).
+
+    Args:
+        x: ``[..., W]``; changed in place unless ``delta`` is None.
+        delta: ``[..., W]`` in the dtype of ``x``, or None.
+        weight: ``[W]``, of any precision: statistics are taken in at least float32.
+        bias: ``[W]``.
+        eps: ε of the LayerNorm.
+        backend: see above.
+
+    Returns:
+        ``[..., W]`` in the dtype of ``x``.
+
+    Raises:
+        ValueError: wrong shape or unknown backend.
+    """
+    expect("weight", weight, (x.shape[-1],))
+    expect("bias", bias, (x.shape[-1],))
+    if delta is not None:
+        expect("delta", delta, tuple(x.shape))
+    expect_together(x=x, delta=delta, weight=weight, bias=bias)
+    result: Tensor = OPERATIONS["add_layer_norm"](x, delta, weight, bias, eps, backend)
+    return result
+
+
+def moments(
+    codes: Tensor, shared: Tensor, centre: Tensor, total: Tensor, second: Tensor, *, backend: str = AUTO
+) -> None:
+    """Adds a batch to the first two moments of every head's codes (:func:`.reference.moments`).
+
+    Args:
+        codes: ``[B, G, E]``.
+        shared: ``[B, X]``.
+        centre: ``[G, E + X]`` in the dtype of ``codes``; the same for every batch.
+        total: ``[G, E + X]``, float64, contiguous; changed in place.
+        second: ``[G, E + X, E + X]``, float64, contiguous; changed in place.
+        backend: see above.
+
+    Raises:
+        ValueError: wrong shape or dtype, or unknown backend.
+    """
+    expect("codes", codes, (None, None, None))
+    expect("shared", shared, (codes.shape[0], None))
+    groups, columns = codes.shape[1], codes.shape[2] + shared.shape[1]
+    expect("centre", centre, (groups, columns))
+    expect("total", total, (groups, columns))
+    expect("second", second, (groups, columns, columns))
+    for name, sums in (("total", total), ("second", second)):
+        if sums.dtype != torch.float64 or not sums.is_contiguous():
+            raise ValueError(f"{name} is {sums.dtype}, expected contiguous torch.float64")
+    expect_together(codes=codes, shared=shared, centre=centre, total=total, second=second)
+    OPERATIONS["moments"](codes, shared, centre, total, second, backend)
+
+
+def span(
+    texts: Tensor, factor: Tensor, size: int, floor: float = 1e-10, *, backend: str = AUTO
+) -> tuple[Tensor, Tensor, Tensor]:
+    """TEXTSPAN of many heads at once (:func:`.reference.span`).
+
+    Args:
+        texts: ``[G, T, R]``, texts in coordinates of each head's span; float32 or float64.
+        factor: ``[G, R, R]``, ``L`` with covariance ``L Lᵀ``, same dtype.
+        size: texts to pick per head; picking ends earlier where nothing is left.
+        floor: share of the first pick's variance at which nothing is left.
+        backend: see above.
+
+    Returns:
+        ``picks [G, size]`` (int64, −1 after the end), ``variance [G, size]`` and orthonormal
+        ``directions [G, size, R]``.
+
+    Raises:
+        ValueError: wrong shape or dtype, no texts, a size below 1, or unknown backend.
+    """
+    expect("texts", texts, (None, None, None))
+    groups, count, rank = texts.shape
+    expect("factor", factor, (groups, rank, rank))
+    if not count or size < 1:
+        raise ValueError(f"{size} of {count} texts cannot be picked: at least one of each is needed")
+    if texts.dtype not in (torch.float32, torch.float64) or factor.dtype != texts.dtype:
+        raise ValueError(f"texts are {texts.dtype} and factor {factor.dtype}: expected both float32 or both float64")
+    expect_together(texts=texts, factor=factor)
+    result: tuple[Tensor, Tensor, Tensor] = OPERATIONS["span"](texts, factor, size, floor, backend)
     return result

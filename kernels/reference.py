@@ -3,15 +3,25 @@
 These functions *are* the definitions. Tests run them in float64 and hold every backend to them. They may allocate
 whatever they like and are never called on a user's images.
 
-Axes: ``B`` images, ``N`` tokens, ``H`` heads, ``E`` head_dim, ``T`` texts, ``D`` embed_dim.
+Axes: ``B`` images, ``N`` tokens, ``H`` heads, ``E`` head_dim, ``T`` texts, ``D`` embed_dim, ``W`` width, ``L`` layers.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Row = Literal["cls", "mean"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+EQUAL = 4e-15
+"""Variances that differ by less of the first pick's are equal: float64 computes those of one text twice no closer."""
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype sums are carried in: float64 stays, everything else is summed in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def attention(qkv: Tensor, row: Row = "cls") -> tuple[Tensor, Tensor]:
@@ -73,18 +83,39 @@ def query_row_from_tokens(
     return query_row(query, key, value)
 
 
-def text_maps(alpha: Tensor, value: Tensor, text_basis: Tensor) -> Tensor:
+def text_maps(alpha: Tensor, value: Tensor, text_basis: Tensor, heads: Tensor | None = None) -> Tensor:
     """Per-token scores summed over heads: ``map[b,n,t] = Σ_h alpha[b,h,n] <v[b,n,h], U[h,:,t]>``.
 
     Args:
         alpha: ``[B, H, N]``.
         value: ``[B, N, H, E]``.
         text_basis: ``U [H, E, T]``.
+        heads: which heads to sum over, ``[S]``; all for None, zero for none.
 
     Returns:
         ``[B, N, T]``.
     """
+    if heads is not None:
+        alpha, value, text_basis = alpha[:, heads], value[:, :, heads], text_basis[heads]
     return torch.einsum("bhn,bnhe,het->bnt", alpha, value, text_basis)
+
+
+def layered_text_maps(
+    alpha: Tensor, values: Sequence[Tensor], text_basis: Tensor, heads: Tensor | None = None
+) -> Tensor:
+    """:func:`text_maps` summed over layers, too.
+
+    Args:
+        alpha: ``[B, L, H, N]``.
+        values: ``L`` times ``[B, N, H, E]``.
+        text_basis: ``[L, H, E, T]``.
+        heads: which (layer, head) pairs to sum over, as ``layer · H + head``, ``[S]``; all for None.
+
+    Returns:
+        ``[B, N, T]``.
+    """
+    value = torch.stack(tuple(values), 2)  # [B, N, L, H, E]
+    return text_maps(alpha.flatten(1, 2), value.flatten(2, 3), text_basis.flatten(0, 1), heads)
 
 
 def text_maps_from_tokens(
@@ -111,18 +142,25 @@ def head_maps(alpha: Tensor, value: Tensor, text_basis: Tensor) -> Tensor:
     return torch.einsum("bhn,bnhe,het->bhnt", alpha, value, text_basis)
 
 
-def token_contributions(alpha: Tensor, value: Tensor, basis: Tensor) -> Tensor:
-    """The part of each token through each head, ``alpha[b,h,n] · v[b,n,h] @ M[h]``.
+def token_contributions(
+    alpha: Tensor, value: Tensor, basis: Tensor, shift: Tensor | None = None, scale: Tensor | None = None
+) -> Tensor:
+    """The part of each token through each head, ``(alpha[b,h,n] · v[b,n,h] @ M[h] + shift[b]) · scale[b]``.
 
     Args:
         alpha: ``[B, H, N]``.
         value: ``[B, N, H, E]``.
         basis: ``M [H, E, D]``.
+        shift: ``[B, D]``, the token's share of what a head adds besides its values; none for None.
+        scale: ``[B]``, ``1 / (σ n)``; 1 for None.
 
     Returns:
         ``[B, N, H, D]``: large; only for callers who ask for exactly this.
     """
-    return torch.einsum("bhn,bnhe,hed->bnhd", alpha, value, basis)
+    out = torch.einsum("bhn,bnhe,hed->bnhd", alpha, value, basis)
+    if shift is not None:
+        out = out + shift[:, None, None]
+    return out if scale is None else out * scale[:, None, None, None]
 
 
 def layer_statistics(residual: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -138,3 +176,97 @@ def layer_statistics(residual: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     mean = residual.mean(-1)
     variance = (residual - mean[..., None]).square().mean(-1)
     return mean, (variance + eps).sqrt()
+
+
+def moments(codes: Tensor, shared: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """What a batch adds to the first two moments of every head's codes, about a fixed centre.
+
+    With ``x[b,g] = [codes[b,g], shared[b]] − centre[g]``: ``Σ_b x`` and ``Σ_b x xᵀ``. Mean and covariance follow at any
+    time, and sums of shards add up; the centre (any point near the mean) keeps them from cancelling. Source: Chan,
+    Golub & LeVeque 1983, "shifted data".
+
+    Args:
+        codes: ``[B, G, E]``, codes of ``G`` heads.
+        shared: ``[B, X]``, entries that are the same for every head.
+        centre: ``[G, E + X]``.
+
+    Returns:
+        ``[G, E + X]`` and ``[G, E + X, E + X]``.
+    """
+    x = torch.cat([codes, shared[:, None].expand(-1, codes.shape[1], -1)], 2) - centre
+    return x.sum(0), torch.einsum("bgi,bgj->gij", x, x)
+
+
+def span(texts: Tensor, factor: Tensor, size: int, floor: float) -> tuple[Tensor, Tensor, Tensor]:
+    """TEXTSPAN: the texts that, one after the other, explain most of what is left of a head's variance.
+
+    With ``S = L Lᵀ`` and texts as rows of ``A``, repeat: ``j = argmax_t A_t S A_tᵀ``, ``w = A_j / ‖A_j‖``,
+    ``S ← (I − wwᵀ) S (I − wwᵀ)``, ``A ← A − (A w) wᵀ``. Of equals the first is taken, and equal is what is so within
+    rounding: a text that a pool holds twice need not give the same bits. Source: arXiv 2310.05916, algorithm 1, from
+    moments instead of data.
+
+    Args:
+        texts: ``A [G, T, R]``, texts in coordinates of each head's span.
+        factor: ``L [G, R, R]``.
+        size: how many to pick.
+        floor: stop where the variance explained falls to this share of the first pick's.
+
+    Returns:
+        ``picks [G, size]`` (−1 after the stop), ``variance [G, size]`` that each pick explains (0 after the stop) and
+        the orthonormal ``directions [G, size, R]`` (0 after the stop).
+    """
+    groups, _, rank = texts.shape
+    picks = torch.full((groups, size), -1, dtype=torch.long, device=texts.device)
+    variances, directions = texts.new_zeros(groups, size), texts.new_zeros(groups, size, rank)
+    for group in range(groups):
+        left, covariance = texts[group].clone(), factor[group] @ factor[group].T
+        for step in range(min(size, rank)):
+            variance = ((left @ covariance) * left).sum(1)
+            best, first = variance.max(), variances[group, 0]
+            if not best > floor * first.clamp_min(torch.finfo(texts.dtype).tiny):
+                break
+            pick = int((variance >= best - EQUAL * (first if step else best)).nonzero()[0])
+            direction = left[pick] / left[pick].norm()
+            picks[group, step], variances[group, step], directions[group, step] = pick, variance[pick], direction
+            left = left - torch.outer(left @ direction, direction)
+            away = torch.eye(rank, dtype=texts.dtype, device=texts.device) - torch.outer(direction, direction)
+            covariance = away @ covariance @ away
+    return picks, variances, directions
+
+
+def linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Tensor:
+    """The first half of an MLP, ``f(x Wᵀ + b)``.
+
+    ``gelu``: ``x Φ(x)``, exactly; ``gelu_tanh``: its tanh approximation; ``quick_gelu``: ``x · sigmoid(1.702 x)``.
+
+    Args:
+        x: ``[..., K]``.
+        weight: ``[M, K]``.
+        bias: ``[M]``.
+        activation: ``f``.
+
+    Returns:
+        ``[..., M]``.
+    """
+    hidden = x @ weight.T + bias
+    if activation == "quick_gelu":
+        return hidden * torch.sigmoid(1.702 * hidden)
+    return F.gelu(hidden, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def add_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The residual stream after a term was added, and its LayerNorm: ``r = x + delta``, ``(r − μ)/σ · γ + β``.
+
+    Args:
+        x: ``[..., W]``.
+        delta: ``[..., W]``, None for nothing.
+        weight: ``γ [W]``.
+        bias: ``β [W]``.
+        eps: ``σ = √(var + eps)``.
+
+    Returns:
+        ``r`` and its LayerNorm, both ``[..., W]``.
+    """
+    x = x if delta is None else x + delta
+    mean, std = layer_statistics(x, eps)
+    return x, (x - mean[..., None]) / std[..., None] * weight + bias

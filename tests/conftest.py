@@ -10,6 +10,12 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_CACHE"] = str(Path(__file__).parent / "no-downloads")
 
+# Where there is a GPU the kernels run on it; elsewhere Triton interprets them, and decides so when it is imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 torch.set_num_threads(1)  # on tensors this small a second thread only waits for the first
 
-pytest.register_assert_rewrite("builders", "contract", "measures")
+pytest.register_assert_rewrite(
+    "builders", "contract_attention", "contract_heads", "contract_layers", "contract_maps", "contracting", "measures"
+)

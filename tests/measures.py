@@ -15,3 +15,8 @@ def error(actual: Tensor, expected: Tensor) -> float:
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """:func:`error` over the largest expected value."""
     return error(actual, expected) / max(float(expected.double().abs().max()), torch.finfo(torch.float64).tiny)
+
+
+def relative_norm(have: Tensor, want: Tensor) -> float:
+    """Norm of the difference over the norm of what is right: the error of all entries together."""
+    return float((have.double() - want.double()).norm() / want.double().norm())

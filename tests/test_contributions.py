@@ -87,6 +87,28 @@ def test_scores_are_terms_towards_texts(full: Contributions) -> None:
     assert error(heads.sum((1, 2)) + mlps.sum(1), whole) <= FLOAT64
 
 
+def test_maps_of_texts_chosen_later(full: Contributions) -> None:
+    """The same as maps asked for in the forward, of all heads and of some."""
+    assert error(full.text_maps(TEXTS), full.maps.sum((1, 2))) <= FLOAT64
+    some = full.text_maps(TEXTS, heads=[(1, 0), (-1, 1), (1, 0)])  # a head counts once
+    assert error(some, full.maps[:, 1, 0] + full.maps[:, 2, 1]) <= FLOAT64
+    assert error(full.text_maps(TEXTS, heads=[]), torch.zeros(2, 10, 3)) == 0
+
+
+def test_maps_of_texts_chosen_later_of_some_layers(model: Model, images: torch.Tensor, full: Contributions) -> None:
+    found = model.decompose(images, tokens=True, layers=[0, 2])
+    assert error(found.text_maps(TEXTS), full.maps[:, [0, 2]].sum((1, 2))) <= FLOAT64
+    assert error(found.text_maps(TEXTS, heads=[(2, 1)]), full.maps[:, 2, 1]) <= FLOAT64
+    with pytest.raises(InputError, match=r"layer 1 was not kept: the layers here are \[0, 2\]"):
+        found.text_maps(TEXTS, heads=[(1, 0)])
+    with pytest.raises(InputError, match="head 2 does not exist"):
+        found.text_maps(TEXTS, heads=[(0, 2)])
+    with pytest.raises(InputError, match=r"text_features has shape \[3, 7\], expected \[texts, 20\]"):
+        found.text_maps(torch.ones(3, 7))
+    with pytest.raises(NotKept, match="tokens were not kept"):
+        model.decompose(images, attention=True).text_maps(TEXTS)
+
+
 def test_maps_are_tokens_towards_texts(full: Contributions, model: Model, images: torch.Tensor) -> None:
     assert full.maps.shape == (2, 3, 2, 10, 3)
     for layer in range(3):

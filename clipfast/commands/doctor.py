@@ -11,7 +11,9 @@ import torch
 
 from clipfast.commands import console
 from clipfast.commands.loading import versions
-from clipfast.kernels.dispatch import BACKENDS
+from clipfast.kernels import examples, tuning
+from clipfast.kernels.dispatch import BACKENDS, candidates
+from clipfast.kernels.library import OPERATIONS
 from clipfast.model import BUNDLED
 
 OPTIONAL = {
@@ -75,9 +77,25 @@ def bundled() -> dict[str, dict[str, Any]]:
     return models
 
 
+def choices(device: str) -> dict[str, dict[str, Any]]:
+    """Of every operation: which backends ``"auto"`` takes or times on a device, and why not the others."""
+    found = {}
+    for name in OPERATIONS:
+        able, refused = candidates(name, examples.arguments(name, device))
+        found[name] = {"candidates": [backend.name for backend in able], "refused": dict(refused)}
+    return found
+
+
+def timed(device: str) -> dict[str, Any]:
+    """What was found fastest on a device so far, by call."""
+    path = tuning.file_for(torch.device(device))
+    return {"file": str(path), "choices": dict(tuning.choices(path).items())}
+
+
 def examine() -> dict[str, Any]:
     """Everything the report says, as plain data."""
     found, why_none = devices()
+    device = "cuda" if found else "cpu"
     return {
         "versions": versions(),
         "platform": platform.platform(),
@@ -85,9 +103,21 @@ def examine() -> dict[str, Any]:
         "devices": found,
         "no_devices_because": why_none,
         "backends": {backend.name: backend.refusals() for backend in BACKENDS},
+        "operations": choices(device),
+        "timed": timed(device),
         "bundled": bundled(),
         "optional": {name: find_spec(name) is not None for name in OPTIONAL},
     }
+
+
+def _operations(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Operations that are chosen alike as one line: "eager (triton: no GPU): attention, …"."""
+    alike: dict[str, list[str]] = {}
+    for name, choice in found.items():
+        chosen = " or ".join(choice["candidates"]) + (", timed" if len(choice["candidates"]) > 1 else "")
+        why = "; ".join(f"{backend}: {', '.join(reasons)}" for backend, reasons in choice["refused"].items())
+        alike.setdefault(f"{chosen} ({why})" if why else chosen, []).append(name)
+    return [f"{how}: {', '.join(names)}" for how, names in alike.items()]
 
 
 def run(as_json: bool) -> int:
@@ -111,6 +141,10 @@ def run(as_json: bool) -> int:
         rows.append(["CUDA devices", f"none: {report['no_devices_because']}"])
     for name, refusals in report["backends"].items():
         rows.append([f"backend {name}", f"no: {'; '.join(refusals)}" if refusals else "yes"])
+    rows += [["operations", line] for line in _operations(report["operations"])]
+    if report["timed"]["choices"]:
+        kept = report["timed"]
+        rows.append(["timed choices", f"{len(kept['choices'])} in {kept['file']} (--json lists them)"])
     for name, model in report["bundled"].items():
         state = "present" if model["present"] else "missing: reinstall clipfast, or train it (clipfast.scenes.training)"
         rows.append([f"model {name}", f"{state} ({model['folder']})"])

@@ -1,40 +1,146 @@
+"""Which backend computes a call, and what is said of the others."""
+
+import sys
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import pytest
-import test_eager  # every backend's suite is imported here: classes are known once defined
+import test_eager  # every backend's suites are imported here: classes are known once defined
+import test_triton
+import torch
 from contract import OpsContract
 
-from clipfast.kernels import dispatch, ops
+from clipfast.kernels import dispatch, library, ops
+
+QKV = torch.ones(1, 2, 3, 1, 4)
 
 
 def test_every_backend_has_a_contract_suite() -> None:
-    assert test_eager.TestEager in OpsContract.__subclasses__()
+    assert {test_eager.TestEager, test_triton.TestInterpreted, test_triton.TestOnGpu} <= {*OpsContract.__subclasses__()}
     assert {suite.backend for suite in OpsContract.__subclasses__()} == {b.name for b in dispatch.BACKENDS}
 
 
-def test_auto_takes_the_first_that_can_run() -> None:
-    able = [backend for backend in dispatch.BACKENDS if not backend.refusals()]
-    assert dispatch.choose() is able[0]
+def test_eager_has_every_operation() -> None:
+    assert {*dispatch.EAGER.implementations()} == {*library.OPERATIONS}
 
 
-def test_every_backend_is_found_by_its_name() -> None:
+def test_no_backend_has_an_operation_that_does_not_exist() -> None:
+    for backend in dispatch.BACKENDS:
+        assert {*backend.implementations()} <= {*library.OPERATIONS}
+
+
+def test_auto_leaves_the_interpreter_alone() -> None:
+    """On the CPU Triton is a test of its kernels, not a way to compute."""
+    choice = dispatch.choose("attention", [QKV, "cls"])
+    assert choice.backend == "eager"
+    assert choice.refused == {"triton": ["the tensors are not on a GPU"]}
+    assert not choice.tuned
+
+
+def test_a_named_backend_computes() -> None:
     for backend in dispatch.BACKENDS:
         if not backend.refusals():
-            assert dispatch.choose(backend.name) is backend
+            assert dispatch.choose("attention", [QKV, "cls"], backend.name).backend == backend.name
+
+
+def test_an_operation_that_a_backend_does_not_have_is_left_to_eager() -> None:
+    backend = next(b for b in dispatch.BACKENDS if b.name == "triton")
+    if backend.refusals():
+        pytest.skip(", ".join(backend.refusals()))
+    assert "layer_statistics" not in backend.implementations()
+    assert dispatch.choose("layer_statistics", [torch.ones(2, 3), 1e-5], "triton").backend == "eager"
 
 
 def test_an_unknown_backend_is_told_the_known_ones() -> None:
     with pytest.raises(dispatch.BackendUnavailable, match=r"unknown backend 'abacus': choose 'auto' or one of .*eager"):
-        dispatch.choose("abacus")
+        dispatch.choose("attention", [QKV, "cls"], "abacus")
+    with pytest.raises(dispatch.BackendUnavailable, match="unknown backend 'abacus'"):
+        dispatch.check("abacus")
 
 
-def test_a_refusal_lists_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no(*reasons: str) -> dispatch.Backend:
-        return dispatch.Backend(reasons[0], ops, lambda: list(reasons[1:]))
+# ------------------------------------------------------------------------------------ backends that say no, in a row
 
-    refusing = (no("first", "no GPU", "head_dim 88 not built"), no("second", "not compiled"))
-    monkeypatch.setattr(dispatch, "BACKENDS", refusing)
+
+@pytest.fixture
+def backends(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dispatch.Backend]:
+    """Makes real backends of given behaviour; together they are all there are."""
+    made: list[dispatch.Backend] = []
+
+    def make(
+        name: str,
+        *,
+        machine: Sequence[str] = (),
+        unasked: Sequence[str] = (),
+        takes: list[str] | None = None,
+    ) -> dispatch.Backend:
+        module = types.ModuleType(f"backend_{name}")
+        implementation = dispatch.Implementation(lambda *a: name, lambda *a: takes or [])
+        module.IMPLEMENTATIONS = {"attention": implementation}  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        backend = dispatch.Backend(name, module.__name__, lambda: [*machine], lambda tensor: [*unasked])
+        made.append(backend)
+        monkeypatch.setattr(dispatch, "BACKENDS", tuple(made))
+        return backend
+
+    return make
+
+
+def choose(name: str = "auto") -> dispatch.Choice:
+    arguments: list[Any] = [QKV, "cls"]
+    return dispatch.choose("attention", arguments, name)
+
+
+def test_auto_takes_the_first_that_can_and_says_why_the_others_cannot(backends: Any) -> None:
+    backends("first", machine=["no GPU"])
+    backends("second", takes=["head_dim 88 not built", "float64"])
+    backends("third")
+    backends("fourth")
+    choice = choose()
+    assert (choice.backend, choice.run()) == ("third", "third")
+    assert choice.refused == {"first": ["no GPU"], "second": ["head_dim 88 not built", "float64"]}
+
+
+def test_a_refusal_lists_every_reason(backends: Any) -> None:
+    backends("first", machine=["no GPU", "no driver"])
+    backends("second", takes=["head_dim 88 not built"])
     with pytest.raises(
-        dispatch.BackendUnavailable, match=r"^first: no GPU, head_dim 88 not built; second: not compiled$"
+        dispatch.BackendUnavailable,
+        match=r"^nothing computes attention: first: no GPU, no driver; second: head_dim 88 not built$",
     ):
-        dispatch.choose()
-    with pytest.raises(dispatch.BackendUnavailable, match=r"^second: not compiled$"):
-        dispatch.choose("second")
+        choose()
+    with pytest.raises(dispatch.BackendUnavailable, match=r"^first: no GPU, no driver$"):
+        choose("first")
+    with pytest.raises(dispatch.BackendUnavailable, match=r"^first: no GPU, no driver$"):
+        dispatch.check("first")
+    with pytest.raises(dispatch.BackendUnavailable, match=r"^second cannot compute attention: head_dim 88 not built$"):
+        choose("second")
+
+
+def test_what_auto_leaves_alone_can_be_named(backends: Any) -> None:
+    backends("shy", unasked=["only when named"])
+    backends("other")
+    assert choose().backend == "other"
+    assert choose("shy").backend == "shy"
+
+
+def test_a_triton_that_cannot_be_imported_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cached in (dispatch._triton_import, dispatch._triton_refusals):
+        cached.cache_clear()
+    monkeypatch.setitem(sys.modules, "triton", None)
+    try:
+        with pytest.raises(dispatch.BackendUnavailable, match=r"^triton: triton cannot be imported \(ModuleNotF"):
+            dispatch.check("triton")
+        assert dispatch.choose("attention", [QKV, "cls"]).backend == "eager"
+    finally:
+        for cached in (dispatch._triton_import, dispatch._triton_refusals):
+            cached.cache_clear()
+
+
+def test_the_operations_say_what_they_change() -> None:
+    for name, places in library.MUTATED.items():
+        schema = getattr(torch.ops.clipfast, name).default._schema
+        changed = tuple(i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write)
+        assert changed == places
+    assert library.MUTATED["text_maps"] == (3,)
+    assert ops.OPERATIONS is library.OPERATIONS

@@ -1,0 +1,326 @@
+"""Self-attention that also gives the attention row of the pooled token: ``out`` and ``alpha`` in one launch.
+
+``out[b,n,h] = Σ_m softmax_m(q[b,n,h]·k[b,m,h] / √E) v[b,m,h]``, and ``alpha[b,h] = softmax(K[b,h] q[b,0,h] / √E)`` or
+the mean of these weights over the patches' queries (:mod:`.mean_row`).
+
+A vision transformer has N = 2ᵏ + 1 tokens or so: 257, 577. Cut into tiles of 64 or 128, the one token too many costs a
+row and a column of tiles: at N = 257 more than half of the products are of padding. Here the class token stands apart:
+tiles cover the N − 1 patches, and their online softmax *starts* from the class token's key (its score is the first
+maximum, its value the first sum). The class token's own query is one more program of the same launch, in float32
+without tensor cores, and what it computes anyway is ``alpha``. Where that saves no tile (N = 50, 197) the class
+token is a row like the others, and the program more computes ``alpha`` alone, if it is asked for.
+
+A head is cut into two parts where its size is no power of two, 80 = 64 + 16: padded to 128 it would cost 1.6 times the
+products.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from math import ceil
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from clipfast.kernels import mean_row, query_row
+from clipfast.kernels.attention_tiles import LARGEST_HEAD, apart, configs, head_parts
+from clipfast.kernels.dispatch import Variant
+from clipfast.kernels.launch import INTERPRETED, Config, Launch, dot, dot_precision, power_of_two
+from clipfast.kernels.layer_norm import rounded
+from clipfast.kernels.reference import Row
+
+
+@triton.jit
+def _rows(
+    p_part,
+    d_rows,
+    image,
+    part,
+    head,
+    start,
+    N,
+    s_n,
+    HEAD_DIM: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WHOLE: tl.constexpr,
+    FROM: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Tokens ``start …`` of one head's queries, keys or values (part 0, 1, 2), zeros beyond ``N`` and ``HEAD_DIM``.
+
+    Read through the descriptor where there is one, else through pointers.
+    """
+    if d_rows is None:
+        o_n = tl.arange(0, ROWS)
+        o_e = FROM + tl.arange(0, COLUMNS)
+        p_rows = p_part + tl.multiple_of(tl.cast(start, tl.int64) * s_n, ALIGNED)
+        p_rows = p_rows + (tl.multiple_of(o_n * s_n, ALIGNED)[:, None] + o_e[None, :])  # [ROWS, COLUMNS]
+        m_n = (start + o_n < N)[:, None]
+        m_e = (o_e < HEAD_DIM)[None, :]
+        if FROM + COLUMNS > HEAD_DIM:
+            b_rows = tl.load(p_rows, mask=m_e if WHOLE else m_n & m_e, other=0.0)
+        elif WHOLE:
+            b_rows = tl.load(p_rows)
+        else:
+            b_rows = tl.load(p_rows, mask=m_n, other=0.0)
+    else:
+        b_rows = d_rows.load([image, part, head, start, FROM]).reshape(ROWS, COLUMNS)
+    return b_rows
+
+
+@triton.jit
+def _attention_kernel(
+    p_qkv,
+    d_query,
+    d_key,
+    d_query2,
+    d_key2,
+    p_out,
+    p_alpha,
+    p_max,
+    p_inverse,
+    heads,
+    N,
+    s_b,
+    s_n,
+    s_part,
+    s_h,
+    scale_log2,
+    HEAD_DIM: tl.constexpr,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    APART: tl.constexpr,
+    WHOLE: tl.constexpr,
+    ROW: tl.constexpr,
+    STATISTICS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EXACT: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):
+    """``out[n] = Σ_m exp(q_n·k_m/√E − max_n) v_m / Σ_m exp(q_n·k_m/√E − max_n)``, tile by tile (FlashAttention).
+
+    Programs of one image and head follow one another: its tiles of queries, then the class token's row. APART is how
+    many tokens are apart from the tiles, 1 (see the module) or 0; WHOLE says that the keys fill theirs. A head is cut
+    into FIRST + SECOND columns. STATISTICS keeps every query's maximum and inverse sum for :mod:`.mean_row`.
+    """
+    tiles = tl.cdiv(N - APART, BLOCK_M)
+    programs = tiles + 1 if ROW else tiles
+    program = tl.program_id(0)
+    row = program // programs
+    tile = program % programs
+    image, head = row // heads, row % heads
+    row = row.to(tl.int64)
+    o_head = image.to(tl.int64) * s_b + head.to(tl.int64) * s_h
+    p_query = p_qkv + tl.multiple_of(o_head, ALIGNED)
+    p_key = p_qkv + tl.multiple_of(o_head + s_part, ALIGNED)
+    p_value = p_qkv + tl.multiple_of(o_head + s_part * 2, ALIGNED)
+    p_out += (image.to(tl.int64) * N * heads + head) * HEAD_DIM
+    inner = 1.0 if EXACT else scale_log2  # maxima are kept in the units that weights() takes
+    outer = scale_log2 if EXACT else 1.0
+    o_e = tl.arange(0, FIRST)
+    m_e = o_e < HEAD_DIM
+    if SECOND:
+        o_e2 = FIRST + tl.arange(0, SECOND)
+        m_e2 = o_e2 < HEAD_DIM
+    if tile < tiles:
+        first = APART + tile * BLOCK_M
+        o_m = first + tl.arange(0, BLOCK_M)
+        m_m = o_m < N
+        # [BLOCK_M, FIRST] and [BLOCK_M, SECOND]
+        b_query = _rows(p_query, d_query, image, 0, head, first, N, s_n, HEAD_DIM, ALIGNED, False, 0, FIRST, BLOCK_M)
+        b_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        b_sum = tl.zeros([BLOCK_M], tl.float32)
+        b_out = tl.zeros([BLOCK_M, FIRST], tl.float32)
+        if SECOND:
+            b_query2 = _rows(
+                p_query, d_query2, image, 0, head, first, N, s_n, HEAD_DIM, ALIGNED, False, FIRST, SECOND, BLOCK_M
+            )
+            b_out2 = tl.zeros([BLOCK_M, SECOND], tl.float32)
+        if APART:
+            b_class = tl.load(p_key + o_e, mask=m_e, other=0.0).to(tl.float32)
+            b_start = tl.sum(b_query.to(tl.float32) * b_class[None, :], 1)
+            if SECOND:
+                b_class2 = tl.load(p_key + o_e2, mask=m_e2, other=0.0).to(tl.float32)
+                b_start += tl.sum(b_query2.to(tl.float32) * b_class2[None, :], 1)
+            b_max = b_start * inner
+            b_sum = mean_row.weights(b_start, b_max, scale_log2, EXACT)  # 1, but for the rounding of the maximum
+            b_out += b_sum[:, None] * tl.load(p_value + o_e, mask=m_e, other=0.0).to(tl.float32)[None, :]
+            if SECOND:
+                b_out2 += b_sum[:, None] * tl.load(p_value + o_e2, mask=m_e2, other=0.0).to(tl.float32)[None, :]
+        for start in range(APART, N, BLOCK_N):
+            # [BLOCK_N, FIRST] and [BLOCK_N, SECOND]
+            b_key = _rows(p_key, d_key, image, 1, head, start, N, s_n, HEAD_DIM, ALIGNED, WHOLE, 0, FIRST, BLOCK_N)
+            b_score = dot(b_query, tl.trans(b_key), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
+            if SECOND:
+                b_key2 = _rows(
+                    p_key, d_key2, image, 1, head, start, N, s_n, HEAD_DIM, ALIGNED, WHOLE, FIRST, SECOND, BLOCK_N
+                )
+                b_score = dot(b_query2, tl.trans(b_key2), b_score, PRECISION)
+            if not WHOLE:
+                b_score = tl.where((start + tl.arange(0, BLOCK_N) < N)[None, :], b_score, float("-inf"))
+            b_new = tl.maximum(b_max, tl.max(b_score, 1) * inner)
+            b_weight = mean_row.weights(b_score, b_new[:, None], scale_log2, EXACT)
+            b_keep = tl.exp2((b_max - b_new) * outer)
+            b_sum = b_sum * b_keep + tl.sum(b_weight, 1)
+            b_max = b_new
+            b_value = _rows(p_value, d_key, image, 2, head, start, N, s_n, HEAD_DIM, ALIGNED, WHOLE, 0, FIRST, BLOCK_N)
+            b_weight = rounded(b_weight, b_value.dtype)
+            b_out = dot(b_weight, b_value, b_out * b_keep[:, None], PRECISION)
+            if SECOND:
+                b_value2 = _rows(
+                    p_value, d_key2, image, 2, head, start, N, s_n, HEAD_DIM, ALIGNED, WHOLE, FIRST, SECOND, BLOCK_N
+                )
+                b_out2 = dot(b_weight, b_value2, b_out2 * b_keep[:, None], PRECISION)
+        b_inverse = 1.0 / b_sum
+        if STATISTICS:
+            tl.store(p_max + row * N + o_m, b_max, mask=m_m)
+            tl.store(p_inverse + row * N + o_m, b_inverse, mask=m_m)
+        p_rows = p_out + (o_m.to(tl.int64) * heads * HEAD_DIM)[:, None]
+        b_out = rounded(b_out * b_inverse[:, None], p_out.dtype.element_ty)
+        tl.store(p_rows + o_e[None, :], b_out, mask=m_m[:, None] & m_e[None, :])
+        if SECOND:
+            b_out2 = rounded(b_out2 * b_inverse[:, None], p_out.dtype.element_ty)
+            tl.store(p_rows + o_e2[None, :], b_out2, mask=m_m[:, None] & m_e2[None, :])
+    else:
+        b_z = query_row.attend(
+            p_query,
+            p_key,
+            p_value,
+            p_alpha + row * N,
+            N,
+            s_n,
+            s_n,
+            scale_log2,
+            HEAD_DIM,
+            ALIGNED,
+            APART == 1,
+            APART,
+            BLOCK_E,
+            BLOCK_R,
+        )
+        if APART:
+            o_z = tl.arange(0, BLOCK_E)
+            tl.store(p_out + o_z, rounded(b_z, p_out.dtype.element_ty), mask=o_z < HEAD_DIM)
+
+
+def _descriptors(qkv: Tensor, config: Config, parts: tuple[int, int]) -> dict[str, Any]:
+    """Descriptors of tiles of queries, and of keys or values, in both parts of a head; None for what is not used."""
+    names = ("d_query", "d_key", "d_query2", "d_key2")
+    if not config.blocks["DESCRIPTORS"]:
+        return dict.fromkeys(names)
+    view = qkv.permute(0, 2, 3, 1, 4)  # [B, 3, H, N, E]
+    tiles = [(config.blocks[rows], part) for part in parts for rows in ("BLOCK_M", "BLOCK_N")]
+    return {
+        name: TensorDescriptor(view, list(view.shape), list(view.stride()), [1, 1, 1, rows, columns])
+        if columns
+        else None
+        for name, (rows, columns) in zip(names, tiles, strict=True)
+    }
+
+
+def plan(qkv: Tensor, row: Row | None, config: Config | None = None) -> tuple[list[Launch], Tensor, Tensor]:
+    """The launches that compute :func:`run`, in order, with its results.
+
+    Args:
+        qkv: ``[B, N, 3, H, E]``.
+        row: which attention row is wanted.
+        config: how programs are cut; None for the preferred one.
+    """
+    config = configs(qkv)[0] if config is None else config
+    qkv = query_row.unit_stride(qkv)
+    if config.blocks["BLOCK_M"] * qkv.stride(1) >= 2**31:  # tokens so far apart that a tile's offsets overflow
+        qkv = qkv.contiguous()
+    images, tokens, _, heads, head_dim = qkv.shape
+    alone = apart(tokens, config)
+    with_row = alone or row == "cls"
+    parts = head_parts(head_dim, qkv.dtype)
+    columns = power_of_two(head_dim)
+    out = qkv.new_empty((images, tokens, heads, head_dim))
+    alpha = qkv.new_empty((images, heads, tokens), dtype=torch.float32)
+    kept = {name: torch.empty_like(alpha) if row == "mean" else None for name in ("p_max", "p_inverse")}  # per query
+    strides = dict(zip(("s_b", "s_n", "s_part", "s_h"), qkv.stride(), strict=False))
+    shared = {"heads": heads, "N": tokens, **strides, "scale_log2": query_row.logit_scale(head_dim)}
+    constants = {
+        "HEAD_DIM": head_dim,
+        "FIRST": parts[0],
+        "SECOND": parts[1],
+        "ALIGNED": query_row.alignment(*qkv.stride()[:4]),
+        "PRECISION": dot_precision(qkv.dtype),
+        "EXACT": qkv.dtype == torch.float32,
+    }
+    programs = ceil((tokens - alone) / config.blocks["BLOCK_M"]) + with_row
+    per_thread = 8 if qkv.dtype == torch.float32 else 32 if columns <= 64 else 16  # elements of the class row's keys
+    launch = Launch(
+        kernel=_attention_kernel,
+        grid=(images * heads * programs,),
+        arguments={
+            "p_qkv": qkv,
+            **_descriptors(qkv, config, parts),
+            "p_out": out,
+            "p_alpha": alpha,
+            **kept,
+            **shared,
+        },
+        constants={
+            **constants,
+            "APART": int(alone),
+            "WHOLE": (tokens - alone) % config.blocks["BLOCK_N"] == 0,
+            "ROW": with_row,
+            "STATISTICS": row == "mean",
+            "BLOCK_E": columns,
+            "BLOCK_R": max(1, min(4096, 32 * config.warps * per_thread) // columns),
+        },
+        config=config,
+    )
+    if row != "mean":
+        return [launch], out, alpha if row == "cls" else qkv.new_empty((images, heads, 0), dtype=torch.float32)
+    mean = mean_row.plan(qkv, kept, alpha, shared, constants)
+    return [launch, mean], out, alpha
+
+
+def run(qkv: Tensor, row: Row | None, config: Config | None = None) -> tuple[Tensor, Tensor]:
+    """:func:`clipfast.kernels.reference.attention`: ``out [B, N, H, E]``, and ``alpha [B, H, N]`` or ``[B, H, 0]``."""
+    launches, out, alpha = plan(qkv, row, config)
+    for launch in launches:
+        launch.run()
+    return out, alpha
+
+
+def through_torch(qkv: Tensor, row: Row | None, backend: SDPBackend | None = None) -> tuple[Tensor, Tensor]:
+    """:func:`run` for ``row`` ``"cls"`` or None with torch's attention, and the row from a kernel of its own."""
+    query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))  # [B, H, N, E]
+    with nullcontext() if backend is None else sdpa_kernel(backend):
+        out = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).contiguous()
+    if row is None:
+        return out, qkv.new_empty((qkv.shape[0], qkv.shape[3], 0), dtype=torch.float32)
+    return out, query_row.alpha_alone(qkv[:, 0, 0], qkv[:, :, 1])
+
+
+def refuses(qkv: Tensor, row: Row | None) -> list[str]:
+    """The reasons why :func:`run` cannot take these arguments."""
+    reasons = query_row.refused_tensors(qkv=qkv)
+    if not 0 < qkv.shape[4] <= LARGEST_HEAD:
+        reasons.append(f"head_dim {qkv.shape[4]} is not between 1 and {LARGEST_HEAD}")
+    return reasons
+
+
+def variants(qkv: Tensor, row: Row | None) -> Sequence[Variant]:
+    """Our own kernel in every configuration worth timing, and torch's attention where a kernel adds the row to it."""
+    own: list[Variant] = [(str(config), partial(run, config=config)) for config in configs(qkv)]
+    if INTERPRETED:
+        return own[:1]
+    if row == "mean":
+        return own
+    return [*own, ("sdpa", through_torch), ("sdpa-cudnn", partial(through_torch, backend=SDPBackend.CUDNN_ATTENTION))]

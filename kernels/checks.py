@@ -1,0 +1,54 @@
+"""What the operations expect of their arguments: one line that names the argument, before anything is computed."""
+
+import torch
+from torch import Tensor
+
+
+def expect(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
+    """Raises ValueError unless the tensor has this shape; None is any size."""
+    fits = tensor.ndim == len(shape) and all(
+        want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("?" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} has shape {list(tensor.shape)}, expected [{wanted}]")
+
+
+def expect_together(**tensors: Tensor | None) -> None:
+    """Raises ValueError unless all are on one device: torch's own message would name no argument."""
+    devices = {name: str(tensor.device) for name, tensor in tensors.items() if tensor is not None}
+    if len(set(devices.values())) > 1:
+        places = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"the tensors are on different devices: {places}")
+
+
+def expect_weighted_values(alpha: Tensor, value: Tensor, basis: Tensor, basis_name: str) -> None:
+    """Raises ValueError unless ``alpha [B, H, N]``, ``value [B, N, H, E]`` and ``basis [H, E, ·]`` fit together."""
+    expect("value", value, (None, None, None, None))
+    images, tokens, heads, head_dim = value.shape
+    expect("alpha", alpha, (images, heads, tokens))
+    expect(basis_name, basis, (heads, head_dim, None))
+    expect_together(**{"alpha": alpha, "value": value, basis_name: basis})
+
+
+def expect_heads(heads: Tensor | None, count: int) -> None:
+    """Raises ValueError unless ``heads`` are None or integers below ``count``."""
+    if heads is None:
+        return
+    expect("heads", heads, (None,))
+    if heads.is_floating_point() or heads.is_complex():
+        raise ValueError(f"heads are {heads.dtype}, expected integers")
+    # Values are not looked at on a GPU, where that would wait for everything before.
+    if heads.numel() and heads.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = int(heads.min()), int(heads.max())
+        if low < 0 or high >= count:
+            raise ValueError(f"heads go from {low} to {high}, expected 0 to {count - 1}")
+
+
+def expect_out(out: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless sums of that shape can be added to ``out``."""
+    expect("out", out, shape)
+    if not out.is_contiguous():
+        raise ValueError("out is not contiguous")
+    if out.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"out is {out.dtype}, expected torch.float32 or torch.float64")

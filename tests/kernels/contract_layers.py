@@ -1,0 +1,279 @@
+"""LayerNorm, its statistics and the MLP: the definition in float64 is the truth."""
+
+from itertools import product
+
+import pytest
+import torch
+from contracting import IMAGES, LOW, Contract, draw, floor, in_double
+from measures import error, relative_error
+from tolerances import LOW_PRECISION_FACTOR, OP_FLOAT32
+from torch import Tensor
+
+from clipfast.kernels import ops, reference
+from clipfast.kernels.dispatch import AUTO, BACKENDS, BackendUnavailable, refusals
+
+ACTIVATIONS: tuple[reference.Activation, ...] = ("gelu", "gelu_tanh", "quick_gelu")
+EVERY_ACTIVATION = pytest.mark.parametrize("activation", ACTIVATIONS)
+# (tokens, K, M): of one and of odd sizes, one tile and several, the class token alone, the ratio 1 : 4 of a real layer.
+LAYERS = [*product([(1, 1, 1), (2, 33, 65), (9, 104, 136)], ACTIVATIONS)]
+LAYERS += [((17, 48, 192), "quick_gelu"), ((50, 96, 384), "gelu"), ((1, 80, 320), "gelu_tanh")]
+EVERY_LAYER = pytest.mark.parametrize(
+    ("sizes", "activation"), [pytest.param(*layer, id="N{}-K{}-M{}-{}".format(*layer[0], layer[1])) for layer in LAYERS]
+)
+WIDTHS = (1, 2, 7, 64, 768, 1001, 1664)
+EPS = 1e-5
+
+
+class LayersContract(Contract):
+    """``layer_statistics``, ``add_layer_norm`` and ``linear_activation``."""
+
+    # -------------------------------------------------------------------------------------- the final LayerNorm
+
+    @pytest.mark.parametrize("width", [1, 2, 64, 1664])
+    @pytest.mark.parametrize("offset", [0.0, 100.0])
+    def test_layer_statistics(self, width: int, offset: float) -> None:
+        """An offset of 100 loses the variance to cancellation unless it is taken around the mean."""
+        residual = draw(5, IMAGES, width) + offset
+        have = ops.layer_statistics(residual, 1e-5, backend=self.backend)
+        for got, want in zip(have, reference.layer_statistics(residual.double(), 1e-5), strict=True):
+            assert got.dtype == torch.float32
+            assert relative_error(got, want) <= OP_FLOAT32
+
+    def test_layer_statistics_in_bfloat16(self) -> None:
+        residual = draw(5, IMAGES, 768, dtype=torch.bfloat16)
+        have = ops.layer_statistics(residual, 1e-5, backend=self.backend)
+        plain = reference.layer_statistics(residual, 1e-5)
+        want = reference.layer_statistics(residual.double(), 1e-5)
+        for got, low, exact in zip(have, plain, want, strict=True):
+            assert got.dtype == torch.float32
+            assert error(got, exact) <= LOW_PRECISION_FACTOR * error(low, exact) + floor(exact)
+
+    # ------------------------------------------------------------------------------- the first half of an MLP
+
+    def draw_layer(self, tokens: int, inner: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """``x``, ``weight`` and ``bias``, so that the hidden layer is about as large as its activation is curved."""
+        x = draw(6, IMAGES, tokens, inner, dtype=dtype)
+        return x, (draw(7, columns, inner) * max(inner, 1) ** -0.5).to(dtype), draw(8, columns, dtype=dtype)
+
+    def linear_activation(self, x: Tensor, weight: Tensor, bias: Tensor, activation: reference.Activation) -> Tensor:
+        return ops.linear_activation(x, weight, bias, activation, backend=self.backend)
+
+    @EVERY_LAYER
+    def test_linear_activation(self, sizes: tuple[int, int, int], activation: reference.Activation) -> None:
+        arguments = self.draw_layer(*sizes, torch.float32)
+        before = [tensor.clone() for tensor in arguments]
+        have = self.linear_activation(*arguments, activation)
+        assert have.dtype == torch.float32
+        assert have.is_contiguous()
+        assert relative_error(have, reference.linear_activation(*in_double(*arguments), activation)) <= OP_FLOAT32
+        assert all(torch.equal(now, then) for now, then in zip(arguments, before, strict=True))
+
+    @EVERY_LAYER
+    @pytest.mark.parametrize("dtype", LOW)
+    def test_linear_activation_in_low_precision(
+        self, sizes: tuple[int, int, int], activation: reference.Activation, dtype: torch.dtype
+    ) -> None:
+        arguments = self.draw_layer(*sizes, dtype)
+        have = self.linear_activation(*arguments, activation)
+        assert have.dtype == dtype
+        plain = reference.linear_activation(*arguments, activation)
+        want = reference.linear_activation(*in_double(*arguments), activation)
+        assert error(have, want) <= LOW_PRECISION_FACTOR * error(plain, want) + floor(want)
+
+    @EVERY_ACTIVATION
+    @pytest.mark.parametrize(
+        ("dtype", "share"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-7), (torch.float16, 2**-10)]
+    )
+    @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # of the interpreter; the result is 0
+    def test_activations_everywhere(self, activation: reference.Activation, dtype: torch.dtype, share: float) -> None:
+        """A layer of one weight, 1, is the activation itself: right to two units of x's last place, never NaN."""
+        x = torch.cat([torch.linspace(-30, 30, 1201), torch.tensor([0.0, -0.0, 1e4, -1e4, 3e4, -3e4])])
+        x = x.to(self.device, dtype)[:, None]
+        one, zero = x.new_ones(1, 1), x.new_zeros(1)
+        have = self.linear_activation(x, one, zero, activation)
+        want = reference.linear_activation(x.double(), one.double(), zero.double(), activation)
+        assert bool(((have.double() - want).abs() <= share * x.double().abs()).all())
+
+    @EVERY_ACTIVATION
+    def test_a_nan_stays_one(self, activation: reference.Activation) -> None:
+        for dtype, inner in product((torch.float32, torch.bfloat16), (80, 5)):
+            x, weight, bias = self.draw_layer(3, inner, 16, dtype)
+            x[1, 1, 1] = torch.nan
+            assert torch.equal(self.linear_activation(x, weight, bias, activation).isnan().any(-1), x.isnan().any(-1))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("inner", [80, 33])
+    def test_linear_activation_of_any_strides(self, inner: int, dtype: torch.dtype) -> None:
+        """Rows with gaps, rows that start anywhere, one row for all, and columns that lie apart."""
+        x, weight, bias = self.draw_layer(9, inner, 96, dtype)
+        want = reference.linear_activation(x.double(), weight.double(), bias.double(), "gelu")
+        plain = reference.linear_activation(x, weight, bias, "gelu")
+        limit = LOW_PRECISION_FACTOR * error(plain, want) + floor(want)
+        wide = x.new_full((IMAGES, 9, inner + 8), torch.nan)
+        shifted = x.new_full((x.numel() + 1,), torch.nan)[1:].view(x.shape)
+        apart = x.new_full((IMAGES, inner, 9), torch.nan).transpose(1, 2)
+        for view in (wide[..., :inner], wide[..., 3 : inner + 3], shifted, apart):
+            view.copy_(x)
+            assert error(self.linear_activation(view, weight, bias, "gelu"), want) <= limit
+        class_tokens = self.linear_activation(wide[:, 0, 3 : inner + 3], weight, bias, "gelu")
+        assert error(class_tokens, want[:, 0]) <= limit
+        by_columns = self.linear_activation(x[0].t().contiguous().t(), weight, bias, "gelu")
+        assert error(by_columns, want[0]) <= limit
+        same = self.linear_activation(x[:1, :1].expand(IMAGES, 9, inner), weight, bias, "gelu")
+        assert error(same, want[:1, :1].expand_as(want)) <= limit
+        weight_apart = weight.t().contiguous().t()
+        bias_apart = torch.stack([bias, bias], 1)[:, 0]
+        assert error(self.linear_activation(x, weight_apart, bias_apart, "gelu"), want) <= limit
+
+    def test_linear_activation_of_any_number_of_axes(self) -> None:
+        x, weight, bias = self.draw_layer(4, 16, 24, torch.float32)
+        want = reference.linear_activation(x.double(), weight.double(), bias.double(), "gelu")
+        assert relative_error(self.linear_activation(x[0, 0], weight, bias, "gelu"), want[0, 0]) <= OP_FLOAT32
+        four = self.linear_activation(x.view(IMAGES, 2, 2, 16), weight, bias, "gelu")
+        assert relative_error(four, want.view(IMAGES, 2, 2, 24)) <= OP_FLOAT32
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_linear_activation_of_nothing(self, dtype: torch.dtype) -> None:
+        x, weight, bias = self.draw_layer(9, 80, 96, dtype)
+        assert self.linear_activation(x[:0], weight, bias, "gelu").shape == (0, 9, 96)
+        assert self.linear_activation(x[:, :0], weight, bias, "gelu").shape == (IMAGES, 0, 96)
+        assert self.linear_activation(x, weight[:0], bias[:0], "gelu").shape == (IMAGES, 9, 0)
+
+    def test_linear_activation_of_no_columns(self) -> None:
+        """What is left is the bias; whoever has no use for such a layer refuses it."""
+        x, weight, bias = self.draw_layer(9, 0, 96, torch.float32)
+        want = reference.linear_activation(x.double(), weight.double(), bias.double(), "gelu")
+        backend = next(backend for backend in BACKENDS if backend.name == self.backend)
+        reasons = refusals(backend, "linear_activation", (x, weight, bias, "gelu"), asked=True)
+        if reasons:
+            assert reasons == ["x has no columns"]
+        have = ops.linear_activation(x, weight, bias, "gelu", backend=AUTO if reasons else self.backend)
+        assert relative_error(have, want) <= OP_FLOAT32
+
+    def test_linear_activation_in_float64(self) -> None:
+        arguments = self.draw_layer(3, 16, 24, torch.float64)
+        if not self.float64:
+            with self.refuses_float64():
+                self.linear_activation(*arguments, "gelu")
+            return
+        have = self.linear_activation(*arguments, "gelu")
+        assert have.dtype == torch.float64
+        assert relative_error(have, reference.linear_activation(*arguments, "gelu")) <= 1e-14
+
+    # --------------------------------------------------------------------------- the residual stream's LayerNorm
+
+    def draw_norm(self, width: int, dtype: torch.dtype, offset: float = 0.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``x``, ``delta``, ``weight`` and ``bias``."""
+        x, delta = (draw(seed, IMAGES, 5, width) for seed in (9, 10))
+        return (x + offset).to(dtype), delta.to(dtype), draw(11, width, dtype=dtype), draw(12, width, dtype=dtype)
+
+    def add_layer_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float = EPS) -> Tensor:
+        return ops.add_layer_norm(x, delta, weight, bias, eps, backend=self.backend)
+
+    @pytest.mark.parametrize("width", WIDTHS)
+    @pytest.mark.parametrize("with_delta", [True, False])
+    def test_add_layer_norm(self, width: int, with_delta: bool) -> None:
+        """x is changed in place, to the sum as torch rounds it, and that sum is what the norm is of."""
+        x, delta, weight, bias = self.draw_norm(width, torch.float32)
+        want_x = x + delta if with_delta else x.clone()
+        delta_before = delta.clone()
+        have = self.add_layer_norm(x, delta if with_delta else None, weight, bias)
+        assert have.dtype == torch.float32
+        assert have.is_contiguous()
+        assert torch.equal(x, want_x)
+        assert torch.equal(delta, delta_before)
+        _, want = reference.add_layer_norm(want_x.double(), None, weight.double(), bias.double(), EPS)
+        assert relative_error(have, want) <= OP_FLOAT32
+
+    @pytest.mark.parametrize("width", [2, 64, 768, 1001, 1664])
+    @pytest.mark.parametrize("offset", [0.0, 100.0])
+    @pytest.mark.parametrize("dtype", [pytest.param(torch.float32, id="fp32"), *LOW])
+    def test_add_layer_norm_of_large_means(self, width: int, offset: float, dtype: torch.dtype) -> None:
+        """No worse than twice the definition in the same precision, given the same stream."""
+        x, delta, weight, bias = self.draw_norm(width, dtype, offset)
+        want_x = x + delta
+        have = self.add_layer_norm(x, delta, weight, bias)
+        assert have.dtype == dtype
+        assert torch.equal(x, want_x)
+        _, plain = reference.add_layer_norm(want_x, None, weight, bias, EPS)
+        _, want = reference.add_layer_norm(want_x.double(), None, weight.double(), bias.double(), EPS)
+        assert error(have, want) <= LOW_PRECISION_FACTOR * error(plain, want) + floor(want)
+
+    @pytest.mark.parametrize("dtype", LOW)
+    def test_add_layer_norm_with_weights_of_float32(self, dtype: torch.dtype) -> None:
+        x, delta, weight, bias = self.draw_norm(768, dtype)
+        weight, bias = weight.float() * 1.001, bias.float() * 1.001
+        want_x = x + delta
+        have = self.add_layer_norm(x, delta, weight, bias)
+        assert have.dtype == dtype
+        assert torch.equal(x, want_x)
+        _, want = reference.add_layer_norm(want_x.double(), None, weight.double(), bias.double(), EPS)
+        # All but the result's own rounding is in float32.
+        assert error(have, want) <= error(want.to(dtype), want) + floor(want)
+
+    @pytest.mark.parametrize("dtype", [pytest.param(torch.float32, id="fp32"), *LOW])
+    def test_the_layer_norm_of_equal_numbers_is_the_bias(self, dtype: torch.dtype) -> None:
+        _, _, weight, bias = self.draw_norm(48, dtype)
+        x = torch.full((IMAGES, 5, 48), 3.0, dtype=dtype, device=self.device)
+        assert error(self.add_layer_norm(x, None, weight, bias), bias.expand_as(x)) == 0
+
+    def test_a_wide_layer_norm(self) -> None:
+        x, delta, weight, bias = self.draw_norm(8192, torch.float32)
+        have = self.add_layer_norm(x, delta, weight, bias)
+        _, want = reference.add_layer_norm(x.double(), None, weight.double(), bias.double(), EPS)
+        assert relative_error(have, want) <= OP_FLOAT32
+
+    def test_add_layer_norm_changes_no_more_than_its_rows(self) -> None:
+        """Rows with gaps between them, and the class token of every image."""
+        x, delta, weight, bias = self.draw_norm(48, torch.float32)
+        weight, bias = (torch.stack([vector, vector], 1)[:, 0] for vector in (weight, bias))
+        apart = torch.stack([delta, delta], 3)[..., 0]  # its columns lie apart; those of delta do not, but its rows may
+        want_x = x + delta
+        _, want = reference.add_layer_norm(want_x.double(), None, weight.double(), bias.double(), EPS)
+        for part, added in ((slice(None), apart), (0, delta)):
+            wide = torch.full((IMAGES, 5, 56), 7.0, device=self.device)
+            wide[..., 3:51] = x
+            expected = wide.clone()
+            expected[:, part, 3:51] = want_x[:, part]
+            have = self.add_layer_norm(wide[:, part, 3:51], added[:, part], weight, bias)
+            assert torch.equal(wide, expected)
+            assert have.is_contiguous()
+            assert relative_error(have, want[:, part]) <= OP_FLOAT32
+
+    def test_streams_in_other_orders_are_changed_or_refused(self) -> None:
+        """Whoever cannot change such a stream in place says so, and ``"auto"`` finds another."""
+        x, delta, weight, bias = self.draw_norm(48, torch.float32)
+        want_x = x + delta
+        _, want = reference.add_layer_norm(want_x.double(), None, weight.double(), bias.double(), EPS)
+        backend = next(backend for backend in BACKENDS if backend.name == self.backend)
+        by_columns = x.transpose(1, 2).contiguous().transpose(1, 2)
+        longer = torch.cat([x[:, :1], x], 1)
+        for stream in (by_columns, longer[:, 1:], x.transpose(0, 1).contiguous().transpose(0, 1)):
+            arguments, before = (stream, delta, weight, bias, EPS), stream.clone()
+            reasons = refusals(backend, "add_layer_norm", arguments, asked=True)
+            if reasons:
+                with pytest.raises(BackendUnavailable, match="cannot compute add_layer_norm: x has strides"):
+                    ops.add_layer_norm(*arguments, backend=self.backend)
+                assert torch.equal(stream, before)
+            have = ops.add_layer_norm(*arguments, backend=AUTO if reasons else self.backend)
+            assert torch.equal(stream, want_x)
+            assert relative_error(have, want) <= OP_FLOAT32
+
+    def test_add_layer_norm_of_nothing(self) -> None:
+        x, delta, weight, bias = self.draw_norm(48, torch.bfloat16)
+        assert self.add_layer_norm(x[:0], delta[:0], weight, bias).shape == (0, 5, 48)
+        assert self.add_layer_norm(x[:, :0], None, weight, bias).shape == (IMAGES, 0, 48)
+
+    def test_add_layer_norm_in_float64(self) -> None:
+        x, delta, weight, bias = self.draw_norm(48, torch.float64)
+        want_x, want = reference.add_layer_norm(x, delta, weight, bias, EPS)
+        if not self.float64:
+            before = x.clone()
+            with self.refuses_float64():
+                self.add_layer_norm(x, delta, weight, bias)
+            assert torch.equal(x, before)
+            return
+        have = self.add_layer_norm(x, delta, weight, bias)
+        assert have.dtype == torch.float64
+        assert torch.equal(x, want_x)
+        assert relative_error(have, want) <= 1e-14

@@ -1,0 +1,79 @@
+"""What all parts of the contract suite share: inputs, and memory that nobody wrote being NaN."""
+
+from collections.abc import Iterator
+from itertools import product
+
+import pytest
+import torch
+from tolerances import OP_FLOAT32
+from torch import Tensor
+
+from clipfast.kernels.dispatch import BACKENDS, BackendUnavailable
+
+IMAGES, HEADS, WIDTH = 3, 2, 48  # an odd batch
+TOKENS = (1, 2, 17, 50, 197, 257, 577)
+HEAD_DIMS = (64, 80, 104)
+SHAPES = [pytest.param(n, e, id=f"N{n}-E{e}") for n, e in product(TOKENS, HEAD_DIMS)]
+COLUMNS = (1, 3, 100)
+LOW = [pytest.param(torch.bfloat16, id="bf16"), pytest.param(torch.float16, id="fp16")]
+
+DEVICES = {"triton": "cuda"} if torch.cuda.is_available() else {}  # where a backend runs, if not on the CPU
+
+_device = "cpu"  # of the suite that is running
+
+
+def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Random numbers that do not depend on the device."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(_device, dtype)
+
+
+def draw_weighted_values(tokens: int, head_dim: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """``alpha`` and ``basis`` in float32 and ``value`` in ``dtype``, with the strides that a layer's values have."""
+    alpha = draw(1, IMAGES, HEADS, tokens).softmax(-1)
+    value = draw(2, IMAGES, tokens, 3, HEADS, head_dim, dtype=dtype)[:, :, 2]
+    return alpha, value, draw(3, HEADS, head_dim, columns)
+
+
+def in_double(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor.double() for tensor in tensors)
+
+
+def floor(expected: Tensor) -> float:
+    """Where the low-precision definition happens to be exact, a backend may still round in float32."""
+    return OP_FLOAT32 * float(expected.abs().max())
+
+
+class Contract:
+    """What every part starts from; a backend's class says which backend and on which device."""
+
+    backend: str
+    device = "cpu"
+    float64 = True  # whether the backend takes float64, or refuses it
+
+    @pytest.fixture(autouse=True)
+    def _runs_here(self) -> Iterator[None]:
+        global _device
+        refused = next(backend for backend in BACKENDS if backend.name == self.backend).refusals()
+        if refused:
+            pytest.skip(f"{self.backend}: {', '.join(refused)}")
+        _device = self.device
+        yield
+        _device = "cpu"
+
+    @pytest.fixture(autouse=True)
+    def _poisoned(self) -> Iterator[None]:
+        """Memory that nobody wrote is NaN, so that reading it shows."""
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        fill = torch.utils.deterministic.fill_uninitialized_memory
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        try:
+            assert torch.empty(8, device=self.device).isnan().all(), "uninitialised memory is not poisoned"
+            yield
+        finally:
+            torch.utils.deterministic.fill_uninitialized_memory = fill
+            torch.use_deterministic_algorithms(deterministic)
+
+    def refuses_float64(self) -> "pytest.RaisesExc[BackendUnavailable]":
+        """For backends that leave float64 to another: they say so."""
+        return pytest.raises(BackendUnavailable, match=f"{self.backend} cannot compute .*float64")

@@ -1,0 +1,110 @@
+"""How attention is cut into tiles: what padding costs, and which ways are worth timing."""
+
+import pytest
+import torch
+from contracting import DEVICES
+
+from clipfast.kernels import attention_tiles as tiles
+from clipfast.kernels import ops
+from clipfast.kernels.launch import Config
+
+SQUARE = Config({"BLOCK_M": 64, "BLOCK_N": 64})
+TALL = Config({"BLOCK_M": 128, "BLOCK_N": 64})
+
+
+def qkv(tokens: int, head_dim: int = 64, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(2, tokens, 3, 2, head_dim, dtype=dtype, device="meta")
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would be timed on a GPU, whether there is one or not."""
+    monkeypatch.setattr(tiles, "INTERPRETED", False)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "config", "expected"),
+    [(1, SQUARE, 64 * 64), (64, SQUARE, 64 * 64), (65, SQUARE, 128 * 128), (65, TALL, 128 * 128), (0, TALL, 0)],
+)
+def test_scores_are_of_whole_tiles(tokens: int, config: Config, expected: int) -> None:
+    assert tiles.scores(tokens, config) == expected
+
+
+@pytest.mark.parametrize(
+    ("tokens", "config", "expected"),
+    [
+        (257, SQUARE, True),  # 256² against 320²
+        (257, TALL, True),  # 256² against 384 · 320
+        (577, SQUARE, True),
+        (577, TALL, True),  # 640 queries either way, but 576 keys against 640
+        (65, SQUARE, True),
+        (50, SQUARE, False),
+        (197, SQUARE, False),
+        (64, SQUARE, False),
+        (1, SQUARE, True),  # no patches, no tile
+        (0, SQUARE, False),
+    ],
+)
+def test_the_class_token_is_apart_where_that_computes_less(tokens: int, config: Config, expected: bool) -> None:
+    assert tiles.apart(tokens, config) == expected
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "expected"),
+    [
+        (1, (16, 0)),
+        (16, (16, 0)),
+        (20, (32, 0)),
+        (32, (32, 0)),
+        (40, (32, 16)),
+        (64, (64, 0)),
+        (72, (64, 16)),
+        (80, (64, 16)),
+        (88, (64, 32)),
+        (96, (64, 32)),
+        (104, (128, 0)),
+        (128, (128, 0)),
+        (160, (128, 32)),
+        (256, (256, 0)),
+    ],
+)
+def test_a_head_is_cut_into_the_fewest_columns(head_dim: int, expected: tuple[int, int]) -> None:
+    assert tiles.head_parts(head_dim, torch.bfloat16) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_parts_hold_the_head(dtype: torch.dtype) -> None:
+    for head_dim in range(1, 257):
+        first, second = tiles.head_parts(head_dim, dtype)
+        assert max(head_dim, 16) <= first + second < 2 * max(head_dim, 16)
+        assert all(part & (part - 1) == 0 for part in (first, second))
+        assert second <= first < 256 or dtype != torch.float32
+
+
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize("arch", [75, 80, 86, 90, 100, 103, 110, 120])
+@pytest.mark.parametrize("tokens", [1, 17, 50, 197, 257, 577])
+def test_what_is_timed_computes_few_scores(tokens: int, arch: int) -> None:
+    found = tiles.configs(qkv(tokens), arch)
+    computed = [tiles.scores(tokens - tiles.apart(tokens, config), config) for config in found]
+    assert 1 <= len(found) <= 4
+    assert computed == sorted(computed)
+    assert computed[-1] <= tiles.CLOSE * computed[0]
+    assert arch >= 90 or not any(config.blocks["DESCRIPTORS"] for config in found)
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_descriptors_need_steps_of_16_bytes() -> None:
+    whole = qkv(257)
+    assert any(config.blocks["DESCRIPTORS"] for config in tiles.configs(whole, 90))
+    odd = torch.empty(2, 257, 3, 2, 65, dtype=torch.bfloat16, device="meta")[..., :64]
+    assert not tiles.describable(odd)
+    assert not any(config.blocks["DESCRIPTORS"] for config in tiles.configs(odd, 90))
+
+
+def test_a_head_that_is_too_large_is_refused_with_the_reason() -> None:
+    if "triton" not in DEVICES and not tiles.INTERPRETED:
+        pytest.skip("neither a GPU nor an interpreter")
+    large = torch.zeros(1, 2, 3, 1, 257, device=DEVICES.get("triton", "cpu"))
+    with pytest.raises(ValueError, match=r"triton cannot compute attention: head_dim 257 is not between 1 and 256"):
+        ops.attention(large, backend="triton")
