@@ -12,9 +12,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import clipfast
 from benchmarks import cases
-from benchmarks.measuring import Bar, Call, Check, compare
-from benchmarks.memory import peak_memory
 from benchmarks.results import Results
+from clipfast.bench.measuring import Bar, Call, Check, compare
+from clipfast.bench.memory import peak_memory
 
 QUESTION = "forward"
 SENTENCE = "Is a decomposed forward (heads, attention, 16 text maps) faster than open_clip's plain forward?"

@@ -1,7 +1,7 @@
 """What does it save over the definition written out?
 
 The naive implementation forms ``[B, N, N, H, W]`` per layer with tokens and ``[B, N, H, W]`` without
-(:mod:`benchmarks.naive`). It is asked for the same arrays, and once for the same answer: text maps and heads, which
+(:mod:`clipfast.bench.naive`). It is asked for the same arrays, and once for the same answer: text maps and heads, which
 is what most callers want the tokens for.
 
 ViT-B-16 with tokens runs at batch 1 and with fewer pairs for its time, not its memory: one image takes the naive side
@@ -17,10 +17,11 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import clipfast
-from benchmarks import cases, naive
-from benchmarks.measuring import Check, compare
-from benchmarks.memory import peak_memory
+from benchmarks import cases
 from benchmarks.results import Results
+from clipfast.bench import naive
+from clipfast.bench.measuring import Check, compare
+from clipfast.bench.memory import peak_memory
 
 QUESTION = "naive"
 SENTENCE = "How much faster and smaller is a decomposed forward than the definition written out?"

@@ -13,11 +13,11 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import clipfast
 from benchmarks import cases
-from benchmarks.measuring import Check, Comparison, require
-from benchmarks.measuring import pairs as interleave
-from benchmarks.memory import Peak, peak_memory
 from benchmarks.reference import Reference, to
 from benchmarks.results import Results
+from clipfast.bench.measuring import Check, Comparison, require
+from clipfast.bench.measuring import pairs as interleave
+from clipfast.bench.memory import Peak, peak_memory
 
 QUESTION = "reference"
 SENTENCE = "How much faster and smaller is a decomposed forward than the published code?"

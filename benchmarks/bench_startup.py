@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.measuring import Bar, Check, quantiles, require, seconds
 from benchmarks.results import Results
+from clipfast.bench.measuring import Bar, Check, quantiles, require, seconds
 
 QUESTION = "startup"
 SENTENCE = "How long do `import clipfast` and `clipfast --help` take, as real processes?"

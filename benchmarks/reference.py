@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.checkout import validate
-from benchmarks.naive import Result
+from clipfast.bench.naive import Result
 
 WORKER = Path(__file__).resolve().parent / "reference_worker.py"
 

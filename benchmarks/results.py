@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
-from benchmarks.measuring import Bar, Comparison, require
-from benchmarks.memory import Peak, memory_json
+from clipfast.bench import machine
+from clipfast.bench.measuring import Bar, Comparison, require
+from clipfast.bench.memory import Peak, memory_json
 
 FORMAT = "clipfast.benchmark/1"
 FOLDER = Path(__file__).resolve().parent / "results"
@@ -36,6 +36,11 @@ class Results:
             "code": machine.code(),
         }
 
+    def note_commit(self, commit: str | None) -> None:
+        """Names the commit where the code that runs is a copy without its history."""
+        if commit is not None and self._head["code"]["commit"] is None:
+            self._head["code"] = {"commit": commit, "dirty": False}
+
     def compared(
         self,
         case: str,
@@ -51,7 +56,7 @@ class Results:
 
         Args:
             case: its name, unique in the question.
-            comparison: what :func:`benchmarks.measuring.compare` returned.
+            comparison: what :func:`clipfast.bench.measuring.compare` returned.
             a: name of the first side.
             b: name of the second.
             settings: everything needed to run it again.

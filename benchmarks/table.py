@@ -6,18 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clipfast.bench.document import provenance
+from clipfast.bench.table import duration, markdown_table, size
+
 FOLDER = Path(__file__).resolve().parent / "results"
 HEADER = ("case", "time", "against", "times as fast (q10–q90)", "peak memory", "largest error", "bars")
-
-
-def duration(seconds: float) -> str:
-    """Seconds with a unit that suits them."""
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
-
-
-def size(megabytes: float) -> str:
-    """MB with a unit that suits them."""
-    return f"{megabytes:.0f} MB" if megabytes < 1000 else f"{megabytes / 1000:.2f} GB"
 
 
 def _bar(bar: dict[str, Any]) -> str:
@@ -43,22 +36,8 @@ def row(name: str, case: dict[str, Any]) -> list[str]:
 
 def table(document: dict[str, Any]) -> str:
     """One result file as Markdown: the question, the machine and commit, a table."""
-    machine, versions, code = document["machine"], document["versions"], document["code"]
-    commit = "no commit" if code["commit"] is None else f"commit {code['commit'][:10]}"
-    changed = " with local changes" if code["dirty"] else ""
-    packages = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    cases = document["cases"]
-    threads = sorted({str(case["torch_threads"]) for case in cases.values() if "torch_threads" in case})
-    computing = f", {'/'.join(threads)} threads" if threads else ""
-    lines = [
-        f"**{document['sentence']}**",
-        "",
-        f"{machine['device_name']}, {machine['cores']} cores{computing}; {packages}; {commit}{changed}.",
-        "",
-        *(f"| {' | '.join(cells)} |" for cells in (HEADER, ["---"] * len(HEADER))),
-        *(f"| {' | '.join(row(name, case))} |" for name, case in cases.items()),
-    ]
-    return "\n".join(lines)
+    rows = [row(name, case) for name, case in document["cases"].items()]
+    return "\n".join([f"**{document['sentence']}**", "", provenance(document), "", *markdown_table(HEADER, rows)])
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import typer
 
 from clipfast.commands import console
-from clipfast.errors import ClipfastError
+from clipfast.errors import ClipfastError, is_out_of_memory
 
 FAILED = 2
 INTERRUPTED = 130
@@ -29,14 +29,6 @@ class OutOfMemory(ClipfastError):
         else:
             advice = "--batch-size is 1 already: give fewer texts or --layers, leave out --tokens and --per-head"
         super().__init__(f"out of memory on {where}: {advice}")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on a device or on the CPU."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
 
 
 @contextlib.contextmanager

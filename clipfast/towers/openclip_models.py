@@ -90,7 +90,7 @@ def create(name: str, pretrained: str | None, device: torch.device, dtype: torch
     """
     if dtype not in _PRECISION:
         raise InputError(f"dtype {dtype} is not supported: choose float32, bfloat16, float16 or float64")
-    name = _resolve_name(name)
+    name = resolve_name(name)
     local = Path(name.removeprefix("local-dir:")) if name.startswith("local-dir:") else None
     if pretrained is not None:
         if local is not None:
@@ -124,7 +124,12 @@ def create(name: str, pretrained: str | None, device: torch.device, dtype: torch
     return Loaded(module, preprocess, tokenizer, has_weights)
 
 
-def _resolve_name(name: str) -> str:
+def resolve_name(name: str) -> str:
+    """A name as open_clip takes it, found without building or downloading anything.
+
+    Raises:
+        ModelError: no such name, with those that are near, or a folder that holds no model.
+    """
     if name.startswith("hf-hub:"):
         return name
     if name.startswith("local-dir:") or Path(name).is_dir():

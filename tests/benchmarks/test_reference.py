@@ -9,9 +9,10 @@ import pytest
 import torch
 from open_clip.transformer import VisionTransformer
 
-from benchmarks import cases, naive
+from benchmarks import cases
 from benchmarks.checkout import NotACheckout, validate
 from benchmarks.reference import Reference, ReferenceFailed
+from clipfast.bench import naive
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = "image_size=16, patch_size=8, width=24, layers=2, heads=2, mlp_ratio=2.0, output_dim=12"
@@ -36,7 +37,7 @@ def create_model_and_transforms(name, pretrained=None):
 HOOK = f"""
 import sys
 sys.path.append({str(ROOT)!r})
-from benchmarks import naive
+from clipfast.bench import naive
 
 class Logger:
     def reinit(self):

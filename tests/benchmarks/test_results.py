@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import machine
-from benchmarks.measuring import Bar, Check, Comparison, WrongResult
-from benchmarks.memory import Peak
 from benchmarks.results import FORMAT, Results
 from benchmarks.table import table
+from clipfast.bench import machine
+from clipfast.bench.measuring import Bar, Check, Comparison, WrongResult
+from clipfast.bench.memory import Peak
 
 GOOD = Comparison((1.0, 2.0, 1.0), (2.0, 3.0, 3.0), (Check("check()", 1e-7, 1e-5),))
 

@@ -2,7 +2,7 @@
 
 Both sides of a comparison start alike: a fresh process builds its inputs and its model, then the high-water mark is
 set back, then the callable runs a few times. What loading needed for a moment would otherwise hide what the forward
-needs. ``python -m benchmarks.memory TARGET ARGUMENTS`` is that process.
+needs. ``python -m clipfast.bench.memory TARGET ARGUMENTS`` is that process.
 """
 
 import importlib
@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-ROOT = Path(__file__).resolve().parent.parent
 CALLS = 2
 """The first call makes what is made once; the second shows whether anything piles up."""
 MB = 1e6
@@ -75,8 +74,11 @@ def peak_memory(target: str, **arguments: Any) -> Peak:
     Raises:
         ProbeFailed: the process died, for lack of memory for example.
     """
-    command = [sys.executable, "-m", "benchmarks.memory", target, json.dumps(arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-P", "-m", __name__, target, json.dumps(arguments)]
+    # what this process imports, that one must find, in the same order and whatever the working directory
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
         raise ProbeFailed(f"{target} ended with {done.returncode}: {said}")
@@ -106,7 +108,11 @@ def _high_water() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _measure(call: Callable[[], object]) -> Peak:
+def measure(call: Callable[[], object]) -> Peak:
+    """Peak memory of a callable in this process: what it holds already counts as loaded.
+
+    Right for an accelerator, whose allocator counts exactly; for the CPU, :func:`peak_memory` starts afresh.
+    """
     torch = sys.modules.get("torch")
     on_device = torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
     device_loaded = device_peak = None
@@ -136,7 +142,7 @@ def main() -> None:
     module, _, function = sys.argv[1].partition(":")
     build = getattr(importlib.import_module(module), function)
     call = cast(Callable[[], object], build(**json.loads(sys.argv[2])))
-    print(json.dumps(asdict(_measure(call))))
+    print(json.dumps(asdict(measure(call))))
 
 
 if __name__ == "__main__":

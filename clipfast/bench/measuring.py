@@ -41,8 +41,9 @@ class Check:
         return self.error <= self.bound
 
     def to_json(self) -> dict[str, Any]:
-        """The check as it stands in a result file."""
-        return {"name": self.name, "error": self.error, "bound": self.bound}
+        """The check as it stands in a result file; JSON has no numbers that are not finite."""
+        error = self.error if math.isfinite(self.error) else str(self.error)
+        return {"name": self.name, "error": error, "bound": self.bound}
 
 
 def require(checks: Sequence[Check]) -> None:

@@ -1,12 +1,12 @@
-"""The benchmarks' helper: order of runs, statistics, the gate, memory, bars."""
+"""What is measured with: order of runs, statistics, the gate, memory, bars."""
 
 import math
 from pathlib import Path
 
 import pytest
 
-from benchmarks.measuring import Bar, Check, Comparison, WrongResult, compare, pairs, quantiles, require
-from benchmarks.memory import ProbeFailed, memory_json, peak_memory
+from clipfast.bench.measuring import Bar, Check, Comparison, WrongResult, compare, pairs, quantiles, require
+from clipfast.bench.memory import ProbeFailed, memory_json, peak_memory
 
 RIGHT = Check("sum", 1e-7, 1e-5)
 
@@ -70,6 +70,14 @@ def test_a_right_result_is_timed_and_carries_its_error() -> None:
     assert len(result.ratios) == 2
 
 
+def test_a_check_is_json_whatever_its_error_is() -> None:
+    assert [Check("sum", error, 1e-5).to_json()["error"] for error in (1e-7, math.nan, math.inf)] == [
+        1e-7,
+        "nan",
+        "inf",
+    ]
+
+
 def test_require_accepts_the_bound_itself() -> None:
     require([Check("startup", 0.0, 0.0)])
 
@@ -82,13 +90,6 @@ def test_bars_in_both_directions() -> None:
     assert str(Bar("speed", 1.04, 1.05, at_least=True)) == "speed 1.04 (bar ≥ 1.05: MISSED)"
 
 
-@pytest.fixture
-def targets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the measuring process import from this folder."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-
-
-@pytest.mark.usefixtures("targets")
 def test_peak_memory_sees_what_is_freed_again() -> None:
     small = peak_memory("benchmark_targets:allocating", megabytes=1)
     large = peak_memory("benchmark_targets:allocating", megabytes=200)
@@ -98,14 +99,20 @@ def test_peak_memory_sees_what_is_freed_again() -> None:
     assert found["a"]["increment_mb"] == pytest.approx(large.peak_mb - large.loaded_mb)
 
 
-@pytest.mark.usefixtures("targets")
 def test_a_peak_while_loading_does_not_count() -> None:
     found = peak_memory("benchmark_targets:heavy_to_build", megabytes=200)
     if found.method.startswith("VmHWM, reset"):
         assert found.increment_mb < 50
 
 
-@pytest.mark.usefixtures("targets")
 def test_a_process_that_dies_is_an_error() -> None:
     with pytest.raises(ProbeFailed, match="no such image"):
         peak_memory("benchmark_targets:failing")
+
+
+def test_a_process_imports_what_this_one_does_and_nothing_from_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise RuntimeError('the wrong json')")
+    monkeypatch.chdir(tmp_path)
+    assert peak_memory("benchmark_targets:allocating", megabytes=1).peak_mb > 1

@@ -1,4 +1,4 @@
-"""What :mod:`test_measuring` measures in processes of their own."""
+"""What :mod:`test_bench_measuring` measures in processes of their own."""
 
 from collections.abc import Callable
 

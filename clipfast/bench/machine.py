@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("clipfast", "torch", "open_clip_torch", "triton", "numpy")
 
 
@@ -78,7 +78,10 @@ def _git(*arguments: str) -> str | None:
 
 
 def code() -> dict[str, Any]:
-    """The commit, and whether anything but results differs from it (None outside a repository)."""
+    """The commit of a checkout, and whether anything but results differs from it; None where clipfast is installed."""
+    top = _git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != ROOT:  # an environment may itself lie inside somebody's repository
+        return {"commit": None, "dirty": None}
     commit = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}

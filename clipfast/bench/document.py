@@ -1,0 +1,164 @@
+"""Result files of ``clipfast bench``: what they say about themselves, and reading them back.
+
+Tables, charts and comparisons are made from a document alone, so that they can be made again from the file.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipfast.bench import machine
+from clipfast.errors import InputError
+
+FORMAT = "clipfast.bench/1"
+
+Document = Mapping[str, Any]
+_QUANTILES = ("median", "q10", "q90")
+
+
+def document(plan: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], *, complete: bool) -> dict[str, Any]:
+    """A run as it stands in its file.
+
+    Args:
+        plan: :meth:`clipfast.bench.plan.Plan.to_json`.
+        entries: what :func:`clipfast.bench.run.measure_plan` gave.
+        complete: whether everything that was asked for was tried.
+    """
+    import torch
+
+    from clipfast.kernels.dispatch import BACKENDS
+
+    return {
+        "format": FORMAT,
+        "complete": complete,
+        "machine": machine.machine(str(plan["device"])),
+        "versions": machine.versions(),
+        "code": machine.code(),
+        "backends": {backend.name: backend.refusals() for backend in BACKENDS},
+        "settings": {**plan, "float32_matmul_precision": torch.get_float32_matmul_precision()},
+        "cases": list(entries),
+    }
+
+
+@dataclass(frozen=True)
+class Factor:
+    """How many times as fast, over the pairs: median and the 10 % and 90 % quantiles."""
+
+    median: float
+    q10: float
+    q90: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One output of one combination, as tables and charts show it.
+
+    Attributes:
+        case: model, batch, dtype and backend in words.
+        output: its name.
+        failed: why nothing was measured, None where it was.
+        milliseconds: median of one call, None where it failed.
+        images_per_second: of that.
+        against: baseline → times as fast as that.
+        memory_mb: peak, None where it was not measured.
+        memory_of: ``"process"`` or ``"device"``.
+        error: the largest error of the checks.
+    """
+
+    case: str
+    output: str
+    failed: str | None
+    milliseconds: float | None
+    images_per_second: float | None
+    against: Mapping[str, Factor]
+    memory_mb: float | None
+    memory_of: str
+    error: float | None
+
+    @property
+    def name(self) -> str:
+        """What identifies a row among those of several files."""
+        return f"{self.case}: {self.output}"
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> "Row":
+        """Reads one entry of a file.
+
+        Raises:
+            KeyError, TypeError, ValueError: something is missing or is not what it should be.
+        """
+        model, batch, dtype, backend = (entry[key] for key in ("model", "batch", "dtype", "backend"))
+        case, failed = f"{model}, batch {int(batch)}, {dtype}, {backend}", entry["failed"]
+        if failed is not None:
+            why = f"{failed['kind']}: {failed['reason']}"
+            return cls(case, str(entry["output"]), why, None, None, {}, None, "process", None)
+        memory = entry["memory"] or {"shown_mb": None, "of": "process"}
+        shown = memory["shown_mb"]
+        ratios = {str(name): timing["ratio_b_over_a"] for name, timing in entry["against"].items()}
+        against = {name: Factor(*(_number(ratio[key]) for key in _QUANTILES)) for name, ratio in ratios.items()}
+        return cls(
+            case,
+            str(entry["output"]),
+            None,
+            _number(entry["milliseconds"]),
+            _number(entry["images_per_second"]),
+            against,
+            None if shown is None else _number(shown),
+            str(memory["of"]),
+            _number(entry["largest_error"]),
+        )
+
+
+def _number(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value} where a number is expected")
+    return number
+
+
+def rows(found: Document) -> list[Row]:
+    """Every row of a document, in its order."""
+    return [Row.of(entry) for entry in found["cases"]]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Reads a result file.
+
+    Raises:
+        InputError: missing, no JSON, not of this format, or damaged; one line that names the file.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:  # no UTF-8, or no JSON
+        raise InputError(f"{path} is not JSON: give the bench.json that `clipfast bench` wrote") from None
+    kind = found.get("format") if isinstance(found, dict) else None
+    if kind != FORMAT:
+        said = f"its format is {kind!r}, not {FORMAT!r}" if kind else f"it does not say that its format is {FORMAT!r}"
+        raise InputError(f"{path} is not a result of `clipfast bench`: {said}")
+    try:
+        rows(found)
+        _ = provenance(found), found["complete"], found["settings"]["pairs"], found["settings"]["texts"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is damaged: {type(error).__name__} {error}") from None
+    return dict(found)
+
+
+def provenance(found: Document) -> str:
+    """Machine, threads, versions and commit of a result file in one line.
+
+    Args:
+        found: a document of this format, or of ``benchmarks/``.
+    """
+    computer, code = found["machine"], found["code"]
+    changed = " with local changes" if code["dirty"] else ""
+    commit = f"; commit {code['commit'][:10]}{changed}" if code["commit"] else ""
+    packages = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
+    entries = found["cases"].values() if isinstance(found["cases"], dict) else found["cases"]
+    threads = sorted({str(entry["torch_threads"]) for entry in entries if "torch_threads" in entry})
+    computing = f", {'/'.join(threads)} threads" if threads else ""
+    return f"{computer['device_name']}, {computer['cores']} cores{computing}; {packages}{commit}."

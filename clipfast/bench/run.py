@@ -1,0 +1,227 @@
+"""Measuring a plan: the gate, then peak memory and interleaved pairs, one entry of the result file per output.
+
+What cannot be measured becomes an entry with its reason, and the rest goes on.
+"""
+
+import contextlib
+import gc
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+
+from clipfast.bench.checks import Gate
+from clipfast.bench.inputs import DTYPES, module
+from clipfast.bench.machine import moment
+from clipfast.bench.measuring import Call, Check, Comparison, WrongResult, compare, require
+from clipfast.bench.memory import Peak, ProbeFailed, measure, peak_memory
+from clipfast.bench.outputs import COMPILED, NAIVE_FORM, PLAIN, Case, build, call
+from clipfast.bench.plan import Plan, Setup
+from clipfast.errors import ClipfastError, UnsupportedTower, is_out_of_memory
+from clipfast.kernels.dispatch import BackendUnavailable
+
+EVERY = "every output"
+"""Stands for the output in an entry that says why nothing of a combination could be measured."""
+WRONG = "wrong result"
+"""The kind of failure that is a fault of clipfast."""
+
+Entry = dict[str, Any]
+
+
+class Failed(Exception):
+    """Something that could not be measured.
+
+    Attributes:
+        kind: ``"refused"``, ``"out of memory"``, ``"cannot run"`` or :data:`WRONG`.
+        checks: those that were made.
+    """
+
+    def __init__(self, kind: str, reason: str, checks: tuple[Check, ...] = ()) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.checks = checks
+
+
+@contextlib.contextmanager
+def _reasons(what: str) -> Iterator[None]:
+    """Turns what the rest of a run survives into :class:`Failed`.
+
+    The exception is not chained: its traceback would keep alive the tensors that filled the memory.
+    """
+    failed = None
+    try:
+        yield
+    except Exception as error:
+        failed = _explained(error, what)
+        if failed is None:
+            raise
+    if failed is not None:
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        raise failed
+
+
+def _explained(error: Exception, what: str) -> Failed | None:
+    reason = " ".join(str(error).split())
+    if isinstance(error, Failed):
+        return error
+    if isinstance(error, WrongResult):
+        return Failed(WRONG, reason)
+    if is_out_of_memory(error):
+        return Failed("out of memory", "try a smaller --batch")
+    if isinstance(error, UnsupportedTower):
+        return Failed("refused", "; ".join(error.reasons))
+    if isinstance(error, ClipfastError | BackendUnavailable):
+        return Failed("refused", reason)
+    # a dtype that a device has no kernel for; and whatever a compiler says, which is not ours
+    if what == COMPILED or isinstance(error, NotImplementedError) or "not implemented for" in reason:
+        return Failed("cannot run", f"{type(error).__name__}: {reason[:300]}")
+    return None
+
+
+def measure_plan(plan: Plan) -> Iterator[Entry]:
+    """Measures everything, an entry at a time; the settings of torch it changes are put back at the end.
+
+    Convolutions compute in full float32: with the TF32 that cuDNN takes by default, the plain forward rounds its
+    patches to 11 bits and agrees with nothing.
+    """
+    tf32, threads = torch.backends.cudnn.allow_tf32, torch.get_num_threads()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_num_threads(plan.threads)
+    index = torch.device(plan.device).index
+    if index is not None:
+        torch.cuda.set_device(index)  # what the clock synchronises and the memory is read of
+    try:
+        for (name, dtype), setups in groupby(plan.setups(), lambda setup: (setup.model, setup.dtype)):
+            yield from _of_one_model(plan, name, dtype, list(setups))
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.set_num_threads(threads)
+
+
+def _of_one_model(plan: Plan, name: str, dtype: str, setups: list[Setup]) -> Iterator[Entry]:
+    try:
+        with _reasons(name):
+            built = module(name, plan.device, dtype=DTYPES[dtype])
+    except Failed as failed:
+        yield from (_failure(setup, EVERY, failed) for setup in setups)
+        return
+    for setup in setups:
+        try:
+            measured = _Measured(plan, setup, built)
+        except Failed as failed:
+            yield _failure(setup, EVERY, failed)
+            continue
+        for output in plan.rows():
+            try:
+                yield measured.entry(output)
+            except Failed as failed:
+                yield _failure(setup, output, failed)
+        del measured
+
+
+def _head(setup: Setup, output: str) -> Entry:
+    taken = datetime.now(UTC).isoformat(timespec="seconds")
+    return setup.to_json() | {"output": output, "taken": taken} | moment()
+
+
+def _failure(setup: Setup, output: str, failed: Failed) -> Entry:
+    checks = [check.to_json() for check in failed.checks]
+    return _head(setup, output) | {"failed": {"kind": failed.kind, "reason": str(failed)}, "checks": checks}
+
+
+class _Measured:
+    """One combination: its callables, what the gate said of each, and their timing.
+
+    On an accelerator the peak of the plain forward is read first, before the model's basis is folded for the others;
+    the gate comes next, for all outputs at once, so that the float64 it compares with is gone when the clock runs.
+
+    Raises:
+        Failed: not even the plain forward runs.
+    """
+
+    def __init__(self, plan: Plan, setup: Setup, built: nn.Module) -> None:
+        self.plan = plan
+        self.setup = setup
+        self._peaks: dict[str, Peak] = {}
+        self._checks: dict[str, tuple[Check, ...]] = {}
+        self._calls: dict[str, Call] = {}
+        self._failed: dict[str, Failed] = {}
+        with _reasons(PLAIN):
+            case = Case.of(built, setup.batch, backend=setup.backend, texts=plan.texts)
+            self._plain = call(case, PLAIN)
+            if plan.device != "cpu" and plan.memory:
+                self._peaks[PLAIN] = measure(self._plain)
+            gate = Gate(case)
+        for output in plan.rows():
+            try:
+                self._prepare(case, gate, output)
+            except Failed as failed:  # a new one: the traceback of this one would keep the gate's tensors alive
+                self._failed[output] = Failed(failed.kind, str(failed), failed.checks)
+
+    def _prepare(self, case: Case, gate: Gate, output: str) -> None:
+        """Makes an output's callable and lets it through the gate."""
+        with _reasons(output):
+            subject = call(case, output)
+            checks = tuple(gate.verify(output, subject))
+            try:
+                require(checks)
+            except WrongResult as wrong:
+                raise Failed(WRONG, str(wrong).removeprefix(f"{WRONG}, "), checks) from None
+            self._calls[output], self._checks[output] = subject, checks
+
+    def entry(self, output: str) -> Entry:
+        """Measures one output.
+
+        Raises:
+            Failed: it did not pass the gate, or does not fit in memory.
+        """
+        if output in self._failed:
+            raise self._failed[output]
+        checks = self._checks[output]
+        head = _head(self.setup, output)
+        with _reasons(output):
+            baselines = [PLAIN]
+            if output in NAIVE_FORM:
+                baselines += [name for name in (COMPILED, NAIVE_FORM[output]) if name in self._calls]
+            against = {baseline: self._against(output, baseline) for baseline in baselines}
+            memory = self._memory(output) if self.plan.memory else None
+        typical = against[PLAIN].to_json(output, PLAIN)["a"]["seconds"]["median"]
+        return head | {
+            "failed": None,
+            "checks": [check.to_json() for check in checks],
+            "largest_error": max(check.error for check in checks),
+            "milliseconds": typical * 1e3,
+            "images_per_second": self.setup.batch / typical,
+            "against": {name: _timing(comparison, output, name) for name, comparison in against.items()},
+            "memory": memory,
+        }
+
+    def _against(self, output: str, baseline: str) -> Comparison:
+        checks = self._checks[output]
+        slow = {output, baseline} & set(NAIVE_FORM.values())  # the gate has run it already
+        warmup = min(self.plan.warmup, 1) if slow else self.plan.warmup
+        sides = self._calls[output], self._plain if baseline == PLAIN else self._calls[baseline]
+        return compare(*sides, lambda: checks, count=self.plan.pairs, warmup=warmup)
+
+    def _memory(self, output: str) -> Entry:
+        """Peak memory: of a fresh process on the CPU, of the device's allocator in this one on an accelerator."""
+        try:
+            if self.plan.device != "cpu":
+                peak = self._peaks.get(output) or measure(self._calls[output])
+                return peak.to_json() | {"shown_mb": peak.device_peak_mb, "of": "device"}
+            arguments = self.setup.to_json() | {"texts": self.plan.texts, "threads": self.plan.threads}
+            peak = peak_memory(f"{build.__module__}:{build.__name__}", output=output, **arguments)
+            return peak.to_json() | {"shown_mb": peak.peak_mb, "of": "process"}
+        except ProbeFailed as failed:
+            return {"shown_mb": None, "of": "process", "failed": " ".join(str(failed).split())}
+
+
+def _timing(comparison: Comparison, output: str, baseline: str) -> Entry:
+    """A comparison as it stands in a result file; the checks stand beside it already."""
+    written = comparison.to_json(output, baseline)
+    return {key: value for key, value in written.items() if key != "checks"}

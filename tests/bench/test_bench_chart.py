@@ -1,0 +1,89 @@
+"""The chart: valid SVG whose bars are as long as the file says."""
+
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from documents import entry, failure, result, timing
+
+from clipfast.bench.chart import svg
+
+NAMESPACE = "{http://www.w3.org/2000/svg}"
+
+
+def parts(found: dict[str, Any], tag: str) -> list[ElementTree.Element]:
+    return ElementTree.fromstring(svg(found)).findall(NAMESPACE + tag)
+
+
+def bars(found: dict[str, Any]) -> list[float]:
+    """Widths of the bars, without the ground they lie on."""
+    return [float(box.get("width", "0")) for box in parts(found, "rect")[1:]]
+
+
+def texts(found: dict[str, Any]) -> list[str]:
+    return [text.text or "" for text in parts(found, "text")]
+
+
+def test_bars_are_proportional_to_the_factors() -> None:
+    found = result(entry("plain", 1.0), entry("heads", 1.5), entry("naive tokens", 0.0625))
+    plain, heads, naive = bars(found)
+    assert heads == pytest.approx(1.5 * plain, abs=0.2)
+    assert naive == pytest.approx(plain / 16, abs=0.2)
+
+
+def test_the_dashed_line_is_where_bars_of_plain_end() -> None:
+    found = result(entry("plain", 1.0), entry("heads", 3.0))
+    (dashed,) = [line for line in parts(found, "line") if line.get("stroke-dasharray")]
+    bar = parts(found, "rect")[1]
+    end = float(bar.get("x", "0")) + float(bar.get("width", "0"))
+    assert float(dashed.get("x1", "0")) == pytest.approx(end, abs=0.2)
+
+
+def test_everything_lies_inside_the_picture() -> None:
+    entries = [
+        entry(output, ratio, model=f"model {ratio}") for ratio in (0.01, 1.0, 61.5) for output in ("plain", "maps")
+    ]
+    found = result(*entries, failure(reason="long " * 100))
+    root = ElementTree.fromstring(svg(found))
+    width, height = float(root.get("width", "0")), float(root.get("height", "0"))
+    for each in root.iter():
+        for name, limit in (("x", width), ("x1", width), ("x2", width), ("y", height), ("y1", height), ("y2", height)):
+            assert 0 <= float(each.get(name, "0")) <= limit
+    assert max(len(text) for text in texts(found)) < 160
+
+
+def test_it_has_a_title_an_axis_and_where_it_comes_from() -> None:
+    said = texts(result(entry("heads", 1.25, speed=17.25)))
+    assert said[0] == "Images per second relative to the plain forward"
+    assert any("AMD EPYC" in text and "commit 0123456789" in text for text in said)
+    assert any(text.startswith("times as fast as the plain forward") for text in said)
+    assert {"ViT-B-32, batch 8, fp32, auto", "heads", "1.25", "17.25", "0"} <= set(said)
+
+
+def test_text_is_escaped() -> None:
+    name = 'a<b>&"c\x00\x1b'
+    said = texts(result(entry(model=name), failure(reason="<script> & more")))
+    assert any(text.startswith('a<b>&"c') and "batch 8" in text for text in said)
+    assert any("<script> & more" in text for text in said)
+
+
+def test_a_case_that_was_not_measured_has_words_and_no_bar() -> None:
+    found = result(entry("plain", 1.0), failure("maps"))
+    assert len(bars(found)) == 1
+    assert "not measured: out of memory: try a smaller --batch" in texts(found)
+
+
+def test_nothing_measured_is_a_chart_too() -> None:
+    assert bars(result()) == []
+    assert bars(result(failure())) == []
+
+
+def test_every_output_has_a_colour_of_its_own() -> None:
+    names = ("plain", "heads", "attention", "maps", "tokens", "plain compiled", "naive heads")
+    boxes = parts(result(*(entry(name) for name in names)), "rect")[1:]
+    assert len({box.get("fill") for box in boxes}) == len(names)
+
+
+def test_a_baseline_that_was_not_asked_for_changes_nothing() -> None:
+    both = entry("heads", against={"plain": timing(1.25), "naive heads": timing(9.0)})
+    assert svg(result(both)) == svg(result(entry("heads", 1.25)))

@@ -1,0 +1,121 @@
+"""The gate of ``clipfast bench``: right results pass it in every precision, wrong ones of every kind do not."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tolerances import FLOAT64, SUM_BFLOAT16, SUM_FLOAT32
+
+from clipfast.bench import checks
+from clipfast.bench.checks import BOUNDS, Gate
+from clipfast.bench.inputs import DTYPES, module
+from clipfast.bench.outputs import NAIVE_HEADS, NAIVE_TOKENS, OUTPUTS, Case, call, each_token
+
+ALL = (*OUTPUTS, NAIVE_HEADS, NAIVE_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return Case.of(module("scenes"), 3, backend="eager", texts=4)
+
+
+@pytest.fixture(scope="module")
+def gate(case: Case) -> Gate:
+    return Gate(case)
+
+
+def red(gate: Gate, output: str, subject: Callable[..., Any]) -> list[str]:
+    """Names of the checks that fail."""
+    return [check.name for check in gate.verify(output, subject) if not check.passed]
+
+
+def test_the_bounds_are_those_of_the_tests() -> None:
+    assert {BOUNDS[torch.bfloat16], BOUNDS[torch.float16]} == {SUM_BFLOAT16}
+    assert BOUNDS[torch.float32] == SUM_FLOAT32
+    assert BOUNDS[torch.float64] == FLOAT64
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_right_results_pass_in_every_precision(dtype: str) -> None:
+    case = Case.of(module("scenes", dtype=DTYPES[dtype]), 3, backend="eager", texts=4)
+    gate = Gate(case)
+    for output in ALL:
+        found = gate.verify(output, call(case, output))
+        assert [check for check in found if not check.passed] == []
+        assert any("float64" in check.name for check in found)
+        definition = {check.name for check in found if check.name.endswith("the definition's")}
+        assert {check.bound for check in found if check.name not in definition} == {BOUNDS[DTYPES[dtype]]}
+        assert {check.bound for check in found if check.name in definition} <= {FLOAT64}
+        assert bool(definition) is (output in OUTPUTS and output != "plain")
+
+
+def test_wrong_embeddings(case: Case, gate: Gate) -> None:
+    embedding = call(case, "plain")()
+    assert isinstance(embedding, torch.Tensor)
+    for wrong in (embedding.roll(1, 0), embedding + 1e-3 * embedding.norm(), embedding * float("nan"), embedding[:2]):
+        assert red(gate, "plain compiled", lambda wrong=wrong: wrong)
+    assert not red(gate, "plain compiled", lambda: embedding)
+
+
+def test_heads_that_are_wrong_or_in_the_wrong_places(case: Case, gate: Gate) -> None:
+    found, heads = call(case, "heads")()  # type: ignore[misc]
+    assert "sum of all terms against the plain forward's embedding" in red(gate, "heads", lambda: (found, heads * 1.01))
+    # every sum is right: only the decomposition in float64 knows better
+    assert red(gate, "heads", lambda: (found, heads.roll(1, 2))) == ["heads against float64"]
+    assert red(gate, "heads", lambda: (found, heads.roll(1, 1))) == ["heads against float64"]
+    assert "check()" in red(gate, "heads", lambda: (replace(found, codes=found.codes * 1.01), heads))
+    assert red(gate, "heads", lambda: (found, heads * float("nan")))
+
+
+def test_attention_and_maps_in_the_wrong_places(case: Case, gate: Gate) -> None:
+    found, heads = call(case, "maps")()  # type: ignore[misc]
+    rolled = replace(found, kept_attention=found.attention.roll(1, -1))
+    assert red(gate, "attention", lambda: (rolled, heads)) == ["attention against float64"]
+    scaled = replace(found, kept_attention=found.attention * 1.01)
+    assert "rows of attention against 1" in red(gate, "attention", lambda: (scaled, heads))
+    moved = replace(found, kept_maps=found.maps.roll(1, 1))
+    assert red(gate, "maps", lambda: (moved, heads)) == ["maps against float64"]
+    scaled = replace(found, kept_maps=found.maps * 1.01)
+    assert "maps summed over tokens against the heads' scores" in red(gate, "maps", lambda: (scaled, heads))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        (lambda tokens: tokens.roll(1, 1), "tokens against float64"),
+        (lambda tokens: tokens * 1.01, "tokens summed against the heads"),
+        (lambda tokens: tokens * float("nan"), "tokens against float64"),
+    ],
+)
+def test_wrong_tokens(case: Case, gate: Gate, wrong: Callable[[torch.Tensor], torch.Tensor], name: str) -> None:
+    def subject(take: Any) -> Any:
+        return each_token(case.model, case.images, lambda layer, tokens: take(layer, wrong(tokens)))
+
+    assert name in red(gate, "tokens", subject)
+
+
+def test_a_wrong_naive_form(case: Case, gate: Gate) -> None:
+    result: Any = call(case, NAIVE_HEADS)()
+    assert red(gate, NAIVE_HEADS, lambda: replace(result, attentions=result.attentions * 1.01))
+    permuted = replace(result, attentions=result.attentions.roll(1, 2))
+    assert red(gate, NAIVE_HEADS, lambda: permuted) == ["naive heads against float64"]
+
+
+def test_the_definitions_tokens_are_left_out_where_they_are_large(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "float64 tokens against the definition's" in names(Gate(case), case, "tokens")
+    monkeypatch.setattr(checks, "CHEAP_TERMS", 10)
+    assert "float64 tokens against the definition's" not in names(Gate(case), case, "tokens")
+    assert "float64 heads against the definition's" in names(Gate(case), case, "heads")
+
+
+def names(gate: Gate, case: Case, output: str) -> list[str]:
+    return [check.name for check in gate.verify(output, call(case, output))]
+
+
+def test_a_large_model_is_not_copied_to_float64(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "CHEAP", 10)
+    found = Gate(case).verify("maps", call(case, "maps"))
+    assert not any("float64" in check.name for check in found)
+    assert all(check.passed for check in found)

@@ -1,0 +1,52 @@
+"""What a result says it was measured on."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from clipfast.bench import machine
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.example", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "file").write_text("one")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "--message", "first")
+    return tmp_path
+
+
+def test_a_checkout_gives_its_commit_and_whether_it_was_changed(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "ROOT", checkout)
+    commit = git(checkout, "rev-parse", "HEAD")
+    assert machine.code() == {"commit": commit, "dirty": False}
+    (checkout / "file").write_text("two")
+    assert machine.code() == {"commit": commit, "dirty": True}
+
+
+def test_results_do_not_make_a_checkout_dirty(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "ROOT", checkout)
+    (checkout / "benchmarks" / "results").mkdir(parents=True)
+    (checkout / "benchmarks" / "results" / "new.json").touch()
+    assert machine.code()["dirty"] is False
+
+
+def test_an_installation_inside_somebodys_repository_has_no_commit(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = checkout / ".venv" / "lib" / "site-packages"
+    installed.mkdir(parents=True)
+    monkeypatch.setattr(machine, "ROOT", installed)
+    assert machine.code() == {"commit": None, "dirty": None}
+
+
+def test_the_root_is_the_checkouts() -> None:
+    assert Path(__file__).resolve().parents[2] == machine.ROOT

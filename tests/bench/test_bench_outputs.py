@@ -1,0 +1,86 @@
+"""The callables that are compared, by name."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from builders import vision_tower
+
+from clipfast.bench import naive
+from clipfast.bench.inputs import module
+from clipfast.bench.outputs import COMPILED, NAIVE_HEADS, NAIVE_TOKENS, Case, build, call, each_token, naive_refusals
+from clipfast.errors import InputError, NotKept
+
+ARGUMENTS: dict[str, Any] = {
+    "model": "scenes",
+    "batch": 2,
+    "dtype": "fp32",
+    "backend": "auto",
+    "texts": 3,
+    "threads": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return Case.of(module("scenes"), 2, texts=3)
+
+
+def test_each_output_keeps_what_it_is_called_after_and_no_more(case: Case) -> None:
+    found: dict[str, Any] = {name: call(case, name)() for name in ("heads", "attention", "maps")}
+    for contributions, heads in found.values():
+        assert torch.equal(heads, contributions.heads())
+    assert found["maps"][0].maps.shape[::2] == (2, 3)
+    assert found["maps"][0].attention.shape == found["attention"][0].attention.shape
+    for name, attribute in (("heads", "attention"), ("heads", "maps"), ("attention", "maps")):
+        with pytest.raises(NotKept):
+            getattr(found[name][0], attribute)
+
+
+def test_every_layers_tokens_are_made(case: Case) -> None:
+    seen: dict[int, tuple[int, ...]] = {}
+    each_token(case.model, case.images, lambda layer, tokens: seen.update({layer: tuple(tokens.shape)}))
+    tower = case.model.tower
+    shape = (2, tower.tokens, tower.heads, tower.embed_dim)
+    assert seen == dict.fromkeys(range(tower.layers), shape)
+
+
+def test_a_fresh_process_builds_the_same_weights_images_and_texts(case: Case) -> None:
+    for name in ("plain", "maps"):
+        mine: Any = call(case, name)()
+        built: Any = build(name, **ARGUMENTS)()
+        for a, b in [(mine, built)] if name == "plain" else [(mine[0].maps, built[0].maps), (mine[1], built[1])]:
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrapped", [lambda out: out, lambda out: (out, None)], ids=["embedding", "with_tokens"])
+def test_a_compiled_tower_gives_its_embedding(case: Case, wrapped: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda visual, dynamic: lambda images: wrapped(visual(images)))
+    assert torch.equal(call(case, COMPILED)(), call(case, "plain")())  # type: ignore[arg-type]
+
+
+def test_the_naive_forms_differ_by_tokens(case: Case) -> None:
+    for name, axes in ((NAIVE_HEADS, 4), (NAIVE_TOKENS, 5)):
+        result = call(case, name)()
+        assert isinstance(result, naive.Result)
+        assert result.attentions.ndim == axes
+
+
+def test_the_naive_form_of_a_model_that_pools_patches() -> None:
+    pooling = Case.of(vision_tower(pool_type="avg", final_ln_after_pool=True), 1)
+    (reason,) = naive_refusals(pooling)
+    for name in (NAIVE_HEADS, NAIVE_TOKENS):
+        with pytest.raises(InputError, match=reason):
+            call(pooling, name)
+    assert naive_refusals(Case.of(vision_tower(), 1)) == []
+
+
+def test_random_weights_are_seeded_and_bundled_ones_left_alone() -> None:
+    small = partial(module, "ViT-S-32-alt")
+    a, b, other = (model.visual.state_dict() for model in (small(), small(), small(seed=1)))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not torch.equal(a["proj"], other["proj"])
+    assert a["ln_post.bias"].abs().min() > 0
+    bundled = [module("scenes", seed=seed).visual.state_dict() for seed in (0, 1)]
+    assert all(torch.equal(bundled[0][key], bundled[1][key]) for key in bundled[0])
