@@ -1,0 +1,306 @@
+"""What the kernels become on GPUs that are not here: registers, spills, shared memory and tensor-core instructions.
+
+A :class:`~clipfast.kernels.launch.Launch` made from tensors on torch's ``meta`` device is compiled by Triton's own
+path (the same argument specialisation, options and passes as at run time) for a GPU named by its compute capability,
+and the machine code is read back with the disassembler that comes with Triton. Nothing runs, so nothing here is a
+time. ``python -m benchmarks.compiled`` writes the table of every kernel and configuration to
+``benchmarks/results/compiled.md`` and ``.json``; it ends with 1 where one breaks a rule (:func:`faults`).
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+
+from benchmarks.specimens import Specimen, specimens
+from clipfast.bench import machine
+from clipfast.kernels.launch import Launch
+
+CAPABILITIES = (80, 90, 100)
+"""Ampere, Hopper, Blackwell."""
+SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+"""Most shared memory of one program, bytes."""
+_ONCE = "values stored before the loop over keys and read once after it (LDL.LU): cheaper than a register less in it"
+ALLOWED_SPILLS: dict[tuple[str, int], tuple[int, str]] = {
+    ("_attention_kernel", 80): (2, _ONCE),
+    ("_attention_kernel", 90): (3, _ONCE),
+    ("_attention_kernel", 100): (7, _ONCE),
+}
+"""(kernel, capability) → most loads and stores of spilled registers, and why they are left."""
+FOLDER = Path(__file__).resolve().parent / "results"
+_TENSOR_CORES = re.compile(r"\b(HGMMA|QGMMA|HMMA|IMMA|DMMA|UTC\w*MMA)\b")
+_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
+
+
+class Interpreted(RuntimeError):
+    """Triton was told to interpret kernels: there is nothing to compile."""
+
+
+class OfflineDriver:
+    """Stands where Triton looks for the GPU, and names the one to compile for."""
+
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        """The GPU to compile for."""
+        return self.target
+
+    def get_current_device(self) -> int:
+        """One device per capability, so that Triton keeps what it compiled apart."""
+        return int(self.target.arch)
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        """Nothing is ever queued."""
+        return 0
+
+
+@contextmanager
+def offline(capability: int) -> Iterator[None]:
+    """Within, Triton compiles for this capability."""
+    if triton.knobs.runtime.interpret:
+        raise Interpreted("TRITON_INTERPRET is set: kernels are interpreted, not compiled")
+    from triton.runtime import driver
+
+    before = driver._active
+    driver.set_active(OfflineDriver(capability))
+    try:
+        yield
+    finally:
+        driver._active = before
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What one launch compiles to.
+
+    Attributes:
+        kernel: its name.
+        config: tile sizes, warps and stages.
+        capability: 80, 90, 100.
+        registers: per thread.
+        spills: loads and stores of spilled registers in the code.
+        shared: bytes of shared memory per program.
+        programs: programs that fit on one multiprocessor by registers, threads and shared memory.
+        tensor_cores: matrix instructions in the code.
+        instructions: all instructions in the code.
+        wide_loads: 16-byte loads, asynchronous copies and bulk copies.
+    """
+
+    kernel: str
+    config: str
+    capability: int
+    registers: int
+    spills: int
+    shared: int
+    programs: int
+    tensor_cores: int
+    instructions: int
+    wide_loads: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in a result file."""
+        return asdict(self)
+
+
+def _tool(name: str) -> str:
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def compile_launch(launch: Launch, capability: int) -> Compiled:
+    """Compiles a launch for a GPU that need not be here.
+
+    Args:
+        launch: made from ``meta`` tensors, or any.
+        capability: 80, 90 or 100.
+
+    Raises:
+        Interpreted: Triton interprets kernels in this process.
+    """
+    with offline(capability):
+        binary = launch.kernel.run(
+            **launch.arguments,
+            **launch.constants,
+            **launch.config.blocks,
+            num_warps=launch.config.warps,
+            num_stages=launch.config.stages,
+            grid=launch.grid,
+            warmup=True,
+        )
+        binary = binary.result() if hasattr(binary, "result") else binary
+    with tempfile.NamedTemporaryFile(suffix=".cubin", delete=False) as file:
+        file.write(binary.asm["cubin"])
+    try:
+        usage = _run(_tool("cuobjdump"), "-res-usage", file.name)
+        code = _run(_tool("nvdisasm"), "-c", file.name)
+    finally:
+        os.unlink(file.name)
+    counted = Counter(name.split(".")[0] for name in _INSTRUCTION.findall(code))
+    registers = int(re.findall(r"REG:(\d+)", usage)[-1])
+    shared, warps = int(binary.metadata.shared), int(binary.metadata.num_warps)
+    return Compiled(
+        kernel=launch.kernel.__name__,
+        config=str(launch.config),
+        capability=capability,
+        registers=registers,
+        spills=counted["LDL"] + counted["STL"],
+        shared=shared,
+        programs=resident(registers, warps, shared, capability),
+        tensor_cores=len(_TENSOR_CORES.findall(code)),
+        instructions=sum(counted.values()),
+        wide_loads=len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128\b|\bLDGSTS\b|\bUTMALDG\b", code)),
+    )
+
+
+def resident(registers: int, warps: int, shared: int, capability: int) -> int:
+    """Programs that one multiprocessor holds at once."""
+    total_shared = {80: 164, 90: 228, 100: 228}[capability] * 1024
+    by_registers = 65536 // (32 * warps * (8 * -(-registers // 8)))
+    by_shared = total_shared // (shared + 1024)
+    return min(32, 64 // warps, by_registers, by_shared)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table.
+
+    Attributes:
+        operation: its name.
+        case: sizes and dtype.
+        products: whether tensor cores are expected.
+        compiled: what it compiled to.
+    """
+
+    operation: str
+    case: str
+    products: bool
+    compiled: Compiled
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the result file."""
+        return {"operation": self.operation, "case": self.case} | self.compiled.to_json() | {"faults": faults(self)}
+
+
+def faults(line: Line) -> list[str]:
+    """What breaks a rule: spills that nobody allowed, shared memory that is not there, no tensor cores, no code."""
+    found = line.compiled
+    allowed, _ = ALLOWED_SPILLS.get((found.kernel, found.capability), (0, ""))
+    wrong = []
+    if found.spills > allowed:
+        wrong.append(f"{found.spills} spills")
+    if found.shared > SHARED_LIMITS[found.capability]:
+        wrong.append(f"{found.shared} bytes of shared memory")
+    if line.products and not found.tensor_cores:
+        wrong.append("no tensor-core instruction")
+    if found.instructions < 20:
+        wrong.append("an empty body")
+    return wrong
+
+
+def _distinct(capability: int) -> list[Specimen]:
+    """Specimens without those that differ in nothing the compiler sees."""
+    seen: dict[str, Specimen] = {}
+    for specimen in specimens(capability):
+        seen.setdefault(
+            f"{specimen.operation} {specimen.case} {specimen.launch.kernel} {specimen.launch.config}", specimen
+        )
+    return list(seen.values())
+
+
+def _compile(task: tuple[int, int]) -> Line:
+    capability, index = task
+    specimen = _distinct(capability)[index]
+    return Line(specimen.operation, specimen.case, specimen.products, compile_launch(specimen.launch, capability))
+
+
+def compile_all(capabilities: Sequence[int], only: str = "", processes: int = 2) -> list[Line]:
+    """Every specimen of these capabilities, or those whose operation's name contains ``only``."""
+    tasks = [
+        (capability, index)
+        for capability in capabilities
+        for index, specimen in enumerate(_distinct(capability))
+        if only in specimen.operation
+    ]
+    with ProcessPoolExecutor(processes) as pool:
+        return list(pool.map(_compile, tasks, chunksize=4))
+
+
+HEADER = ("operation", "case", "config", "sm", "registers", "spills", "shared", "programs", "tensor", "instructions")
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """The table as it is committed."""
+    versions = machine.versions()
+    spilled = sum(line.compiled.spills > 0 for line in lines)
+    head = [
+        "# What the kernels compile to",
+        "",
+        f"{len(lines)} launches, compiled by Triton {versions['triton']} without a GPU",
+        f"(`python -m benchmarks.compiled`), {spilled} of which spill registers. No figure is a time. Config: tiles,",
+        "w warps, s stages. Shared: bytes of shared memory per program; programs: how many fit on one multiprocessor;",
+        "tensor: tensor-core instructions in the code.",
+        "",
+        f"| {' | '.join(HEADER)} |",
+        f"|{'---|' * len(HEADER)}",
+    ]
+    body = []
+    for line in lines:
+        c = line.compiled
+        cells = (line.operation, line.case, c.config, c.capability, c.registers, c.spills, c.shared, c.programs)
+        body.append(f"| {' | '.join(str(cell) for cell in (*cells, c.tensor_cores, c.instructions))} |")
+    reasons = [
+        f"- {kernel}, sm_{capability}: at most {count}: {why}"
+        for (kernel, capability), (count, why) in ALLOWED_SPILLS.items()
+    ]
+    return "\n".join([*head, *body, *(["", "Spills that are left:", "", *reasons] if reasons else [])]) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compiles, writes the table, says what breaks a rule; 1 where something does, 2 where nothing can be compiled."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled", description=__doc__.splitlines()[0])
+    parser.add_argument("--capabilities", type=int, nargs="+", choices=CAPABILITIES, default=list(CAPABILITIES))
+    parser.add_argument("--only", default="", help="operations whose name contains this; nothing is written")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the table")
+    settings = parser.parse_args(arguments)
+    if triton.knobs.runtime.interpret:
+        print("benchmarks.compiled: TRITON_INTERPRET is set: unset it to compile", file=sys.stderr)
+        return 2
+    lines = compile_all(settings.capabilities, settings.only, settings.processes)
+    wrong = [
+        f"{line.operation} {line.case} {line.compiled.config} sm_{line.compiled.capability}: {', '.join(found)}"
+        for line in lines
+        if (found := faults(line))
+    ]
+    if settings.only:
+        print(markdown(lines))
+    else:
+        settings.out.mkdir(parents=True, exist_ok=True)
+        (settings.out / "compiled.md").write_text(markdown(lines), encoding="utf-8")
+        document = {"versions": machine.versions(), "code": machine.code(), "launches": [x.to_json() for x in lines]}
+        (settings.out / "compiled.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    for line in wrong:
+        print(f"FAULT {line}")
+    print(f"{len(lines)} launches compiled, {len(wrong)} with faults")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

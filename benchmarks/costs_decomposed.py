@@ -1,0 +1,301 @@
+"""What a decomposed forward costs, kernel by kernel, in the conventions of :mod:`benchmarks.costs`.
+
+:func:`decomposed` follows :func:`clipfast.forward.decompose` with fused kernels: residual add and LayerNorm are one
+kernel, the activation is an epilogue of the first MLP product, attention is split into class token and patches and
+writes alpha, and the last block is computed for the class token alone, without keys and values:
+``q·(W_K x) = (W_Kᵀ q)·x`` and ``Σ_n α_n W_V x_n = W_V (Σ_n α_n x_n)``.
+
+Kernels multiply in the model's dtype and sum in float32; what is kept is float32. The readout of the MLP terms is a
+product of float32 tensors, and slow for its size. Not included, because it is not part of the forward: the readout of
+heads from codes (``Contributions.heads()``), and folding texts into the basis, once per set of texts.
+
+:func:`plain_same_kernels` is the plain forward with those kernels: against it, only the decomposition differs.
+"""
+
+from dataclasses import dataclass, replace
+
+from benchmarks.costs import Batch, Step, Steps, layer_scale, padded_scores, products
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a decomposition is asked for besides heads.
+
+    Attributes:
+        alpha: the pooled token's attention.
+        texts: texts to draw maps for, summed over heads; 0 for none.
+        tokens: every token through every head, ``[B, N, H, D]`` of every kept layer.
+        last: how many layers to keep, from the end; None for all.
+    """
+
+    alpha: bool = False
+    texts: int = 0
+    tokens: bool = False
+    last: int | None = None
+
+    def keeps(self, layer: int, layers: int) -> bool:
+        """Whether a layer of ``layers`` is kept."""
+        return self.last is None or layer >= layers - self.last
+
+
+def decomposed(batch: Batch, wanted: Wanted | None = None) -> Steps:
+    """The decomposed forward with fused kernels: heads, and what else is wanted."""
+    wanted = wanted or Wanted()
+    shape = batch.shape
+    steps = [*_start(batch), _pool(batch, "start of the residual stream")]
+    for layer in range(shape.layers - (shape.pooling == "cls")):
+        steps += _block(batch, wanted, layer)
+    steps += _class_token_block(batch, wanted) if shape.pooling == "cls" else _mean_of_residual(batch)
+    return (*steps, *_readout(batch, wanted))
+
+
+def plain_same_kernels(batch: Batch) -> Steps:
+    """The plain forward with the kernels of the decomposed one, and attention in tiles over all tokens."""
+    shape = batch.shape
+    blocks = [
+        step
+        for layer in range(shape.layers)
+        for step in (*_before_attention(batch, layer), batch.flash_attention(), *_after_attention(batch, shape.tokens))
+    ]
+    end = _mean_of_residual(batch) if shape.pooling == "mean" else (batch.elementwise("residual add", 1, reads=2),)
+    return (*_start(batch), *blocks, *end, *_embedding(batch))
+
+
+def split_attention(batch: Batch) -> Step:
+    """Attention in tiles over the patches alone; the class token's row and column of scores are vectors, no tiles."""
+    patches, tokens = batch.shape.patches, batch.shape.tokens
+    return batch.attention(padded_scores(patches, patches, batch.tile) + tokens**2 - patches**2)
+
+
+def saved_by_last_block(batch: Batch) -> int:
+    """FLOPs of matrix products that a last block for the class token alone leaves out (0 where patches are pooled)."""
+    if batch.shape.pooling != "cls":
+        return 0
+    whole = _block(batch, Wanted(), batch.shape.layers - 1)
+    return products(whole) - products(_class_token_block(batch, Wanted()))
+
+
+def _start(batch: Batch) -> Steps:
+    """Pixels to the start of the residual stream."""
+    shape = batch.shape
+    patches = batch.images * shape.patches * shape.width
+    name = "position and ln_pre" if shape.ln_pre else "position"
+    return (
+        batch.elementwise("pixels by patch", shape.patches, width=shape.pixels),
+        batch.linear("patch convolution", shape.patches, shape.pixels, shape.width),
+        batch.step(name, read=patches + shape.tokens * shape.width, written=batch.stream),
+    )
+
+
+def _embedding(batch: Batch) -> Steps:
+    """The final LayerNorm of one row per image, and the projection."""
+    return batch.elementwise("ln_post", 1), batch.linear("projection", 1, batch.shape.width, batch.shape.embed_dim)
+
+
+def _pool(batch: Batch, name: str) -> Step:
+    """The rows that the embedding reads, one float32 row per image."""
+    return batch.step(name, read=batch.pooled * batch.shape.pooled_rows, written_float32=batch.pooled)
+
+
+def _add_norm(batch: Batch, name: str, rows: int) -> Step:
+    """``x += added`` and its LayerNorm."""
+    return batch.elementwise(name, rows, reads=2, writes=2)
+
+
+def _before_attention(batch: Batch, layer: int) -> Steps:
+    tokens, width = batch.shape.tokens, batch.shape.width
+    norm = batch.elementwise("ln_1", tokens) if layer == 0 else _add_norm(batch, "add and ln_1", tokens)
+    return norm, batch.linear("queries, keys, values", tokens, width, 3 * width)
+
+
+def _after_attention(batch: Batch, rows: int) -> Steps:
+    """From the heads' outputs of ``rows`` rows per image to what the MLP adds."""
+    width, hidden = batch.shape.width, batch.shape.hidden
+    scale = layer_scale(batch, rows)
+    return (
+        batch.linear("output projection", rows, width, width),
+        *scale,
+        _add_norm(batch, "add and ln_2", rows),
+        batch.linear("MLP in", rows, width, hidden),
+        batch.linear("MLP out", rows, hidden, width),
+        *scale,
+    )
+
+
+def _block(batch: Batch, wanted: Wanted, layer: int) -> Steps:
+    return (
+        *_before_attention(batch, layer),
+        split_attention(batch),
+        _pool(batch, "codes"),
+        *_kept(batch, wanted, layer),
+        *_after_attention(batch, batch.shape.tokens),
+        _pool(batch, "MLP term"),
+    )
+
+
+def _kept(batch: Batch, wanted: Wanted, layer: int) -> Steps:
+    """What is added to a block that has all values: by a layer that is kept, or by one that is not."""
+    if not wanted.keeps(layer, batch.shape.layers):
+        return (_unkept(batch),)
+    alpha = (_alpha(batch),) if wanted.alpha or wanted.texts or wanted.tokens else ()
+    return (*alpha, *_of_values(batch, wanted))
+
+
+def _of_values(batch: Batch, wanted: Wanted) -> Steps:
+    maps = (_maps(batch, wanted.texts),) if wanted.texts else ()
+    return (*maps, *(_token_contributions(batch) if wanted.tokens else ()))
+
+
+def _unkept(batch: Batch) -> Step:
+    """The pooled attention of a layer that is not kept, added to the sum of the others."""
+    width = batch.shape.width
+    return batch.step(
+        "attention not kept",
+        products=2 * batch.pooled * width,
+        read=width * width,
+        read_float32=2 * batch.pooled,
+        written_float32=batch.pooled,
+        unit="float32",
+    )
+
+
+def _alpha(batch: Batch) -> Step:
+    """One attention row per head: the class token's is computed anyway and only has to be written."""
+    shape = batch.shape
+    rows = batch.images * shape.heads * shape.tokens
+    if shape.pooling == "cls":
+        return batch.step("alpha", written_float32=rows)
+    # A mean over the patches' rows needs the sums of their softmax first: their scores are computed a second time.
+    scores = shape.patches * shape.tokens
+    step = batch.step(
+        "alpha",
+        products=2 * batch.images * scores * shape.width,
+        read=2 * batch.stream,
+        written_float32=rows,
+        unit="attention",
+    )
+    waste = padded_scores(shape.patches, shape.tokens, batch.tile) - scores
+    return replace(step, padding=2 * batch.images * waste * shape.width)
+
+
+def _maps(batch: Batch, texts: int) -> Step:
+    """``map[n,t] += Σ_h alpha[h,n] <v[n,h], U[h,:,t]>``."""
+    shape = batch.shape
+    rows = batch.images * shape.tokens
+    return batch.step(
+        "text maps",
+        products=2 * rows * shape.width * texts,
+        pointwise=2 * rows * shape.heads * texts,
+        read=batch.stream,
+        read_float32=rows * shape.heads + shape.width * texts + rows * texts,
+        written_float32=rows * texts,
+    )
+
+
+def _token_contributions(batch: Batch) -> Steps:
+    """A copy of one layer's values, and every token through every head made from it."""
+    shape = batch.shape
+    rows = batch.images * shape.tokens
+    made = batch.step(
+        "token contributions",
+        products=2 * rows * shape.width * shape.embed_dim,
+        pointwise=2 * rows * shape.heads * shape.embed_dim,
+        read=batch.stream,
+        read_float32=rows * shape.heads + shape.width * shape.embed_dim,
+        written_float32=rows * shape.heads * shape.embed_dim,
+    )
+    return batch.elementwise("values copied", shape.tokens), made
+
+
+def _class_token_block(batch: Batch, wanted: Wanted) -> Steps:
+    """The last block for the class token alone."""
+    shape = batch.shape
+    kept = wanted.keeps(shape.layers - 1, shape.layers)
+    return (
+        batch.elementwise("ln_1", shape.tokens) if shape.layers == 1 else _last_add_norm(batch),
+        *_query_row(batch),
+        *(_last_kept(batch, wanted) if kept else [_unkept(batch)]),
+        *_after_attention(batch, 1),
+        batch.step("add and MLP term", read=2 * batch.pooled, written=batch.pooled, written_float32=batch.pooled),
+    )
+
+
+def _last_add_norm(batch: Batch) -> Step:
+    """Of the residual stream itself only the class token's row is needed after the last LayerNorm of all tokens."""
+    return batch.step("add and ln_1", read=2 * batch.stream, written=batch.stream + batch.pooled)
+
+
+def _query_row(batch: Batch) -> Steps:
+    """Attention of one query, straight from the tokens: softmax stands between its two passes over them."""
+    shape = batch.shape
+    weights = shape.width * shape.width
+    by_head = batch.pooled * shape.heads  # a row as wide as the residual stream for every head
+    scores = batch.images * shape.heads * shape.tokens
+    one_row = 2 * batch.images * weights
+    all_tokens = 2 * batch.stream * shape.heads
+    return (
+        batch.linear("query", 1, shape.width, shape.width),
+        batch.step("keys into query", products=one_row, read=batch.pooled + weights, written_float32=by_head),
+        batch.step("logits", products=all_tokens, read=batch.stream, read_float32=by_head, written_float32=scores),
+        batch.step(
+            "mixed tokens", products=all_tokens, read=batch.stream, read_float32=scores, written_float32=by_head
+        ),
+        batch.step("codes", products=one_row, read=weights, read_float32=by_head, written_float32=batch.pooled),
+    )
+
+
+def _last_kept(batch: Batch, wanted: Wanted) -> Steps:
+    """What is kept of the last block; its alpha is there, its values are formed only where that is cheaper."""
+    shape = batch.shape
+    if wanted.texts and not wanted.tokens and shape.heads * wanted.texts < shape.width:
+        return _maps_from_tokens(batch, wanted.texts)
+    if not wanted.texts and not wanted.tokens:
+        return ()
+    return batch.linear("values", shape.tokens, shape.width, shape.width), *_of_values(batch, wanted)
+
+
+def _maps_from_tokens(batch: Batch, texts: int) -> Steps:
+    """Text maps with the value projection folded into the texts, once per batch."""
+    shape = batch.shape
+    rows, columns = batch.images * shape.tokens, shape.heads * texts
+    fold = batch.step(
+        "values into texts",
+        products=2 * shape.width * (shape.width + 1) * texts,  # with its bias
+        read=shape.width * shape.width,
+        read_float32=shape.width * texts,
+        written_float32=shape.width * columns,
+    )
+    maps = batch.step(
+        "text maps",
+        products=2 * rows * shape.width * columns,
+        pointwise=2 * rows * columns,
+        read=batch.stream,
+        read_float32=rows * shape.heads + shape.width * columns + rows * texts,
+        written_float32=rows * texts,
+    )
+    return fold, maps
+
+
+def _mean_of_residual(batch: Batch) -> Steps:
+    """The last residual add, of which only the mean over the patches is needed."""
+    rows = batch.pooled * batch.shape.pooled_rows
+    return (batch.step("add and pooling", read=2 * rows, written_float32=batch.pooled),)
+
+
+def _readout(batch: Batch, wanted: Wanted) -> Steps:
+    """The embedding; start, MLPs and the sum of what is not kept in the joint space; the scaling of maps."""
+    shape = batch.shape
+    terms, matrix = batch.images * (shape.layers + 2), shape.width * shape.embed_dim
+    readout = batch.step(
+        "readout of MLP terms",
+        products=2 * terms * matrix,
+        read_float32=terms * shape.width + matrix,
+        written_float32=terms * shape.embed_dim,
+        unit="float32",
+    )
+    maps = batch.images * shape.tokens * wanted.texts
+    scaling = (
+        batch.step("maps set to zero", written_float32=maps),
+        batch.step("maps scaled", read_float32=maps, written_float32=maps),
+    )
+    return *_embedding(batch), readout, *(scaling if wanted.texts else ())

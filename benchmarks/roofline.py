@@ -1,0 +1,386 @@
+"""How fast could it be? A model of every tower on a device, as a table: ``python -m benchmarks.roofline``.
+
+Nothing here is measured and no weight is loaded. :mod:`benchmarks.costs` and :mod:`benchmarks.costs_decomposed` say
+which kernels a plain and a decomposed forward consist of, with FLOPs and bytes; the tests hold their FLOPs equal to
+what ``torch.utils.flop_counter`` counts on open_clip's own modules and on clipfast's forward. The time of a kernel is
+the larger of its FLOPs at the device's rate and its bytes at the device's bandwidth, and kernels follow one another::
+
+    time = Σ max(FLOPs / rate, bytes / bandwidth)
+
+That is a roof: launches, tails of grids and imperfect overlap come on top. ``--efficiency 0.65`` lowers the rate of
+matrix products to what a whole network reaches, which moves the ratios below by a few hundredths.
+
+::
+
+    python -m benchmarks.roofline                               # every model that can be decomposed, on an H200
+    python -m benchmarks.roofline --models "ViT-[BLH]-*" --device a100 --texts 1000 --last 4
+    python -m benchmarks.roofline --peak 600 --bandwidth 3 --json roofline.json
+
+Columns: GFLOP per image of the plain forward and of the decomposed one (heads only). GB per batch and images/s of
+three: the plain forward in eager torch (*eager*), the plain forward with every elementwise pass but LayerNorm fused
+away (*fused*), and the decomposed one. Time of the decomposed forward for heads, with alpha, and with alpha and text
+maps, against those two and against the plain forward with the decomposed one's own kernels (*same*): below 1 the
+decomposition is faster than the forward it explains. The share of the plain FLOPs that the last block for the class
+token alone saves. Attention scores computed per head and image by tiles over all tokens, and by tiles over the patches
+alone: what the class token costs at 2^k + 1 tokens. The largest tensor of the definition written out, ``[N, N, H, W]``
+in float32, per image and layer.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NoReturn
+
+import open_clip
+from open_clip.model import CLIPVisionCfg
+
+from benchmarks.costs import (
+    FLOAT32,
+    Batch,
+    Shape,
+    Step,
+    Steps,
+    moved,
+    padded_scores,
+    plain_eager,
+    plain_fused,
+    products,
+)
+from benchmarks.costs_decomposed import Wanted, decomposed, plain_same_kernels, saved_by_last_block
+from clipfast.towers import openclip_models
+
+FORMAT = "clipfast.roofline/1"
+BYTES = {"bfloat16": 2, "float16": 2, "float32": FLOAT32}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Rates of a device, in FLOP/s and bytes/s.
+
+    Attributes:
+        name: what it is called.
+        matrix: matrix products in bfloat16 or float16.
+        bandwidth: memory.
+        float32: products of float32 tensors, without tf32.
+        origin: where the figures are from.
+        efficiency: fraction of ``matrix`` and ``float32`` that products reach.
+        attention: fraction of ``matrix`` that attention reaches: exponentials take their turn beside the products.
+    """
+
+    name: str
+    matrix: float
+    bandwidth: float
+    float32: float
+    origin: str
+    efficiency: float = 1.0
+    attention: float = 0.4
+
+    def seconds(self, step: Step) -> float:
+        """Modelled time of one kernel."""
+        rates = {
+            "matrix": self.matrix * self.efficiency,
+            "float32": self.float32 * self.efficiency,
+            "attention": self.matrix * self.attention,
+        }
+        return max(step.executed / rates[step.unit], step.moved / self.bandwidth)
+
+
+DEVICES = {
+    "h200": Device("H200", 790e12, 4.3e12, 67e12, "about what large products and copies reach"),
+    "a100": Device("A100", 312e12, 2.0e12, 19.5e12, "rates of the data sheet"),
+    "b200": Device("B200", 2250e12, 8.0e12, 75e12, "rates of the data sheet"),
+}
+
+
+# -------------------------------------------------------------------------------------------------------------- models
+
+
+def shape_of(name: str) -> Shape:
+    """The shape of a named open_clip model's ``VisionTransformer``, from its config."""
+    config = open_clip.get_model_config(name)
+    vision = CLIPVisionCfg(**openclip_models.vision_config(name))
+    (height, width), (high, wide) = _pair(vision.image_size), _pair(vision.patch_size)
+    return Shape(
+        grid=(height // high, width // wide),
+        patch=(high, wide),
+        layers=vision.layers,
+        width=vision.width,
+        heads=vision.width // vision.head_width,
+        hidden=int(vision.width * vision.mlp_ratio),
+        embed_dim=config["embed_dim"],
+        quick_gelu=config.get("quick_gelu", False),
+        pooling="mean" if vision.pool_type == "avg" else "cls",
+        ln_pre=not vision.no_ln_pre,
+        layer_scale=vision.ls_init_value is not None,
+        norm_after_pool=vision.final_ln_after_pool,
+    )
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def supported(pattern: str = "*") -> dict[Shape, list[str]]:
+    """Names of the open_clip models that match and can be decomposed, by shape."""
+    names = [name for name in openclip_models.names() if fnmatchcase(name, pattern)]
+    shapes: dict[Shape, list[str]] = {}
+    for name in sorted(names, key=lambda name: (not name.startswith("ViT"), len(name), name)):  # plainest first
+        if not openclip_models.supports(name):
+            shapes.setdefault(shape_of(name), []).append(name)
+    return shapes
+
+
+# --------------------------------------------------------------------------------------------------------------- model
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One forward of a whole batch: FLOPs of matrix products, bytes, modelled seconds."""
+
+    flops: int
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """All forwards of one shape.
+
+    Attributes:
+        names: models of that shape.
+        shape: the tower.
+        images: the batch.
+        costs: by forward: ``plain_eager``, ``plain_fused``, ``plain_same_kernels``, ``heads``, ``alpha``, ``maps``
+            (with alpha) and ``tokens`` (with alpha, every token through every head).
+        saved_by_last_block: fraction of the plain FLOPs.
+        scores_flash: attention scores computed per head and image in tiles over all tokens.
+        scores_split: the same in tiles over the patches alone.
+        naive_bytes: ``[N, N, H, W]`` in float32: per image and layer, what the definition written out holds.
+    """
+
+    names: tuple[str, ...]
+    shape: Shape
+    images: int
+    costs: dict[str, Cost]
+    saved_by_last_block: float
+    scores_flash: int
+    scores_split: int
+    naive_bytes: int
+
+    def gflop(self, forward: str) -> float:
+        """GFLOP per image."""
+        return self.costs[forward].flops / self.images / 1e9
+
+    def images_per_second(self, forward: str) -> float:
+        """Modelled throughput."""
+        return self.images / self.costs[forward].seconds
+
+    def against(self, forward: str, plain: str) -> float:
+        """Time of a forward over the time of a plain one; below 1 it is faster."""
+        return self.costs[forward].seconds / self.costs[plain].seconds
+
+
+def forwards(batch: Batch, texts: int, last: int | None = None) -> dict[str, Steps]:
+    """Every forward that is modelled, by name."""
+    return {
+        "plain_eager": plain_eager(batch),
+        "plain_fused": plain_fused(batch),
+        "plain_same_kernels": plain_same_kernels(batch),
+        "heads": decomposed(batch, Wanted(last=last)),
+        "alpha": decomposed(batch, Wanted(alpha=True, last=last)),
+        "maps": decomposed(batch, Wanted(alpha=True, texts=texts, last=last)),
+        "tokens": decomposed(batch, Wanted(alpha=True, tokens=True, last=last)),
+    }
+
+
+def cost(steps: Steps, device: Device) -> Cost:
+    """A forward on a device."""
+    return Cost(products(steps), moved(steps), sum(map(device.seconds, steps)))
+
+
+def estimate(
+    batch: Batch, device: Device, *, texts: int = 100, last: int | None = None, names: Sequence[str] = ()
+) -> Estimate:
+    """Models every forward of a batch on a device.
+
+    Args:
+        batch: images of one shape.
+        device: whose rates.
+        texts: how many texts to draw maps for.
+        last: how many layers are kept, from the end; None for all.
+        names: models of the shape.
+    """
+    shape = batch.shape
+    costs = {name: cost(steps, device) for name, steps in forwards(batch, texts, last).items()}
+    return Estimate(
+        names=tuple(names),
+        shape=shape,
+        images=batch.images,
+        costs=costs,
+        saved_by_last_block=saved_by_last_block(batch) / costs["plain_eager"].flops,
+        scores_flash=padded_scores(shape.tokens, shape.tokens, batch.tile),
+        scores_split=padded_scores(shape.patches, shape.patches, batch.tile),
+        naive_bytes=FLOAT32 * shape.tokens**2 * shape.heads * shape.width,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- output
+
+HEADER = (
+    "model",
+    "tokens",
+    "GFLOP/image: plain, decomposed",
+    "GB/batch: eager, fused, decomposed",
+    "images/s: eager, fused, decomposed",
+    "time ÷ eager: heads, +alpha, +maps",
+    "time ÷ fused: heads, +alpha, +maps",
+    "time ÷ same: heads, +alpha, +maps",
+    "last block saves",
+    "scores: flash ÷ split",
+    "naive, per image and layer",
+)
+TOTALS = ("plain_eager", "plain_fused", "heads")
+PLAIN = ("plain_eager", "plain_fused", "plain_same_kernels")
+EXTRAS = ("heads", "alpha", "maps")
+
+
+def row(found: Estimate) -> list[str]:
+    """One shape as cells under :data:`HEADER`."""
+    alike = f" and {len(found.names) - 1} alike" if len(found.names) > 1 else ""
+    return [
+        f"{found.names[0]}{alike}" if found.names else "",
+        f"{found.shape.tokens}",
+        ", ".join(_figures(found.gflop(kind)) for kind in ("plain_eager", "heads")),
+        ", ".join(_figures(found.costs[kind].bytes / 1e9) for kind in TOTALS),
+        ", ".join(_figures(found.images_per_second(kind)) for kind in TOTALS),
+        *(", ".join(f"{found.against(kind, plain):.3f}" for kind in EXTRAS) for plain in PLAIN),
+        f"{found.saved_by_last_block:.1%}",
+        f"{found.scores_flash} ÷ {found.scores_split} = {found.scores_flash / found.scores_split:.2f}",
+        f"{_figures(found.naive_bytes / 1e9)} GB",
+    ]
+
+
+def _figures(number: float) -> str:
+    """Three significant figures, without an exponent."""
+    return f"{number:.3g}" if number < 100 else f"{float(f'{number:.3g}'):.0f}"
+
+
+def sentence(device: Device, settings: argparse.Namespace) -> str:
+    """What the table was modelled for."""
+    last = "last layer" if settings.last == 1 else f"last {settings.last} layers"
+    kept = "all layers kept" if settings.last is None else f"the {last} kept"
+    return (
+        f"**Modelled, not measured**: {device.name} at {device.matrix * device.efficiency / 1e12:.4g} TFLOP/s"
+        f" ({device.attention:.0%} of {device.matrix / 1e12:.4g} in attention) and {device.bandwidth / 1e12:.3g} TB/s,"
+        f" {device.origin}; batch {settings.batch}, {settings.dtype}, {settings.texts} texts, {kept}."
+    )
+
+
+def markdown(estimates: Sequence[Estimate], heading: str) -> str:
+    """A table with one row per shape."""
+    cells = (HEADER, ["---"] * len(HEADER), *map(row, estimates))
+    return "\n".join([heading, "", *(f"| {' | '.join(each)} |" for each in cells)])
+
+
+def document(estimates: Sequence[Estimate], device: Device, settings: argparse.Namespace) -> dict[str, Any]:
+    """Everything as JSON, in FLOPs, bytes and seconds per batch."""
+    asked = {key: getattr(settings, key) for key in ("models", "batch", "texts", "last", "dtype")}
+    return {
+        "format": FORMAT,
+        "modelled": True,
+        "measured": False,
+        "device": asdict(device),
+        "settings": asked,
+        "models": [asdict(each) for each in estimates],
+    }
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the usage and one line."""
+        self.exit(2, f"roofline: {message}\n")
+
+
+def _number(convert: Callable[[str], float], least: float, most: float = 1e9) -> Callable[[str], Any]:
+    """An argument type that refuses what is no number, or out of bounds."""
+
+    def parse(text: str) -> float:
+        with suppress(ValueError):
+            if least <= (value := convert(text)) <= most:
+                return value
+        kind = "a whole number" if convert is int else "a number"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {kind} from {least:g} to {most:g}")
+
+    return parse
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    built = _Parser(prog="python -m benchmarks.roofline", description="Modelled speed of every model on a device.")
+    rate = _number(float, 1e-6)
+    fraction = _number(float, 1e-6, 1)
+    built.add_argument("--models", metavar="GLOB", default="*", help="open_clip names, e.g. 'ViT-L-*' (all)")
+    built.add_argument("--batch", metavar="N", type=_number(int, 1), default=256, help="images (256)")
+    built.add_argument("--texts", metavar="N", type=_number(int, 1), default=100, help="texts to draw maps for (100)")
+    built.add_argument("--last", metavar="N", type=_number(int, 1), help="layers to keep, from the end (all)")
+    built.add_argument("--dtype", choices=BYTES, default="bfloat16", help="of the model (bfloat16)")
+    built.add_argument("--device", choices=DEVICES, default="h200", help="whose rates (h200)")
+    built.add_argument("--peak", metavar="TFLOPS", type=rate, help="rate of matrix products instead of the device's")
+    built.add_argument("--bandwidth", metavar="TB/S", type=rate, help="bandwidth instead of the device's")
+    built.add_argument("--efficiency", metavar="F", type=fraction, default=1.0, help="fraction of the peak reached (1)")
+    built.add_argument("--attention-efficiency", metavar="F", type=fraction, help="the same of attention (0.4)")
+    built.add_argument("--json", metavar="FILE", type=Path, help="write everything there as well")
+    return built
+
+
+def chosen_device(settings: argparse.Namespace) -> Device:
+    """The device named, with what was given instead of its figures."""
+    device = replace(DEVICES[settings.device], efficiency=settings.efficiency)
+    if settings.dtype == "float32":
+        device = replace(device, matrix=device.float32)
+    if settings.peak is not None or settings.bandwidth is not None:
+        device = replace(device, origin="rates as given")
+    if settings.peak is not None:
+        device = replace(device, matrix=settings.peak * 1e12)
+    if settings.bandwidth is not None:
+        device = replace(device, bandwidth=settings.bandwidth * 1e12)
+    if settings.attention_efficiency is not None:
+        device = replace(device, attention=settings.attention_efficiency)
+    return device
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the table."""
+    command = parser()
+    settings = command.parse_args(arguments)
+    device = chosen_device(settings)
+    shapes = supported(settings.models)
+    if not shapes:
+        command.error(f"no model that can be decomposed matches {settings.models!r}: see `clipfast models`")
+    estimates = [
+        estimate(
+            Batch(shape, settings.batch, BYTES[settings.dtype]),
+            device,
+            texts=settings.texts,
+            last=settings.last,
+            names=names,
+        )
+        for shape, names in shapes.items()
+    ]
+    estimates.sort(key=lambda each: each.costs["plain_eager"].flops)
+    if settings.json is not None:
+        text = json.dumps(document(estimates, device, settings), indent=2, allow_nan=False)
+        try:
+            settings.json.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            command.error(f"cannot write {settings.json}: {error.strerror}")
+    print(markdown(estimates, sentence(device, settings)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

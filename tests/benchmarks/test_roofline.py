@@ -1,0 +1,121 @@
+"""The model of a device: known figures, monotonicity, the table and its command line."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import roofline
+from benchmarks.costs import Batch, Shape, Step, moved, plain_eager, plain_fused, products
+from benchmarks.costs_decomposed import Wanted, decomposed, plain_same_kernels
+
+TINY = Batch(Shape(grid=(3, 3), patch=(8, 8), layers=3, width=32, heads=2, hidden=96, embed_dim=20), images=2)
+
+# -------------------------------------------------------------------------------------------------------- known figures
+
+
+@pytest.mark.parametrize(
+    ("name", "gflop", "naive"),
+    [
+        ("ViT-B-32", 8.82, 0.092),
+        ("ViT-B-16", 35.1, 1.43),
+        ("ViT-L-14", 162, 4.33),
+        ("ViT-L-14-336", 382, 21.8),
+        ("ViT-H-14", 335, 5.41),
+        ("ViT-bigG-14", 968, 7.03),
+    ],
+)
+def test_known_figures(name: str, gflop: float, naive: float) -> None:
+    found = roofline.estimate(Batch(roofline.shape_of(name), images=256), roofline.DEVICES["h200"])
+    assert found.gflop("plain_eager") == pytest.approx(gflop, rel=2e-3)
+    assert found.naive_bytes / 1e9 == pytest.approx(naive, rel=5e-3)
+    # The last block is one of L; a row of it costs next to nothing.
+    saved = found.saved_by_last_block * found.shape.layers
+    assert 0.93 < saved < 1
+    assert found.against("heads", "plain_same_kernels") < 1 - found.saved_by_last_block / 2
+    assert found.against("heads", "plain_eager") < found.against("heads", "plain_same_kernels") < 1
+
+
+def test_more_of_anything_costs_more() -> None:
+    changes: list[dict[str, Any]] = [{"layers": 4}, {"width": 64}, {"hidden": 97}, {"grid": (3, 4)}, {"embed_dim": 21}]
+    bigger = [replace(TINY, images=3), *(replace(TINY, shape=replace(TINY.shape, **change)) for change in changes)]
+    for forward in (plain_eager, plain_fused, plain_same_kernels, decomposed):
+        for more in bigger:
+            assert products(forward(more)) > products(forward(TINY))
+            assert moved(forward(more)) > moved(forward(TINY))
+        twice = replace(TINY, images=4)
+        assert products(forward(twice)) == 2 * products(forward(TINY))
+        assert moved(forward(twice)) < 2 * moved(forward(TINY))  # weights are read once per batch
+        assert moved(forward(TINY)) < moved(forward(replace(TINY, element=4))) <= 2 * moved(forward(TINY))
+    assert moved(plain_fused(TINY)) < moved(plain_same_kernels(TINY)) < moved(plain_eager(TINY))
+    asked = [Wanted(), Wanted(alpha=True), Wanted(alpha=True, texts=2), Wanted(alpha=True, texts=9)]
+    costs = [moved(decomposed(TINY, each)) for each in (*asked, replace(asked[-1], tokens=True))]
+    assert costs == sorted(set(costs))
+
+
+def test_time_is_the_larger_of_computing_and_moving() -> None:
+    device = roofline.Device("?", matrix=100, bandwidth=10, float32=20, origin="?", efficiency=0.5, attention=0.25)
+    assert device.seconds(Step("moving", products=50, read=20, written=10)) == 3
+    assert device.seconds(Step("computing", products=150, pointwise=25, padding=25, read=20)) == 4
+    assert device.seconds(Step("attention", products=100, read=20, unit="attention")) == 4
+    assert device.seconds(Step("float32", products=100, read=20, unit="float32")) == 10
+    slow = roofline.estimate(TINY, device)
+    for change in ({"matrix": 200}, {"bandwidth": 20}, {"efficiency": 1.0}):
+        fast = roofline.estimate(TINY, replace(device, **change))
+        assert all(fast.costs[name].seconds <= slow.costs[name].seconds for name in slow.costs)
+        assert any(fast.costs[name].seconds < slow.costs[name].seconds for name in slow.costs)
+
+
+# -------------------------------------------------------------------------------------------------------- command line
+
+
+def test_the_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "roofline.json"
+    roofline.main(["--models", "ViT-[BL]-*", "--json", str(path), "--last", "4"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("**Modelled, not measured**: H200 at 790 TFLOP/s")
+    assert lines[0].endswith("batch 256, bfloat16, 100 texts, the last 4 layers kept.")
+    assert len({line.count("|") for line in lines[2:]}) == 1
+    (found,) = [line for line in lines if line.startswith(("| ViT-L-14 and", "| ViT-L-14 |"))]
+    assert "| 257 | 162, 155 |" in found
+    assert "122880 ÷ 65536 = 1.88" in found
+    document = json.loads(path.read_text())
+    assert (document["format"], document["modelled"], document["measured"]) == (roofline.FORMAT, True, False)
+    assert len(document["models"]) == len(lines) - 4
+    (b16,) = [each for each in document["models"] if "ViT-B-16" in each["names"]]
+    assert b16["costs"]["plain_eager"]["flops"] == 256 * 35126906880
+
+
+def test_devices_and_rates_are_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    roofline.main(["--models", "ViT-B-32", "--device", "a100", "--dtype", "float32", "--batch", "8", "--texts", "1"])
+    roofline.main(["--models", "ViT-B-32", "--peak", "600", "--bandwidth", "3", "--efficiency", "0.5"])
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("**"))
+    assert "A100 at 19.5 TFLOP/s" in first
+    assert "2 TB/s" in first
+    assert "300 TFLOP/s (40% of 600 in attention) and 3 TB/s, rates as given" in second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--models", "RN50"], "no model that can be decomposed matches 'RN50'"),
+        (["--batch", "0"], "'0' is not a whole number from 1"),
+        (["--batch", "two"], "'two' is not a whole number from 1"),
+        (["--texts", "1e9999"], "'1e9999' is not a whole number"),
+        (["--peak", "nan"], "'nan' is not a number from"),
+        (["--bandwidth", "inf"], "'inf' is not a number from"),
+        (["--efficiency", "1.5"], "'1.5' is not a number from 1e-06 to 1"),
+        (["--device", "abacus"], "invalid choice: 'abacus'"),
+        (["--models", "ViT-B-32", "--json", "no/such/folder/x.json"], "cannot write no/such/folder/x.json"),
+        (["--nothing"], "unrecognized arguments: --nothing"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        roofline.main(arguments)
+    printed = capsys.readouterr()
+    assert caught.value.code == 2
+    assert said in printed.err
+    assert (printed.err.count("\n"), printed.out) == (1, "")
