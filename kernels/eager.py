@@ -15,12 +15,12 @@ from clipfast.kernels.dispatch import Implementation
 from clipfast.kernels.reference import EQUAL, Activation, Row, accumulation_dtype
 
 
-def attention(qkv: Tensor, row: Row | None) -> tuple[Tensor, Tensor | None]:
-    """:func:`clipfast.kernels.reference.attention`; ``row=None`` skips the weights."""
+def attention(qkv: Tensor, row: Row | None) -> tuple[Tensor, Tensor]:
+    """:func:`clipfast.kernels.reference.attention`; for ``row=None`` the weights are ``[B, H, 0]``."""
     query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))  # [B, H, N, E]
     out = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).contiguous()  # [B, N, H, E]
     if row is None:
-        return out, None
+        return out, qkv.new_empty((qkv.shape[0], qkv.shape[3], 0), dtype=accumulation_dtype(qkv.dtype))
     exact = accumulation_dtype(qkv.dtype)
     query = query.to(exact) * query.shape[-1] ** -0.5
     if row == "cls":

@@ -21,6 +21,8 @@ from clipfast.kernels.launch import INTERPRETED, Config, Launch, capability, dot
 from clipfast.kernels.query_row import alignment, refused_tensors, unit_stride
 from clipfast.kernels.text_maps import LARGEST_HEAD, load_value, split_head
 
+Ways = dict[int, tuple[tuple[int, int, int, int], ...]]
+
 # Modelled; no GPU has timed them yet. By the number of columns up to which they serve: (BLOCK_M, BLOCK_D, warps,
 # stages), the preferred first. A program converts its tile of the matrix once and goes through the tokens of an image
 # with it; several programs per multiprocessor, so that some write while others multiply.

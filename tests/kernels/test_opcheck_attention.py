@@ -6,7 +6,7 @@ import pytest
 import torch
 from contracting import DEVICES
 
-from clipfast.kernels import dispatch
+from clipfast.kernels import dispatch, library
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -55,4 +55,5 @@ CASES = [
 def test_schema_and_fake(name: str, case: str, backend: str) -> None:
     device = DEVICES.get(backend, "cpu")
     arguments = [a.to(device) if isinstance(a, torch.Tensor) else a for a in CALLS[name][case]]
+    assert name in library.OPERATIONS  # importing the library registers them
     torch.library.opcheck(getattr(torch.ops.clipfast, name).default, (*arguments, backend))
