@@ -71,10 +71,12 @@ def collect(options: Collecting, folder: Path) -> Collected:
         return _open(options, options.images[0])
     prepare_folder(folder)
     sources, missing = find_images(options.images, skip=folder)
+    if not sources and len(missing) == 1:
+        raise missing[0].error
     for gone in missing:
         console.error(gone.error)
     if not sources:
-        raise InputError("there are no images to collect")
+        raise InputError(f"none of the {len(missing)} paths has images")
     labels = None
     if options.labels is not None:
         labels = read_labels(sources, options.labels, label=options.label_column, group=options.group_column)

@@ -56,9 +56,9 @@ def run(options: Options) -> int:
             [(f"L{row['layer']}.H{row['head']}", f"{row['share']:.1%}", str(row["rank"])) for row in rows],
             title=f"{moments.count} images, the heads that vary most",
         )
-    console.note(f"collected in {found.collection.folder}: give that folder to the other analyses")
     if not found.complete:
         return INTERRUPTED
+    console.note(f"collected in {found.collection.folder}: give that folder to the other analyses")
     return FAILED if found.failed else 0
 
 
