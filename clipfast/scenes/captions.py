@@ -84,7 +84,7 @@ class Caption:
 def caption(scene: Scene, rng: np.random.Generator) -> Caption:
     """A caption that names one to five attributes of the scene, in random words and order."""
     kinds = scene.kinds
-    item, number = kinds[int(rng.integers(len(kinds)))]
+    item = kinds[int(rng.integers(len(kinds)))][0]
     known = [name for name in ATTRIBUTES if _known(name, item)]
     # short captions teach single words, long ones teach that words combine
     size = int(rng.choice(5, p=(0.34, 0.24, 0.20, 0.13, 0.09))) + 1
@@ -93,10 +93,12 @@ def caption(scene: Scene, rng: np.random.Generator) -> Caption:
     asserted: dict[str, str] = {}
     for place in sorted(int(i) for i in chosen):
         name = known[place]
-        asserted[name] = _value(name, scene, item, number)
-    if "count" in asserted and not ({"shape", "colour", "texture", "size", "position"} & set(asserted)):
-        # with nothing to say which objects are meant, the number is that of all objects
-        asserted["count"] = scene.count
+        asserted[name] = _value(name, scene, item)
+    if "count" in asserted:
+        # the number of all objects that the words fit: the other kind may share what is said of this one
+        named = {name: getattr(item, name) for name in _OBJECT_FIELDS if name in asserted and name != "count"}
+        fitting = [each for each in scene.objects if all(getattr(each, name) == named[name] for name in named)]
+        asserted["count"] = COUNTS[len(fitting) - 1]
     return Caption(phrase(asserted, rng), asserted)
 
 
@@ -116,10 +118,8 @@ def _known(name: str, item: SceneObject) -> bool:
     return name != "position" or item.position is not None
 
 
-def _value(name: str, scene: Scene, item: SceneObject, number: int) -> str:
-    if name == "count":
-        return COUNTS[number - 1]
-    source = scene if name in ("background", "lighting") else item
+def _value(name: str, scene: Scene, item: SceneObject) -> str:
+    source = scene if name in ("background", "lighting", "count") else item
     return str(getattr(source, name))
 
 

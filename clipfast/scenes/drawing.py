@@ -69,7 +69,10 @@ def _paint_object(canvas: Field, item: SceneObject) -> tuple[slice, slice, NDArr
     cos, sin = math.cos(item.rotation), math.sin(item.rotation)
     u = (cos * right + sin * down) / np.float32(scale_x)
     v = (cos * down - sin * right) / np.float32(scale_y)
-    distance = shape_distance(item.shape, u, v) * np.float32(item.radius)
+    distance = shape_distance(item.shape, u, v)
+    if item.hub:
+        distance = np.maximum(distance, np.float32(item.hub) - np.hypot(u, v))
+    distance = distance * np.float32(item.radius)
     coverage = np.clip(np.float32(0.5) - distance, 0.0, 1.0)
     body = np.clip(np.float32(0.5) - (distance + np.float32(_OUTLINE)), 0.0, 1.0)
     tone = _tone(item, right, down)

@@ -129,7 +129,7 @@ def _attribute_rows(records: Sequence[Scene], guesses: dict[str, list[str]]) -> 
         pairs = [
             (truth, guess)
             for scene, guess in zip(records, guesses[name], strict=True)
-            if _counts(name, scene) and (truth := scene.value_of(name)) is not None
+            if counts(name, scene) and (truth := scene.value_of(name)) is not None
         ]
         if name == "shape":
             twins = [pair for pair in pairs if pair[0] in LOOKALIKES]
@@ -144,7 +144,7 @@ def _attribute_rows(records: Sequence[Scene], guesses: dict[str, list[str]]) -> 
     return rows
 
 
-def _counts(attribute: str, scene: Scene) -> bool:
+def counts(attribute: str, scene: Scene) -> bool:
     """Whether a scene takes part in an attribute's accuracy."""
     if attribute in ("background", "lighting"):
         return True

@@ -49,6 +49,9 @@ _ALONG_JITTER: Final = 2.5
 _ACROSS_JITTER: Final = 3.0
 _QUADRANT: Final = IMAGE_SIZE / 4
 _MAX_TURN: Final = math.radians(20)
+_HUB: Final = (0.26, 0.32)
+_P_HUB: Final = 0.6
+"""How many gears show a hub: of the others the background tells more than their outline does."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class SceneObject:
     texture_period: float
     texture_phase: tuple[float, float]
     texture_angle: float
+    hub: float
+    """Radius of the hole in the middle, in radii of the object; 0 for none. Only gears have one, and not all."""
     position: str | None
     """Where the object stands, or None inside a group, where no single word would be true."""
 
@@ -267,6 +272,7 @@ def _draw(
         texture_period=rng.uniform(5.5, 7.0),
         texture_phase=(rng.random(), rng.random()),
         texture_angle=rng.uniform(-_MAX_TURN, _MAX_TURN),
+        hub=rng.uniform(*_HUB) if shape == "gear" and rng.random() < _P_HUB else 0.0,
         position=position,
     )
 

@@ -23,7 +23,7 @@ SHAPES: Final = (
 """Ten shapes; the last two are look-alikes of each other (see `LOOKALIKES`)."""
 
 LOOKALIKES: Final = ("flower", "gear")
-"""Two shapes with the same lobes, told apart only by how square the lobes are."""
+"""Two shapes with the same lobes, told apart by how square these are, and some gears by the hole in the middle."""
 
 PLAIN_SHAPES: Final = tuple(name for name in SHAPES if name not in LOOKALIKES)
 

@@ -47,6 +47,16 @@ def test_captions_are_true_of_their_scene_and_their_truth_is_exact_elsewhere() -
         assert truth[row].tolist() == expected
 
 
+def test_a_number_counts_what_both_kinds_share() -> None:
+    pairs = [s for s in (sample_scene(2, "train", i) for i in range(600)) if len({o.texture for o in s.objects}) == 1]
+    pairs = [scene for scene in pairs if len(scene.kinds) == 2]
+    rng = np.random.default_rng(0)
+    made = [caption(scene, rng) for scene in pairs for _ in range(50)]
+    said = [each.asserted for each in made if set(each.asserted) == {"texture", "count"}]
+    assert said
+    assert {each["count"] for each in said} == {"two"}
+
+
 def test_holds_by_example() -> None:
     scene = next(s for s in SCENES if len(s.objects) == 3)
     item = scene.objects[0]

@@ -23,7 +23,7 @@ class NetworkConfig:
 
     embed_dim: int = 128
     vision_width: int = 192
-    vision_head: int = 64
+    vision_head: int = 32
     vision_layers: int = 6
     patch: int = 8
     text_width: int = 128
