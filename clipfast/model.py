@@ -156,6 +156,26 @@ class Model:
         out = openclip.vision_module(self.module)(prepared)
         return out[0] if isinstance(out, tuple) else out
 
+    def too_long(self, texts: Sequence[str]) -> list[int]:
+        """Positions of the texts that :meth:`encode_text` refuses because the model cannot read so many tokens.
+
+        Raises:
+            InputError: no tokenizer.
+        """
+        tokenize = self._tokenizer()
+        long = []
+        for position, text in enumerate(texts):
+            try:
+                tokenize([text])
+            except InputError:
+                long.append(position)
+        return long
+
+    def _tokenizer(self) -> Tokenize:
+        if self._tokenize is None:
+            raise InputError("this model has no tokenizer: wrap it with tokenize=… or pass texts as features [T, D]")
+        return self._tokenize
+
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Text features, ``[T, D]``, unit norm.
@@ -169,9 +189,7 @@ class Model:
             raise InputError("no texts were given")
         if not hasattr(self.module, "encode_text"):
             raise InputError("this model has no text encoder: pass texts as features [T, D]")
-        if self._tokenize is None:
-            raise InputError("this model has no tokenizer: wrap it with tokenize=… or pass texts as features [T, D]")
-        tokens = self._tokenize(texts).to(self.device)
+        tokens = self._tokenizer()(texts).to(self.device)
         features: Tensor = cast(Any, self.module).encode_text(tokens)
         return features / features.norm(dim=-1, keepdim=True)
 

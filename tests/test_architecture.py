@@ -62,7 +62,13 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.errors",
     },
     "clipfast.scenes": {"clipfast.errors"},
-    "clipfast.report": {"clipfast.contributions", "clipfast.model", "clipfast.images", "clipfast.errors"},
+    "clipfast.report": {
+        "clipfast.analyses",
+        "clipfast.contributions",
+        "clipfast.model",
+        "clipfast.images",
+        "clipfast.errors",
+    },
     "clipfast.bench": {
         "clipfast.report.palette",
         "clipfast.model",

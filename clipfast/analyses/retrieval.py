@@ -9,6 +9,7 @@ as covariances and TEXTSPAN do. Source: arXiv 2310.05916, image retrieval by a h
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from os import PathLike
 from typing import Any, Literal, TypeAlias, get_args
@@ -205,10 +206,11 @@ class Index:
         if not bool(rows.isfinite().all()):
             raise InputError("the query has values that are not finite")
         with full_precision(rows):
-            found = (self._by_faiss if engine == "faiss" else self._by_blocks)(
+            search = self._by_faiss if engine == "faiss" else partial(nearest_rows, self._all())
+            found = search(
                 rows,
-                own,
                 min(count, len(self) - (own is not None)),
+                own,
                 lambda block: self._comparable(block, measure, centred),
             )
         names = tuple(tuple(self.names[image] for image in row) for row in found[1].tolist()) if self.names else None
@@ -222,13 +224,7 @@ class Index:
 
     def _comparable(self, rows: Tensor, measure: Measure, centred: bool) -> Tensor:
         """Rows whose products are the scores."""
-        whole = rows.double()
-        left = whole - self._total / len(self) if centred else whole
-        if measure == "cosine":
-            norm = left.norm(dim=1, keepdim=True)
-            noise = _ROUNDINGS * torch.finfo(rows.dtype).eps * whole.norm(dim=1, keepdim=True)
-            left = torch.where(norm > (noise if centred else 0), left / norm, 0)
-        return left.to(rows.dtype)
+        return comparable(rows, self._total / len(self) if centred else None, measure)
 
     def _texts(self, features: Tensor, measure: Measure) -> Tensor:
         embed_dim = len(self._axes)
@@ -246,43 +242,17 @@ class Index:
             raise InputError(f"no images {wrong[:5]} in the index: they are 0 to {len(self) - 1}")
         return torch.tensor(list(images), dtype=torch.long, device=self._all().device)
 
-    def _by_blocks(
-        self, queries: Tensor, own: Tensor | None, count: int, comparable: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Scores and images, ``[Q, count]``: each query's best so far against one block of images after another."""
-        results = []
-        for first in range(0, len(queries), QUERIES_AT_ONCE):
-            some = queries[first : first + QUERIES_AT_ONCE]
-            selves = None if own is None else own[first : first + QUERIES_AT_ONCE]
-            best = some.new_empty(len(some), 0)
-            images = torch.empty(len(some), 0, dtype=torch.long, device=some.device)
-            for start in range(0, len(self), IMAGES_AT_ONCE):
-                block = comparable(self._all()[start : start + IMAGES_AT_ONCE])
-                places = torch.arange(start, start + len(block), device=some.device)
-                scores = some @ block.T
-                if selves is not None:
-                    scores.masked_fill_(places == selves[:, None], -torch.inf)
-                # The best so far stand before the block, in order: of equal scores the lower index stays first.
-                images = torch.cat([images, places.expand(len(some), -1)], 1)
-                best, order = largest(torch.cat([best, scores], 1), count)
-                images = images.gather(1, order)
-            results.append((best, images))
-        if not results:
-            nothing = queries.new_empty(0, count)
-            return nothing, nothing.long()
-        return torch.cat([scores for scores, _ in results]), torch.cat([images for _, images in results])
-
     def _by_faiss(
-        self, queries: Tensor, own: Tensor | None, count: int, comparable: Callable[[Tensor], Tensor]
+        self, queries: Tensor, count: int, own: Tensor | None, prepared: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """The same by faiss, in float32 on the CPU."""
+        """As :func:`nearest_rows`, by faiss, in float32 on the CPU."""
         try:
             faiss: Any = import_module("faiss")
         except ImportError:
             raise MissingExtra("faiss-cpu", "faiss", "retrieval with engine='faiss'") from None
         index = faiss.IndexFlatIP(queries.shape[1])
         for start in range(0, len(self), IMAGES_AT_ONCE):
-            index.add(comparable(self._all()[start : start + IMAGES_AT_ONCE]).float().cpu().contiguous().numpy())
+            index.add(prepared(self._all()[start : start + IMAGES_AT_ONCE]).float().cpu().contiguous().numpy())
         wanted = count + (own is not None)
         if not count or not len(queries):
             empty = queries.new_empty(len(queries), count)
@@ -335,3 +305,62 @@ class Index:
         if "names" in tensors:
             index.names = bytes(tensors["names"].cpu().numpy()).decode(_NAMES, _ERRORS).split("\0")
         return index
+
+
+def comparable(rows: Tensor, mean: Tensor | None, measure: Measure = "cosine") -> Tensor:
+    """Rows whose products are scores of likeness, ``[N, W]``.
+
+    Args:
+        rows: ``[N, W]``.
+        mean: ``[W]``, what all rows have in common and lose; None for nothing.
+        measure: ``"cosine"`` or ``"dot"``. A row within rounding of the mean has no direction: 0.
+    """
+    whole = rows.double()
+    left = whole if mean is None else whole - mean
+    if measure == "cosine":
+        norm = left.norm(dim=1, keepdim=True)
+        noise = _ROUNDINGS * torch.finfo(rows.dtype).eps * whole.norm(dim=1, keepdim=True)
+        left = torch.where(norm > (0 if mean is None else noise), left / norm, 0)
+    return left.to(rows.dtype)
+
+
+def nearest_rows(
+    rows: Tensor,
+    queries: Tensor,
+    count: int,
+    own: Tensor | None = None,
+    prepared: Callable[[Tensor], Tensor] = lambda block: block,
+) -> tuple[Tensor, Tensor]:
+    """The rows with the largest products, each query's best so far against one block of rows after another.
+
+    Args:
+        rows: ``[N, W]``.
+        queries: ``[Q, W]``.
+        count: how many; at most ``N``, or ``N − 1`` with ``own``.
+        own: ``[Q]``, the row that each query is, which it does not find; None for queries from elsewhere.
+        prepared: what is done to a block of rows before.
+
+    Returns:
+        Scores and rows, ``[Q, count]``, the largest first; of equal scores the lower row.
+    """
+    results = []
+    for first in range(0, len(queries), QUERIES_AT_ONCE):
+        some = queries[first : first + QUERIES_AT_ONCE]
+        selves = None if own is None else own[first : first + QUERIES_AT_ONCE]
+        best = some.new_empty(len(some), 0)
+        found = torch.empty(len(some), 0, dtype=torch.long, device=some.device)
+        for start in range(0, len(rows), IMAGES_AT_ONCE):
+            block = prepared(rows[start : start + IMAGES_AT_ONCE])
+            places = torch.arange(start, start + len(block), device=some.device)
+            scores = some @ block.T
+            if selves is not None:
+                scores.masked_fill_(places == selves[:, None], -torch.inf)
+            # The best so far stand before the block, in order: of equal scores the lower row stays first.
+            found = torch.cat([found, places.expand(len(some), -1)], 1)
+            best, order = largest(torch.cat([best, scores], 1), count)
+            found = found.gather(1, order)
+        results.append((best, found))
+    if not results:
+        nothing = queries.new_empty(0, count)
+        return nothing, nothing.long()
+    return torch.cat([scores for scores, _ in results]), torch.cat([found for _, found in results])

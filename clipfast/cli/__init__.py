@@ -4,7 +4,7 @@ One file per group of commands; what a command does is imported when it runs, so
 once.
 """
 
-from clipfast.cli import looking, measuring, naming
+from clipfast.cli import ablating, looking, measuring, naming, reporting, retrieving, segmenting
 from clipfast.cli.app import app, main
 
-__all__ = ["app", "looking", "main", "measuring", "naming"]
+__all__ = ["ablating", "app", "looking", "main", "measuring", "naming", "reporting", "retrieving", "segmenting"]

@@ -30,12 +30,15 @@ def stats(
 @command
 @over_images
 def textspan(
-    collecting: Collecting,
+    collecting: Collecting = Collecting(()),  # noqa: B008
     pool: PoolOption = "general",
     size: SizeOption = 20,
     heads: Annotated[str | None, typer.Option(help="Such as L10-L11 or L11.H3; the last four layers.")] = None,
     method: Annotated[str, typer.Option(help="greedy (TEXTSPAN) or omp.")] = "greedy",
     rank: Annotated[int | None, typer.Option(min=1, help="Dimensions of a head's outputs that count; all.")] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Name heads by their weights alone, without images.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the pool of random vectors.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for textspan.json.")] = Path("out/textspan"),
     as_json: JsonOption = False,
@@ -43,4 +46,4 @@ def textspan(
     """Name heads by the texts that span what they write (TEXTSPAN)."""
     from clipfast.commands.textspan import Options, run
 
-    return run(Options(collecting, out, pool, size, heads, method, rank, seed, as_json))
+    return run(Options(collecting, out, pool, size, heads, method, rank, seed, weights, as_json))

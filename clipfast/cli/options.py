@@ -41,10 +41,17 @@ PoolOption = Annotated[
 SizeOption = Annotated[int, typer.Option("--size", "-m", min=1, help="Texts per head.")]
 
 
+ClassesOption = Annotated[
+    Path | None, typer.Option(help="A CSV file with columns `label` and `text`; the labels that occur.")
+]
+PromptOption = Annotated[list[str] | None, typer.Option(help='Such as "a photo of a {}."; repeat.')]
+
+_IMAGES = typer.Argument(help="Image files, folders, tar shards; or one folder that `clipfast stats` wrote.")
+_OPTIONAL_IMAGES = Annotated[list[Path] | None, _IMAGES]
+
+
 def _before(
-    images: Annotated[
-        list[Path], typer.Argument(help="Image files, folders, tar shards; or one folder that `clipfast stats` wrote.")
-    ],
+    images: Annotated[list[Path], _IMAGES],
     model: Annotated[
         str | None, typer.Option(help=f"{_MODEL}; the bundled one, or the one a folder was collected with.")
     ] = None,
@@ -65,14 +72,20 @@ def _after(
 
 
 def over_images(function: Callable[..., int]) -> Callable[..., int]:
-    """Gives a command the options of a pass over images, which it gets as one argument, ``collecting``."""
+    """Gives a command the options of a pass over images, which it gets as one argument, ``collecting``.
+
+    A command that sets a default for ``collecting`` can do without images.
+    """
     first, last = (list(inspect.signature(each).parameters.values()) for each in (_before, _after))
     own = [each for each in inspect.signature(function).parameters.values() if each.name != "collecting"]
     shared = [each.name for each in (*first, *last)]
+    if inspect.signature(function).parameters["collecting"].default is not inspect.Parameter.empty:
+        first[0] = first[0].replace(default=None, annotation=_OPTIONAL_IMAGES)
 
     @functools.wraps(function)
     def gathered(**arguments: Any) -> int:
         given = {name: arguments.pop(name) for name in shared}
+        given["images"] = given["images"] or ()
         if given["dtype"] is not None:
             given["dtype"] = given["dtype"].value
         return function(collecting=Collecting(**given), **arguments)

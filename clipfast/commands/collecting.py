@@ -114,9 +114,8 @@ def _open(options: Collecting, folder: Path) -> Collected:
 
 def _labels(options: Collecting, sources: Sequence[Source]) -> Labels | None:
     """The labels asked for, after saying what did not fit; None where none were."""
+    options.check_columns()
     if options.labels is None:
-        if options.group_column is not None:
-            raise InputError("--group-column names a column of --labels, which is not given")
         return None
     labels = read_labels(sources, options.labels, label=options.label_column, group=options.group_column)
     for note in labels.notes:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from clipfast.errors import InputError
+
 MODEL = "scenes"
 DTYPE = "fp32"
 
@@ -35,3 +37,13 @@ class Collecting:
     device: str | None = None
     dtype: str | None = None
     moments_only: bool = False
+
+    def check_columns(self) -> None:
+        """Raises :class:`InputError` where a column is named and nothing that has it."""
+        given = {
+            "--label-column": self.label_column != Collecting.label_column,
+            "--group-column": bool(self.group_column),
+        }
+        for option, named in given.items():
+            if named and self.labels is None:
+                raise InputError(f"{option} names a column of --labels, which is not given")

@@ -2,6 +2,7 @@
 
 ``--out`` gets ``textspan.json``: per head its texts in the order they were picked, the share of its variance that each
 explains, its rank and what was noticed. Images that are not a collection yet are collected in the same folder first.
+With ``--weights`` heads are named by what their weights can write, without images.
 """
 
 from collections.abc import Sequence
@@ -12,14 +13,15 @@ from typing import Any
 from torch import Tensor
 
 from clipfast import descriptions
-from clipfast.analyses.moments import Moments
 from clipfast.analyses.terms import Terms
-from clipfast.analyses.textspan import TextSpan, check_method
+from clipfast.analyses.textspan import Method, TextSpan, check_method
+from clipfast.analyses.weights import weight_textspan
+from clipfast.basis import Basis
 from clipfast.commands import console
-from clipfast.commands.collecting import collect
+from clipfast.commands.collecting import Collected, collect
 from clipfast.commands.files import prepare_folder, write_json
-from clipfast.commands.loading import encode_texts
-from clipfast.commands.options import Collecting
+from clipfast.commands.loading import check_device, encode_texts, load_model
+from clipfast.commands.options import DTYPE, MODEL, Collecting
 from clipfast.commands.outcome import FAILED, INTERRUPTED, memory_for
 from clipfast.errors import InputError
 from clipfast.model import Model
@@ -43,6 +45,7 @@ class Options:
     method: str = "greedy"
     rank: int | None = None
     seed: int = 0
+    weights: bool = False
     json: bool = False
 
 
@@ -58,30 +61,68 @@ def run(options: Options) -> int:
     texts, notes = read_pool(options.pool)  # before anything slow
     for note in notes:
         console.warn(note)
-    found = collect(options.collecting, options.out)
-    if not found.complete:
-        return INTERRUPTED
-    moments = found.collection.moments
-    heads = chosen_heads(options.heads, moments)
-    features = pool_features(found.model, texts, options.pool, options.seed)
-    spans = moments.textspan(features, options.size, heads, rank=options.rank, method=method)
+    if not (options.weights or options.collecting.images):
+        raise InputError("no images were given: give images, a folder that `clipfast stats` wrote, or --weights")
+    if options.weights:
+        named = _by_weights(options, texts, method)
+    else:
+        found = collect(options.collecting, options.out)
+        if not found.complete:
+            return INTERRUPTED
+        named = _by_images(options, found, texts, method)
     result = {
         "format": FORMAT,
-        "model": found.collection.header["model"],
-        "pretrained": found.collection.header["pretrained"],
-        "images": moments.count,
+        "model": named.model,
+        "pretrained": named.pretrained,
+        "images": named.images,
         "pool": options.pool,
-        "texts": len(texts) or len(features),
+        "texts": named.count,
         "method": method,
-        "heads": [head_row(head, span, texts) for head, span in spans.items()],
+        "heads": [head_row(head, span, named.texts) for head, span in named.spans.items()],
     }
     write_json(options.out / "textspan.json", result)
     if options.json:
         console.say((options.out / "textspan.json").read_text(encoding="utf-8").rstrip())
     else:
-        _table(spans, texts)
-    console.note(f"{len(spans)} heads named by {options.size} of {len(features)} texts; in {options.out}/textspan.json")
-    return FAILED if found.failed else 0
+        _table(named.spans, named.texts)
+    some = f"{options.size} of {named.count} texts"
+    console.note(f"{len(named.spans)} heads named by {some}; in {options.out}/textspan.json")
+    return FAILED if named.failed else 0
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Heads with their texts, and what they were named from."""
+
+    spans: dict[tuple[int, int], TextSpan]
+    texts: Sequence[str]
+    count: int
+    model: str
+    pretrained: str | None
+    images: int | None
+    failed: int = 0
+
+
+def _by_images(options: Options, found: Collected, texts: Sequence[str], method: Method) -> _Named:
+    moments, header = found.collection.moments, found.collection.header
+    heads = chosen_heads(options.heads, moments.basis, moments.layers)
+    kept = fitting(found.model, texts, options.pool)
+    features = pool_features(found.model, kept, options.pool, options.seed)
+    spans = moments.textspan(features, options.size, heads, rank=options.rank, method=method)
+    return _Named(spans, kept, len(features), header["model"], header["pretrained"], moments.count, found.failed)
+
+
+def _by_weights(options: Options, texts: Sequence[str], method: Method) -> _Named:
+    given = options.collecting
+    if given.images:
+        raise InputError("--weights names heads without images: leave the images out")
+    name = given.model or MODEL
+    model = load_model(name, given.pretrained, check_device(given.device), given.dtype or DTYPE)
+    heads = chosen_heads(options.heads, model.basis(), range(model.tower.layers))
+    kept = fitting(model, texts, options.pool)
+    features = pool_features(model, kept, options.pool, options.seed)
+    spans = weight_textspan(model, features, options.size, heads, rank=options.rank, method=method)
+    return _Named(spans, kept, len(features), name, given.pretrained, None)
 
 
 def read_pool(pool: str) -> tuple[list[str], list[str]]:
@@ -101,6 +142,23 @@ def read_pool(pool: str) -> tuple[list[str], list[str]]:
     return list(read.texts), list(read.notes)
 
 
+def fitting(model: Model, texts: Sequence[str], pool: str) -> list[str]:
+    """The texts of a pool without those that the model cannot read whole, of which a warning tells.
+
+    Raises:
+        InputError: none is left, or a model without a tokenizer.
+    """
+    long = frozenset(model.too_long(texts))
+    if texts and len(long) == len(texts):
+        raise InputError(f"every text of the pool {pool} is longer than this model reads")
+    if long:
+        first = texts[min(long)]
+        console.warn(
+            f"{len(long)} of {len(texts)} texts of {pool} are longer than this model reads: left out ({first!r}, …)"
+        )
+    return [text for position, text in enumerate(texts) if position not in long]
+
+
 def pool_features(model: Model, texts: Sequence[str], pool: str, seed: int) -> Tensor:
     """Features of the texts, or as many random unit vectors as the general pool has texts."""
     if pool == RANDOM:
@@ -110,16 +168,15 @@ def pool_features(model: Model, texts: Sequence[str], pool: str, seed: int) -> T
         return encode_texts(model, texts)
 
 
-def chosen_heads(text: str | None, moments: Moments) -> list[tuple[int, int]]:
-    """Heads that a text names, those of the last four layers for None.
+def chosen_heads(text: str | None, basis: Basis, layers: Sequence[int]) -> list[tuple[int, int]]:
+    """Heads that a text names, those of the last four layers of some for None.
 
     Raises:
         InputError: a text that names no head, or terms that are no heads.
     """
     if text is None:
-        late = moments.layers[-_LATE:]
-        return [(layer, head) for layer, head in moments.heads() if layer in late]
-    terms = Terms.parse(text, moments.basis)
+        return [(layer, head) for layer in layers[-_LATE:] for head in range(basis.heads)]
+    terms = Terms.parse(text, basis)
     if terms.mlps or terms.class_tokens or not terms.heads:
         raise InputError(f"--heads is {text!r}: name layers or heads, such as L10-L11 or L11.H3")
     return sorted(terms.heads)

@@ -72,7 +72,7 @@ def read_classes(entries: Sequence[Entry], file: Path | None, prompts: Sequence[
         templates = prompts or (PROMPT,)
         texts = {label: [each.format(label.replace("_", " ")) for each in templates] for label in found}
     else:
-        texts = _read(file)
+        texts = read_class_texts(file)
         lacking = [label for label in found if label not in texts]
         if lacking:
             raise InputError(f"{file} has no text for the label {lacking[0]!r}: it has {', '.join(list(texts)[:10])}")
@@ -81,7 +81,12 @@ def read_classes(entries: Sequence[Entry], file: Path | None, prompts: Sequence[
     return Classes(tuple(texts), tuple(map(tuple, texts.values())))
 
 
-def _read(file: Path) -> dict[str, list[str]]:
+def read_class_texts(file: Path) -> dict[str, list[str]]:
+    """The texts of every label of a CSV file with columns ``label`` and ``text``, labels sorted.
+
+    Raises:
+        InputError: a file that cannot be read, lacks a column, or has an empty label or text.
+    """
     texts: dict[str, list[str]] = {}
     try:
         with file.open(newline="", encoding="utf-8-sig") as opened:
@@ -139,3 +144,32 @@ def labelled_batches(collection: Collection, classes: Classes, groups: Groups) -
         if rows:
             kept = [entries[row] for row in rows]
             yield (found if len(rows) == len(entries) else found.select(rows)), classes.index(kept), groups.index(kept)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images with labels and the classifier that judges them.
+
+    Attributes:
+        collection: the images.
+        model: which decomposed them.
+        classes: their labels.
+        groups: their groups.
+        classifier: ``[C, D]``.
+    """
+
+    collection: Collection
+    model: Model
+    classes: Classes
+    groups: Groups
+    classifier: Tensor
+
+    @classmethod
+    def of(cls, collection: Collection, model: Model, file: Path | None, prompts: Sequence[str]) -> "Labelled":
+        """Labelled images as :func:`read_classes` says; raises as it does."""
+        classes = read_classes(collection.entries, file, prompts)
+        return cls(collection, model, classes, Groups.of(collection.entries), classes.classifier(model))
+
+    def batches(self) -> Iterator[Batch]:
+        """As :func:`labelled_batches`."""
+        return labelled_batches(self.collection, self.classes, self.groups)

@@ -1,10 +1,13 @@
 """Running the command line as its users do, and what it is run on."""
 
+import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,9 @@ from builders import randomise
 from open_clip.model import CLIP
 from PIL import Image
 from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from clipfast.cli import app
 
 COMMAND = (sys.executable, "-m", "clipfast.cli")
 LAYERS, HEADS = 2, 2
@@ -86,3 +92,17 @@ def write_bad(folder: Path) -> dict[str, str]:
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "noise.jpg").write_bytes(bytes(range(256)) * 4)
     return {"truncated.jpg": "truncated", "page.jpg": "HTML", "empty.jpg": "empty", "noise.jpg": "not an image"}
+
+
+def inside(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """As :func:`clipfast` in this process, for commands that are refused at once; leaves nothing behind."""
+    logger = logging.getLogger("clipfast")
+    shown, handlers, propagate = warnings.showwarning, list(logger.handlers), logger.propagate
+    try:
+        with contextlib.chdir(cwd):
+            done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    finally:
+        warnings.showwarning, logger.handlers[:], logger.propagate = shown, handlers, propagate
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)

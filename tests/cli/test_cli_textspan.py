@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from commandline import HEADS, clipfast, picture
+from commandline import HEADS, clipfast, inside, picture
 
 import clipfast as package
+from clipfast.analyses.weights import weight_textspan
 
 TEXTS = [
     f"a photo of a {word}"
@@ -59,10 +60,24 @@ def test_from_a_collection_and_some_heads(images: Path, texts: Path, model_folde
     assert [line.split("\t")[0] for line in lines[1:]] == [f"L1.H{head}" for head in range(HEADS)]
 
 
+def test_from_weights_alone(texts: Path, model_folder: Path, tmp_path: Path) -> None:
+    arguments = ("--weights", "--model", model_folder, "--pool", texts, "-m", 3, "--heads", "L1", "--out", tmp_path)
+    done = clipfast("textspan", *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["images"] is None
+    model = package.load(str(model_folder))
+    want = weight_textspan(model, model.encode_text(TEXTS), 3, [(1, head) for head in range(HEADS)])
+    assert [row["picks"] for row in result["heads"]] == [list(span.picks) for span in want.values()]
+    neither = clipfast("textspan", "--model", model_folder, cwd=tmp_path)
+    assert (neither.returncode, neither.stderr.count("error: no images were given")) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--pool", "nothing"], "--pool is 'nothing': neither a file nor one of general"),
+        (["--weights"], "without images: leave the images out"),
         (["--heads", "mlps"], "--heads is 'mlps': name layers or heads"),
         (["--heads", "L9"], "'L9'"),
         (["--method", "best"], "method is 'best'"),
@@ -73,7 +88,7 @@ def test_what_does_not_fit(
     images: Path, model_folder: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     pool = [] if "--pool" in arguments else ["--pool", "random"]
-    done = clipfast("textspan", images, "--model", model_folder, *pool, *arguments, "--out", tmp_path)
+    done = inside("textspan", images, "--model", model_folder, *pool, *arguments, "--out", tmp_path, cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,0 +1,159 @@
+"""``clipfast ablate``: what zero-shot accuracy loses, and gains, without some of the embedding's terms.
+
+Without further options: the paper's ablations (all MLPs, the class token's own attention, both, the attention of layer
+after layer from the first). With ``--terms``: these. With ``--words``, ``--contrast`` or ``--greedy``: heads chosen by
+their texts, or on other labelled images, never on those they are judged by. With ``--reconstruct``: heads replaced by
+what their texts span. Accuracy with nothing ablated comes first. ``--out`` gets ``ablate.json``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clipfast.analyses.ablation import evaluate
+from clipfast.analyses.accuracy import Accuracy
+from clipfast.analyses.moments import Moments
+from clipfast.analyses.reconstruction import reconstruction_curve
+from clipfast.analyses.terms import Terms
+from clipfast.commands import console
+from clipfast.commands.ablate.choosing import Choosing, Removal, removals
+from clipfast.commands.collecting import collect
+from clipfast.commands.files import prepare_folder, write_json
+from clipfast.commands.options import Collecting
+from clipfast.commands.outcome import FAILED, INTERRUPTED
+from clipfast.commands.textspan import chosen_heads, fitting, pool_features, read_pool
+from clipfast.commands.zeroshot import Labelled
+from clipfast.dataset.collection import Collection
+from clipfast.report.shares import rounded
+
+FORMAT = "clipfast.ablate/1"
+_MARKS = (0, 1, 2, 5, 10, 20, 40, 60)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for; the names are those of its options."""
+
+    collecting: Collecting
+    out: Path
+    classes: Path | None = None
+    prompt: Sequence[str] = ()
+    terms: Sequence[str] = ()
+    means: Path | None = None
+    choosing: Choosing = field(default_factory=Choosing)
+    reconstruct: int | None = None
+    rest_ablated: bool = False
+    json: bool = False
+
+
+def run(options: Options) -> int:
+    """Ablates and judges; returns the exit code.
+
+    Raises:
+        ClipfastError: an option that does not fit, images without labels, or a model that cannot be loaded.
+        OSError: a result that cannot be written.
+    """
+    prepare_folder(options.out)
+    texts, notes = read_pool(options.choosing.pool)  # before anything slow
+    for note in notes:
+        console.warn(note)
+    found = collect(options.collecting, options.out)
+    if not found.complete:
+        return INTERRUPTED
+    test = Labelled.of(found.collection, found.model, options.classes, options.prompt)
+    texts = fitting(found.model, texts, options.choosing.pool) if needs_texts(options) else []
+    means = found.collection.moments if options.means is None else Collection(options.means).moments
+    chosen = [Removal(text, Terms.parse(text, means.basis)) for text in options.terms]
+    chosen += removals(options.choosing, test, means, texts)
+    wanted = chosen or ([] if options.reconstruct else paper(means))
+    accuracies = evaluate(test.batches(), test.classifier, means, [removal.terms for removal in wanted])
+    nothing = Terms.of(means.basis)
+    baseline, groups = accuracies[nothing], test.groups.names
+    rows = [row(Removal("nothing", nothing), baseline, groups)]
+    rows += [row(each, accuracies[each.terms], groups) for each in wanted]
+    result = {
+        "format": FORMAT,
+        "model": found.collection.header["model"],
+        "pretrained": found.collection.header["pretrained"],
+        "images": baseline.count,
+        "means": str(options.means or found.collection.folder),
+        "pool": options.choosing.pool,
+        "chance": rounded(baseline.chance),
+        "near_chance": baseline.near_chance,
+        "classes": list(test.classes.labels),
+        "groups": list(groups),
+        "ablations": rows,
+    }
+    if not options.json:
+        _table(rows, baseline)
+    if options.reconstruct is not None:
+        result["reconstruction"] = _reconstruct(options, test, means, texts)
+    write_json(options.out / "ablate.json", result)
+    if options.json:
+        console.say((options.out / "ablate.json").read_text(encoding="utf-8").rstrip())
+    console.note(f"{len(wanted)} ablations of {baseline.count} images; in {options.out}/ablate.json")
+    return FAILED if found.failed else 0
+
+
+def needs_texts(options: Options) -> bool:
+    """Whether heads are named at all."""
+    return bool(options.choosing.words) or options.reconstruct is not None
+
+
+def paper(moments: Moments) -> list[Removal]:
+    """The paper's ablations: MLPs, class token, both, and layers from the first on."""
+    basis = moments.basis
+    mlps, own = Terms.all_mlps(basis), Terms.all_class_tokens(basis)
+    layers = Terms.cumulative(basis)
+    named = [Removal("all MLPs", mlps), Removal("class token to itself", own), Removal("both", mlps | own)]
+    return named + [Removal(f"attention of layers 0 to {layer}", terms) for layer, terms in enumerate(layers)]
+
+
+def row(removal: Removal, accuracy: Accuracy, groups: Sequence[str]) -> dict[str, Any]:
+    """What the JSON says of one ablation."""
+    found: dict[str, Any] = {
+        "name": removal.name,
+        "terms": str(removal.terms),
+        "accuracy": rounded(accuracy.accuracy),
+    }
+    if groups:
+        found |= {
+            "worst_group": rounded(accuracy.worst_group),
+            "mean_of_groups": rounded(accuracy.mean_of_groups),
+            "groups": {groups[at]: rounded(value) for at, value in accuracy.group_accuracies.items()},
+        }
+    if removal.heads:
+        found["chosen"] = [{**head._asdict(), "score": rounded(head.score)} for head in removal.heads]
+    return found
+
+
+def _table(rows: Sequence[dict[str, Any]], baseline: Accuracy) -> None:
+    shown = [key for key in ("accuracy", "worst_group", "mean_of_groups") if key in rows[0]]
+    lines = [(each["name"], *(f"{each[key]:.1%}" for key in shown), each["terms"]) for each in rows]
+    headers = ("ablated", *(key.replace("_", " ") for key in shown), "terms")
+    console.table(headers, lines, title=f"{baseline.count} images, chance {baseline.chance:.1%}")
+
+
+def _reconstruct(options: Options, test: Labelled, means: Moments, texts: Sequence[str]) -> dict[str, Any]:
+    """Accuracy with heads replaced by what up to ``--reconstruct`` texts each span."""
+    choosing = options.choosing
+    heads = chosen_heads(choosing.heads, means.basis, means.layers)
+    features = pool_features(test.model, texts, choosing.pool, choosing.seed)
+    spans = means.textspan(features, options.reconstruct or 0, heads)
+    ablated = None
+    if options.rest_ablated:
+        every = Terms.all_mlps(means.basis) | Terms.all_heads(means.basis)
+        ablated = every - Terms.of(means.basis, heads=heads)
+    curve = reconstruction_curve(test.batches(), test.classifier, spans, moments=means, ablated=ablated)
+    accuracies = [accuracy.accuracy for accuracy in curve.sizes]
+    if not options.json:
+        lines = [(str(size), f"{accuracies[size]:.1%}") for size in _MARKS if size < len(accuracies)]
+        where = f"{len(heads)} heads replaced by what their texts span, pool {choosing.pool}"
+        console.table(("texts per head", "accuracy"), [("whole", f"{curve.baseline.accuracy:.1%}"), *lines], where)
+    return {
+        "heads": [list(head) for head in heads],
+        "ablated": None if ablated is None else str(ablated),
+        "baseline": rounded(curve.baseline.accuracy),
+        "accuracies": [rounded(value) for value in accuracies],
+    }

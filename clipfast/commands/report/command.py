@@ -1,0 +1,164 @@
+"""``clipfast report``: one HTML page about a model on a set of images, that needs no network and nothing beside it.
+
+``--out`` is the page, or a folder that gets ``report.html``. Images that are not a collection yet are collected first,
+into the folder, or into ``NAME-collection`` beside a page that is named itself. Contributions are read twice at most,
+some images at a time.
+"""
+
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+
+from clipfast.commands import console
+from clipfast.commands.collecting import Collected, collect
+from clipfast.commands.files import prepare_folder
+from clipfast.commands.loading import versions
+from clipfast.commands.options import Collecting
+from clipfast.commands.outcome import FAILED, INTERRUPTED
+from clipfast.commands.report.passes import Findings, Judge, find
+from clipfast.commands.report.pictures import Showing
+from clipfast.commands.textspan import RANDOM, chosen_heads, fitting, pool_features, read_pool
+from clipfast.dataset.collection import is_collection
+from clipfast.errors import InputError
+from clipfast.files import replacing
+from clipfast.report.html.content import Content, Fact
+
+PAGE = "report.html"
+_ENDINGS = (".html", ".htm")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for; the names are those of its options."""
+
+    collecting: Collecting
+    out: Path
+    pool: str = "general"
+    size: int = 20
+    heads: str | None = None
+    classes: Path | None = None
+    prompt: Sequence[str] = ()
+    showing: Showing = field(default_factory=Showing)
+    title: str | None = None
+    seed: int = 0
+
+
+def run(options: Options) -> int:
+    """Analyses and writes the page; returns the exit code.
+
+    Raises:
+        ClipfastError: jinja2 is missing, an option that does not fit, or a model that cannot be loaded.
+        OSError: the page cannot be written.
+    """
+    from clipfast.report.html.page import render  # first of all: without jinja2 there is no page
+
+    started = perf_counter()
+    page, folder = _places(options.out)
+    prepare_folder(page.parent)
+    texts, notes = read_pool(options.pool)
+    for note in notes:
+        console.warn(note)
+    given = options.collecting
+    known = len(given.images) == 1 and is_collection(given.images[0])
+    if (options.classes or options.prompt) and given.labels is None and not known:
+        raise InputError("--classes and --prompt say what labels mean: give --labels, too")
+    collected = collect(given, folder)
+    if not collected.complete:
+        return INTERRUPTED
+    judge = Judge.of(collected, options.classes, options.prompt)
+    moments = collected.collection.moments
+    every = moments.heads()
+    named = every if options.heads is None else chosen_heads(options.heads, moments.basis, moments.layers)
+    texts = fitting(collected.model, texts, options.pool)
+    features = pool_features(collected.model, texts, options.pool, options.seed)
+    labels = texts or [f"random vector {number}" for number in range(len(features))]
+    found = find(collected, judge, named, (labels, features), options.size, options.showing)
+    with console.status("writing the page"):
+        html = render(_content(options, collected, found, len(features)))
+        with replacing(page) as partial:
+            partial.write_text(html, encoding="utf-8")
+    console.say(str(page))
+    size, seconds = page.stat().st_size / 1e6, perf_counter() - started
+    console.note(f"{len(every)} heads, {moments.count} images: {size:.1f} MB in {seconds:.0f} s")
+    return FAILED if collected.failed else 0
+
+
+def _places(out: Path) -> tuple[Path, Path]:
+    """The page, and the folder for a collection."""
+    if out.suffix.lower() in _ENDINGS and not out.is_dir():
+        return out, out.with_name(f"{out.stem}-collection")
+    return out / PAGE, out
+
+
+def _content(options: Options, collected: Collected, found: Findings, texts: int) -> Content:
+    header = collected.collection.header
+    return Content(
+        title=options.title or f"{Path(header['model']).name or header['model']}, head by head",
+        facts=_facts(options, collected, found, texts),
+        warnings=_warnings(collected, found),
+        missing=found.missing,
+        settings=_settings(options, collected),
+        heads=found.heads,
+        shares=found.shares,
+        ablated=found.ablated,
+        overlaps=found.overlaps,
+        examples=found.examples,
+        thumbnails=found.thumbnails,
+    )
+
+
+def _facts(options: Options, collected: Collected, found: Findings, texts: int) -> list[Fact]:
+    header, tower = collected.collection.header, collected.model.tower
+    moments, entries = collected.collection.moments, collected.collection.entries
+    labelled = sum(entry.label is not None for entry in entries)
+    facts = [
+        Fact("model", Path(header["model"]).name or header["model"], header["pretrained"] or ""),
+        Fact("images", f"{moments.count:,}", f"{labelled:,} with labels" if labelled else "without labels"),
+        Fact("layers × heads", f"{tower.layers} × {tower.heads}", f"embedding of {tower.embed_dim}"),
+        Fact("texts", f"{texts:,}", f"pool {Path(options.pool).name}, up to {options.size} per head"),
+    ]
+    ablated = found.ablated
+    if ablated is not None:
+        value = f"{100 * ablated.baseline.accuracy:.1f} %"
+        note = f"of {labelled:,} images; chance {100 * ablated.chance:.1f} %"
+        facts.insert(0, Fact("zero-shot accuracy", value, note, found.near_chance))
+        if ablated.baseline.worst is not None and ablated.worst_group is not None:
+            counts = Counter(entry.group for entry in entries if entry.label is not None)
+            note = f"{ablated.worst_group}, {counts[ablated.worst_group]:,} images"
+            facts.insert(1, Fact("worst group", f"{100 * ablated.baseline.worst:.1f} %", note))
+    if found.check is not None:
+        facts.append(Fact("sum check", f"{found.check:.1e}", "all terms against the embedding"))
+    return facts
+
+
+def _warnings(collected: Collected, found: Findings) -> list[str]:
+    header, warnings = collected.collection.header, []
+    if collected.model.pretrained is False:
+        warnings.append("the model has random weights: nothing here says anything about a trained one.")
+    if found.near_chance:
+        warnings.append(
+            "zero-shot accuracy is near chance: check that classes and prompts fit the labels, and that the model has "
+            "its weights. Ablations say nothing then."
+        )
+    if not header["complete"]:
+        warnings.append("the pass over the images was not finished: these are the images until then.")
+    return warnings
+
+
+def _settings(options: Options, collected: Collected) -> list[tuple[str, str]]:
+    header, model = collected.collection.header, collected.model
+    software = ", ".join(f"{name} {version}" for name, version in versions().items() if version)
+    return [
+        ("command", shlex.join(["clipfast", *sys.argv[1:]])),
+        ("date", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
+        ("model", " ".join(filter(None, (header["model"], header["pretrained"])))),
+        ("precision", f"{header['dtype']} on {model.device.type}"),
+        ("collection", str(collected.collection.folder)),
+        ("pool", f"{options.pool}, seed {options.seed}" if options.pool == RANDOM else options.pool),
+        ("software", software),
+    ]

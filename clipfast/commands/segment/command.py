@@ -1,0 +1,364 @@
+"""``clipfast segment``: where in images the model sees a class, and how well that agrees with true masks.
+
+With ``--masks`` the decomposition and the methods it is compared with are scored in one pass: all get the same images,
+the same directions (:class:`.subjects.Directions`) and the same steps from scores of patches to masks.
+``--out`` gets ``segment.json`` and ``panels/``; without masks ``heat/NAME/`` and ``masks/NAME/``, a picture for each
+image, text and method, as large as the model's input and cropped as that is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipfast.analyses.accuracy import Accuracy
+from clipfast.analyses.groundtruth import Geometry, Protocol, truth
+from clipfast.analyses.segmentation import predicted
+from clipfast.commands import console
+from clipfast.commands.files import prepare_folder, write_json
+from clipfast.commands.options import Collecting
+from clipfast.commands.outcome import FAILED, INTERRUPTED, memory_for
+from clipfast.commands.segment.judging import Binary, Drawn, Maps, Multiclass, Panels, Threshold, number
+from clipfast.commands.segment.masks import SHARD, check_masks, check_values, open_mask, read_mask_values
+from clipfast.commands.segment.pictures import Failures, Item, Pictures, find_pictures, opened
+from clipfast.commands.segment.seeing import (
+    METHODS,
+    OURS,
+    Batch,
+    look,
+    maps_of_all,
+    maps_of_one,
+    not_finite,
+    parse_methods,
+)
+from clipfast.commands.segment.subjects import Directions, Wanted, read_wanted
+from clipfast.errors import ClipfastError, InputError
+from clipfast.model import Model
+from clipfast.report.pictures import Seen
+from clipfast.report.shares import rounded
+
+FORMAT = "clipfast.segment/1"
+LABEL, PREDICTED = "label", "predicted"
+_COLUMNS = ("accuracy", "mIoU", "mAP", "mAP_both")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for; the names are those of its options."""
+
+    collecting: Collecting
+    out: Path
+    masks: str | None = None
+    mask_values: Path | None = None
+    ignore: int | None = None
+    classes: Path | None = None
+    prompt: Sequence[str] = ()
+    texts: Sequence[str] = ()
+    background_texts: str | None = None
+    contrast: bool = True
+    target: str | None = None
+    methods: str | None = None
+    protocol: str = "aligned"
+    threshold: str = "mean"
+    multiclass: bool = False
+    background: float | None = None
+    panels: int = 8
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What to do, as far as it is known without the model."""
+
+    options: Options
+    pictures: Pictures
+    wanted: Wanted
+    items: Sequence[Item]
+    methods: Sequence[str]
+    target: str
+    threshold: Threshold
+    protocol: Protocol
+    values: dict[str, frozenset[int]] | None
+
+
+def run(options: Options) -> int:
+    """Segments; returns the exit code.
+
+    Raises:
+        ClipfastError: an option that does not fit, or a model that cannot be loaded.
+        OSError: a result that cannot be written.
+    """
+    failures = Failures()
+    plan = _plan(options, failures)
+    model = plan.pictures.load()
+    work = _Pass(plan, model, failures)
+    complete = False
+    try:
+        with console.progress("segmenting", len(plan.items)) as advance:
+            for batch in opened(plan.items, options.collecting.batch_size, failures):
+                if batch:
+                    with memory_for(options.collecting.batch_size, str(model.device)):
+                        work.add(batch)
+                advance(options.collecting.batch_size)
+        complete = True
+    except KeyboardInterrupt:
+        console.error(f"interrupted: {work.judge.images} of {len(plan.items)} images are done")
+    finally:  # also after an error: what was done is not lost
+        result = work.result(complete)
+        write_json(options.out / "segment.json", result)
+    if complete and not work.judge.images:
+        raise InputError(f"none of the {len(plan.items)} images could be used")
+    if options.json:
+        console.say((options.out / "segment.json").read_text(encoding="utf-8").rstrip())
+    else:
+        _table(result, work)
+    if failures.found:
+        console.error(f"{len(failures.found)} images or paths were left out")
+    console.note(f"{work.judge.images} images; results are in {options.out}")
+    return INTERRUPTED if not complete else FAILED if failures.found else 0
+
+
+def _plan(options: Options, failures: Failures) -> _Plan:
+    """Checks every option that can be checked before a model is loaded."""
+    scored = options.masks is not None
+    options.collecting.check_columns()
+    if options.collecting.group_column is not None:
+        raise InputError("--group-column is of no use here: scores are of all images together")
+    if options.multiclass and not (scored and options.mask_values is not None):
+        raise InputError("--multiclass scores labels of pixels: give --masks and --mask-values")
+    for name, value in (("--mask-values", options.mask_values), ("--ignore", options.ignore)):
+        if value is not None and not scored:
+            raise InputError(f"{name} says how to read masks: give --masks")
+    if options.background is not None and not options.multiclass:
+        raise InputError("--background is a threshold for --multiclass; masks of one class have --threshold")
+    if options.multiclass and options.target is not None:
+        raise InputError("--target is the class of a whole image: --multiclass has none")
+    default = (OURS,) if options.multiclass or not scored else METHODS
+    methods = parse_methods(options.methods, options.multiclass, default)
+    threshold = _threshold(options.threshold)
+    if options.protocol not in get_args(Protocol):
+        raise InputError(f"--protocol is {options.protocol!r}: choose from {', '.join(get_args(Protocol))}")
+    check_masks(options.masks)
+    values = None if options.mask_values is None else read_mask_values(options.mask_values)
+    prepare_folder(options.out)
+    aside = None if options.masks in (None, SHARD) else Path(options.masks or "")
+    pictures = find_pictures(options.collecting, options.out, aside, failures)
+    wanted = read_wanted(
+        pictures.entries,
+        options.texts,
+        options.classes,
+        options.prompt,
+        options.background_texts,
+        options.contrast,
+    )
+    target = options.target or (LABEL if wanted.labelled else PREDICTED)
+    if target == LABEL and not wanted.labelled:
+        raise InputError("--target label needs labels: give --labels, or --target predicted")
+    items: Sequence[Item] = pictures.items
+    if target == LABEL and not options.multiclass:
+        items = [(source, entry) for source, entry in items if entry.label is not None]
+    if values is not None:
+        occurring = tuple(sorted({str(entry.label) for _, entry in items}))
+        needed = occurring if target == LABEL and not options.multiclass else wanted.subjects.labels
+        check_values(values, needed, options.mask_values)
+    protocol: Protocol = "published" if options.protocol == "published" else "aligned"
+    return _Plan(options, pictures, wanted, items, methods, target, threshold, protocol, values)
+
+
+def _threshold(text: str) -> Threshold:
+    if text == "mean":
+        return "mean"
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise InputError(f"--threshold is {text!r}: give mean, or a heat from 0 to 1")
+    return value
+
+
+class _Pass:
+    """One pass over the images.
+
+    Attributes:
+        judge: what becomes of the maps.
+        accuracy: of the zero-shot classes, None where images have no labels.
+    """
+
+    def __init__(self, plan: _Plan, model: Model, failures: Failures) -> None:
+        self.plan, self.model, self.failures = plan, model, failures
+        options, names = plan.options, plan.wanted.subjects.labels
+        size, seen = model.tower.image_size, Seen(model)
+        self._features = Directions.of(model, plan.wanted)
+        self._directions = self._features.all_at_once() if options.multiclass else self._features.single()
+        self._geometry = None if options.masks is None else Geometry.of(model)
+        self.accuracy = Accuracy(self._features.features) if plan.wanted.labelled else None
+        panels = Panels(options.out / "panels", options.panels, seen)
+        self.panels = panels.written
+        self.judge: Binary | Multiclass | Drawn
+        if options.masks is None:
+            self.judge = Drawn(options.out, names, plan.threshold, size, seen)
+        elif options.multiclass:
+            values, others = plan.values or {}, bool(plan.wanted.others)
+            self.judge = Multiclass(plan.methods, names, values, options.background, others, size, panels)
+        else:
+            self.judge = Binary(plan.methods, plan.threshold, names, plan.values, size, panels)
+
+    def add(self, opened: Sequence[tuple[Item, Image.Image]]) -> None:
+        """One batch, from pictures to scores."""
+        kept: list[tuple[Item, Image.Image]] = []
+        truths: list[Tensor] = []
+        for item, picture in opened:
+            try:
+                if self._geometry is not None:
+                    truths.append(self._truth(item, picture, self._geometry))
+                kept.append((item, picture))
+            except ClipfastError as error:
+                self.failures.add(item[1].file, error)
+        if not kept:
+            return
+        batch = look(self.model, [item for item, _ in kept], [picture for _, picture in kept], self._directions)
+        batch = self._without(Batch(batch.items, batch.pixels, batch.found, torch.stack(truths) if truths else None))
+        if not batch.items:
+            return
+        targets = self._targets(batch)
+        maps = self._maps(batch, targets)
+        bad = not_finite(maps)
+        if bad:
+            rows = [row for row in range(len(batch.items)) if row not in bad]
+            for row, method in bad.items():
+                file = batch.items[row][1].file
+                self.failures.add(file, f"{file}: the scores of {method} are not finite")
+            batch, targets = batch.select(rows), targets[rows]
+            maps = {method: scores[rows] for method, scores in maps.items()}
+        if batch.items:
+            self._judge(batch, maps, targets)
+
+    def _truth(self, item: Item, picture: Image.Image, geometry: Geometry) -> Tensor:
+        """Labels of an image's pixels as its mask has them."""
+        source, entry = item
+        mask = open_mask(source, self.plan.options.masks or "")
+        if self.plan.protocol == "aligned" and mask.size != picture.size:
+            sizes = " and ".join(f"{width}x{height}" for width, height in (mask.size, picture.size))
+            raise InputError(f"{entry.file}: its mask and the image differ in size, {sizes}: --protocol published")
+        try:
+            labels = truth(mask, geometry, self.plan.protocol, ignore=self.plan.options.ignore)
+        except InputError as error:
+            raise InputError(f"{entry.file}: {error}") from None
+        if isinstance(self.judge, Multiclass) and (unknown := self.judge.unknown(labels)):
+            raise InputError(
+                f"{entry.file}: its mask has the values {unknown[:5]}, which are no class: see --mask-values, --ignore"
+            )
+        return labels
+
+    def _without(self, batch: Batch) -> Batch:
+        """The batch without images whose embedding is not finite."""
+        finite = (torch.isfinite(batch.found.embedding).all(1) & (batch.found.norm > 0)).tolist()
+        for (_, entry), good in zip(batch.items, finite, strict=True):
+            if not good:
+                dtype = self.plan.pictures.options.dtype
+                self.failures.add(entry.file, f"{entry.file}: the embedding is not finite in {dtype}")
+        return batch.select([row for row, good in enumerate(finite) if good])
+
+    def _targets(self, batch: Batch) -> Tensor:
+        """The subject of every image, ``[B]``."""
+        if self.plan.target == LABEL and not self.plan.options.multiclass:
+            return self.plan.wanted.subjects.index([entry for _, entry in batch.items])
+        return predicted(batch.found, self._features.features).cpu()
+
+    def _maps(self, batch: Batch, targets: Tensor) -> Maps:
+        one, every = (
+            partial(function, model=self.model, batch=batch, directions=self._directions)
+            for function in (maps_of_one, maps_of_all)
+        )
+        if isinstance(self.judge, Multiclass) or (isinstance(self.judge, Drawn) and self.plan.options.texts):
+            return {method: every(method) for method in self.plan.methods}
+        found = {method: one(method, targets=targets) for method in self.plan.methods}
+        return {method: maps[..., None] for method, maps in found.items()} if isinstance(self.judge, Drawn) else found
+
+    def _judge(self, batch: Batch, maps: Maps, targets: Tensor) -> None:
+        if isinstance(self.judge, Drawn):
+            every = list(range(len(self.plan.wanted.subjects.labels)))
+            subjects = [every if self.plan.options.texts else [target] for target in targets.tolist()]
+            self.judge.update(batch, maps, subjects)
+        else:
+            self.judge.update(batch, maps, targets)
+        if self.accuracy is not None:
+            rows = [row for row, (_, entry) in enumerate(batch.items) if entry.label is not None]
+            if rows:
+                labels = self.plan.wanted.subjects.index([batch.items[row][1] for row in rows])
+                self.accuracy.update(batch.found.embedding[rows].float(), labels)
+
+    def result(self, complete: bool) -> dict[str, Any]:
+        """The JSON."""
+        plan, options, subjects = self.plan, self.plan.options, self.plan.wanted.subjects
+        baseline = self.accuracy if self.accuracy is not None and self.accuracy.count else None
+        whole = {
+            "format": FORMAT,
+            "complete": complete,
+            "model": plan.pictures.options.model,
+            "pretrained": plan.pictures.options.pretrained,
+            "dtype": plan.pictures.options.dtype,
+            "images": self.judge.images,
+            "failed": self.failures.found,
+            "baseline": None
+            if baseline is None
+            else {
+                "accuracy": rounded(baseline.accuracy),
+                "images": baseline.count,
+                "chance": rounded(baseline.chance),
+                "near_chance": baseline.near_chance,
+            },
+            "texts": {label: list(texts) for label, texts in zip(subjects.labels, subjects.texts, strict=True)},
+            "background_texts": {label: list(texts) for label, texts in plan.wanted.others.items()},
+            "contrast": "the mean over all texts" if options.multiclass and options.contrast else plan.wanted.against,
+            "logit_scale": number(self._features.scale),
+        }
+        if isinstance(self.judge, Drawn):
+            return (
+                whole
+                | {"target": None if options.texts else plan.target, "threshold": plan.threshold}
+                | {"pictures": self.judge.entries}
+            )
+        whole |= {"masks": options.masks, "protocol": plan.protocol, "ignore": options.ignore}
+        if isinstance(self.judge, Multiclass):
+            whole |= {"multiclass": True, "background": options.background}
+        else:
+            whole |= {"multiclass": False, "target": plan.target, "threshold": plan.threshold}
+        return whole | {"panels": self.panels, "methods": self.judge.rows()}
+
+
+def _table(result: dict[str, Any], work: _Pass) -> None:
+    if work.accuracy is not None and work.accuracy.count:
+        found = work.accuracy
+        console.say(
+            f"# zero-shot accuracy {found.accuracy:.1%} of {found.count} labelled images, chance {found.chance:.1%}"
+        )
+        found.warn_near_chance()
+    if "pictures" in result:
+        rows = [
+            (each["file"], drawn["text"], drawn["method"], f"{drawn['share']:.1%}", drawn["heat"])
+            for each in result["pictures"]
+            for drawn in each["maps"]
+        ]
+        console.table(("file", "text", "method", "of the pixels", "heat"), rows)
+        return
+    title = f"{result['images']} images, {result['protocol']} protocol, against {result['contrast']}"
+    columns = [name for name in _COLUMNS if name in result["methods"][0]]
+    rows = [
+        (row["method"], *("" if row[name] is None else f"{row[name]:.1%}" for name in columns))
+        for row in result["methods"]
+    ]
+    console.table(("method", *(name.replace("_", " ") for name in columns)), rows, title=title)
+    if "IoU" in result["methods"][0]:
+        names = list(result["methods"][0]["IoU"])
+        each = [
+            (name, *("" if row["IoU"][name] is None else f"{row['IoU'][name]:.1%}" for row in result["methods"]))
+            for name in names
+        ]
+        console.table(("class", *(f"IoU {row['method']}" for row in result["methods"])), each)
