@@ -32,6 +32,7 @@ _ARGUMENTS: dict[str, list[type]] = {
     "clipfast_isa": [],
     "clipfast_limit_isa": [_INT],
     "clipfast_span": [_INT, _POINTER, *[_SIZE] * 3, _POINTER, *[_SIZE] * 4, _DOUBLE, *[_POINTER] * 3],
+    "clipfast_moments": [_INT, _POINTER, *[_SIZE] * 3, _POINTER, *[_SIZE] * 2, _POINTER, *[_SIZE] * 4, *[_POINTER] * 2],
 }
 
 

@@ -19,6 +19,32 @@ def _unreadable(**tensors: Tensor) -> list[str]:
     return reasons or [f"{name} is a negated view" for name, tensor in tensors.items() if tensor.is_neg()]
 
 
+def moments(codes: Tensor, shared: Tensor, centre: Tensor, total: Tensor, second: Tensor) -> None:
+    """Adds :func:`clipfast.kernels.reference.moments` to ``total`` and ``second``, all of it in float64."""
+    images, groups, entries = codes.shape
+    columns = entries + shared.shape[1]
+    if not (images and groups and columns):
+        return
+    given = (codes, shared, centre)
+    dtype = torch.float64 if torch.float64 in {each.dtype for each in given} else torch.float32
+    codes, shared, centre = (each.to(dtype) for each in given)  # what is smaller is widened, exactly
+    native.call(
+        "moments",
+        dtype == torch.float64,
+        codes,
+        *codes.stride(),
+        shared,
+        *shared.stride(),
+        centre.contiguous(),
+        images,
+        groups,
+        entries,
+        columns,
+        total,
+        second,
+    )
+
+
 def span(texts: Tensor, factor: Tensor, size: int, floor: float) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`clipfast.kernels.reference.span`, one thread per head; of float32 texts in float64, too."""
     groups, count, rank = texts.shape
@@ -43,11 +69,16 @@ def span(texts: Tensor, factor: Tensor, size: int, floor: float) -> tuple[Tensor
     return picks, variance, directions
 
 
+def _refuses_moments(codes: Tensor, shared: Tensor, centre: Tensor, total: Tensor, second: Tensor) -> list[str]:
+    return _unreadable(codes=codes, shared=shared, centre=centre)
+
+
 def _refuses_span(texts: Tensor, factor: Tensor, size: int, floor: float) -> list[str]:
     return _unreadable(texts=texts, factor=factor)
 
 
 IMPLEMENTATIONS: Mapping[str, Implementation] = {
+    "moments": Implementation(moments, _refuses_moments),
     "span": Implementation(span, _refuses_span),
 }
 """By the operations' names in :mod:`clipfast.kernels.ops`."""

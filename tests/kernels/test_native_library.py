@@ -152,8 +152,16 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def moments(codes: Tensor, shared: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    groups, columns = centre.shape
+    total, second = (torch.zeros(groups, *[columns] * n, dtype=torch.float64) for n in (1, 2))
+    ops.moments(codes, shared, centre, total, second, backend="native")
+    return total, second
+
+
 COMPUTATIONS: dict[str, Callable[[], tuple[Tensor, ...]]] = {
     "span": lambda: ops.span(*SPAN, backend="native"),
+    "moments": lambda: moments(draw(0, 300, 7, 20), draw(1, 300, 3), draw(2, 7, 23)),
 }
 
 
