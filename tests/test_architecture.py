@@ -185,7 +185,8 @@ def test_each_package_that_models_come_from_has_one_home(module: str) -> None:
 
 
 def test_nothing_imports_the_command_line() -> None:
-    assert [module for module in MODULES if any(below(name, "clipfast.cli") for name in imports(module))] == []
+    others = [module for module in MODULES if not below(module, "clipfast.cli")]
+    assert [module for module in others if any(below(name, "clipfast.cli") for name in imports(module))] == []
 
 
 def test_the_table_is_of_modules_that_exist() -> None:

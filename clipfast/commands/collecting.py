@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +13,13 @@ from clipfast.analyses.moments import Moments
 from clipfast.commands import console
 from clipfast.commands.files import prepare_folder
 from clipfast.commands.loading import check_device, load_model, versions
+from clipfast.commands.options import DTYPE, MODEL, Collecting
 from clipfast.commands.outcome import memory_for
-from clipfast.dataset.collection import Collection, CollectionWriter, Entry, is_collection
+from clipfast.dataset.collection import Collection, CollectionWriter, Entry, is_collection, labelled
 from clipfast.dataset.files import Source, find_images
-from clipfast.dataset.labels import read_labels
+from clipfast.dataset.labels import Labels, read_labels
 from clipfast.errors import ImageError, InputError
 from clipfast.model import Model
-
-
-@dataclass(frozen=True)
-class Collecting:
-    """Which images, by which model; the names are those of the command line's options.
-
-    Attributes:
-        images: files, folders and tar shards, or one folder that was collected before.
-        labels: ``"folder"``, ``"shard"`` or a CSV file; None for no labels.
-        moments_only: whether each image's contributions are left out.
-    """
-
-    images: Sequence[Path]
-    model: str
-    pretrained: str | None = None
-    labels: str | None = None
-    label_column: str = "label"
-    group_column: str | None = None
-    batch_size: int = 8
-    device: str | None = None
-    dtype: str = "fp32"
-    moments_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,12 +56,9 @@ def collect(options: Collecting, folder: Path) -> Collected:
         console.error(gone.error)
     if not sources:
         raise InputError(f"none of the {len(missing)} paths has images")
-    labels = None
-    if options.labels is not None:
-        labels = read_labels(sources, options.labels, label=options.label_column, group=options.group_column)
-        for note in labels.notes:
-            console.warn(note)
-    model = load_model(options.model, options.pretrained, check_device(options.device), options.dtype)
+    options = replace(options, model=options.model or MODEL, dtype=options.dtype or DTYPE)
+    labels = _labels(options, sources)
+    model = load_model(options.model or MODEL, options.pretrained, check_device(options.device), options.dtype or DTYPE)
     settings = _settings(options, sources, model)
     writer = CollectionWriter(folder, settings, not options.moments_only, Moments(model))
     done = {entry.file for entry in writer.entries}
@@ -90,15 +66,9 @@ def collect(options: Collecting, folder: Path) -> Collected:
         console.note(f"{len(done)} of {len(sources)} images were collected before: going on with the others")
     for gone in missing:
         writer.fail(str(gone.path), console.one_line(gone.error))
-    entries = [
-        Entry(
-            str(source),
-            source.name,
-            None if labels is None else labels.values[at],
-            None if labels is None or labels.groups is None else labels.groups[at],
-        )
-        for at, source in enumerate(sources)
-    ]
+    entries = [Entry.of(source) for source in sources]
+    if labels is not None:
+        entries = labelled(entries, labels)
     wanted = [(source, entry) for source, entry in zip(sources, entries, strict=True) if entry.file not in done]
     failed, complete = len(missing), False
     try:
@@ -107,7 +77,7 @@ def collect(options: Collecting, folder: Path) -> Collected:
                 failed += bad
                 if pictures:
                     with memory_for(options.batch_size, str(model.device)):
-                        failed += _decompose(model, batch, pictures, writer, options.dtype)
+                        failed += _decompose(model, batch, pictures, writer, options.dtype or DTYPE)
                 advance(options.batch_size)
         complete = True
     except KeyboardInterrupt:
@@ -123,13 +93,35 @@ def collect(options: Collecting, folder: Path) -> Collected:
 
 
 def _open(options: Collecting, folder: Path) -> Collected:
-    """A collection from before, with the model that its header names."""
+    """A collection from before, with the model that its header names, and other labels where some are given."""
     collection = Collection(folder)
     header = collection.header
+    for name in ("model", "pretrained", "dtype"):
+        given = getattr(options, name)
+        if given is not None and given != header[name]:
+            raise InputError(
+                f"{folder} was collected with {name} {header[name]!r}, not {given!r}: leave --{name} out, or give the "
+                "images themselves"
+            )
+    labels = _labels(options, collection.sources())
+    if labels is not None:
+        collection.entries = labelled(collection.entries, labels)
     model = load_model(header["model"], header["pretrained"], check_device(options.device), header["dtype"])
     if not header["complete"]:
         console.warn(f"{folder} holds a pass that was not finished: {len(collection.entries)} images")
     return Collected(collection, model, 0, True)
+
+
+def _labels(options: Collecting, sources: Sequence[Source]) -> Labels | None:
+    """The labels asked for, after saying what did not fit; None where none were."""
+    if options.labels is None:
+        if options.group_column is not None:
+            raise InputError("--group-column names a column of --labels, which is not given")
+        return None
+    labels = read_labels(sources, options.labels, label=options.label_column, group=options.group_column)
+    for note in labels.notes:
+        console.warn(note)
+    return labels
 
 
 def _settings(options: Collecting, sources: Sequence[Source], model: Model) -> dict[str, Any]:

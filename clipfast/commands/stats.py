@@ -10,8 +10,9 @@ from typing import Any
 
 from clipfast.analyses.moments import Moments
 from clipfast.commands import console
-from clipfast.commands.collecting import Collecting, collect
+from clipfast.commands.collecting import collect
 from clipfast.commands.files import write_json
+from clipfast.commands.options import Collecting
 from clipfast.commands.outcome import FAILED, INTERRUPTED
 from clipfast.report.shares import rounded
 

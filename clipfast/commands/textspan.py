@@ -16,9 +16,10 @@ from clipfast.analyses.moments import Moments
 from clipfast.analyses.terms import Terms
 from clipfast.analyses.textspan import TextSpan, check_method
 from clipfast.commands import console
-from clipfast.commands.collecting import Collecting, collect
+from clipfast.commands.collecting import collect
 from clipfast.commands.files import prepare_folder, write_json
 from clipfast.commands.loading import encode_texts
+from clipfast.commands.options import Collecting
 from clipfast.commands.outcome import FAILED, INTERRUPTED, memory_for
 from clipfast.errors import InputError
 from clipfast.model import Model

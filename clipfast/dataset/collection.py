@@ -12,8 +12,9 @@ up where they stand.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from time import monotonic
@@ -21,11 +22,13 @@ from typing import Any
 
 from clipfast.analyses.moments import Moments
 from clipfast.contributions import Contributions
+from clipfast.dataset.files import Source, found_again
+from clipfast.dataset.labels import Labels
 from clipfast.dataset.store import ShardWriter
 from clipfast.errors import InputError
 from clipfast.files import replacing
 
-FORMAT = "clipfast.collection/1"
+FORMAT = "clipfast.collection/2"
 HEADER, IMAGES, MOMENTS = "collection.json", "images.jsonl", "moments.safetensors"
 _SECONDS = 300.0
 """Between two times that everything is written: what a killed process loses at most."""
@@ -38,6 +41,9 @@ class Entry:
     Attributes:
         file: what the user calls it.
         name: its name, different for every image.
+        path: the image's file, or the tar shard it is in, from the root of the file system.
+        key: its sample's name in the tar shard, empty for a file of its own.
+        folder: the folder that was searched, None for a file that was named itself.
         label: its label, None where there is none.
         group: its group, None where there is none.
         shard: the file with its contributions, None where only moments were kept.
@@ -46,10 +52,28 @@ class Entry:
 
     file: str
     name: str
+    path: str
+    key: str = ""
+    folder: str | None = None
     label: str | None = None
     group: str | None = None
     shard: str | None = None
     row: int = 0
+
+    @classmethod
+    def of(cls, source: Source) -> "Entry":
+        """The image of a source, without labels."""
+        folder = None if source.folder is None else os.path.abspath(source.folder)
+        return cls(str(source), source.name, os.path.abspath(source.path), source.key, folder)
+
+
+def labelled(entries: Sequence[Entry], labels: Labels) -> list[Entry]:
+    """The images with these labels, and groups where there are any, in place of those they had."""
+    groups = labels.groups or (None,) * len(entries)
+    return [
+        replace(entry, label=label, group=group)
+        for entry, label, group in zip(entries, labels.values, groups, strict=True)
+    ]
 
 
 def is_collection(folder: Path) -> bool:
@@ -79,6 +103,14 @@ class Collection:
             raise InputError(f"{folder} holds a pass that was stopped before any image: run it again")
         self.moments = Moments.load(folder / MOMENTS)
         self.entries = _read_entries(folder, self.moments.count)
+
+    def sources(self) -> list[Source]:
+        """The images themselves, in order; one that is gone says so when it is opened."""
+        places = [
+            Source(Path(each.path), each.name, None if each.folder is None else Path(each.folder), each.key)
+            for each in self.entries
+        ]
+        return found_again(places)
 
     def batches(self) -> Iterator[tuple[Sequence[Entry], Contributions]]:
         """The images with their contributions, a file at a time, in order.
@@ -146,8 +178,7 @@ class CollectionWriter:
         if self._keep:
             places = self._writer.add(found)
             entries = [
-                Entry(entry.file, entry.name, entry.label, entry.group, shard, row)
-                for entry, (shard, row) in zip(entries, places, strict=True)
+                replace(entry, shard=shard, row=row) for entry, (shard, row) in zip(entries, places, strict=True)
             ]
         self.entries += entries
         if monotonic() - self._since > _SECONDS:
@@ -185,7 +216,7 @@ def _read_header(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise InputError(f"{path} is not one that `clipfast stats` wrote")
+        raise InputError(f"{path} is not one that this version's `clipfast stats` wrote: collect the images again")
     return header
 
 

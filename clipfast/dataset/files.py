@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from clipfast.dataset.shards import Place, read_index, read_member
+from clipfast.dataset.shards import Place, Sample, read_index, read_member
 from clipfast.errors import ImageError
 from clipfast.images import SUFFIXES, decode_image, open_image
 
@@ -48,6 +48,8 @@ class Source:
         """
         if not self.key:
             return open_image(self.path)
+        if self.image not in self.members:
+            raise ImageError(f"{self.path}: it holds no image {self.key} any more")
         return decode_image(BytesIO(read_member(self.path, self.members[self.image])), str(self))
 
 
@@ -100,7 +102,7 @@ def _sources(path: Path, folder: Path | None, errors: list[Missing]) -> Iterator
     samples, damage = read_index(path)
     images = 0
     for sample in samples:
-        ending = next((ending for ending in sample.members if f".{ending}" in SUFFIXES), None)
+        ending = _image_of(sample)
         if ending is not None:
             images += 1
             name = f"{label}__{sample.key.replace('/', '__')}"
@@ -109,6 +111,24 @@ def _sources(path: Path, folder: Path | None, errors: list[Missing]) -> Iterator
         errors.append(Missing(path, damage))
     elif not images:
         errors.append(Missing(path, ImageError(f"{path}: no images in this shard")))
+
+
+def _image_of(sample: Sample) -> str | None:
+    """The ending of a sample's image, None where it has none."""
+    return next((ending for ending in sample.members if f".{ending}" in SUFFIXES), None)
+
+
+def found_again(places: Sequence[Source]) -> list[Source]:
+    """Sources of which only path, name, folder and key are known, with what their tar shards say of them now."""
+    shards = {
+        path: {sample.key: sample for sample in read_index(path)[0]} for path in {p.path for p in places if p.key}
+    }
+    return [_found(place, shards[place.path]) if place.key else place for place in places]
+
+
+def _found(place: Source, samples: Mapping[str, Sample]) -> Source:
+    sample = samples.get(place.key, Sample(place.key))
+    return replace(place, members=sample.members, image=_image_of(sample) or "")
 
 
 def _walk(folder: Path, errors: list[Missing]) -> Iterator[Path]:

@@ -130,7 +130,7 @@ def _names(source: Source, beside: Path) -> list[str]:
     if source.key:
         return [f"{source.path}:{source.key}", f"{source.key}.{source.image}", source.key]
     names = [str(source.path), source.path.as_posix()]
-    for folder in (beside, source.folder):
+    for folder in (beside, source.folder, Path()):
         if folder is not None and source.path.absolute().is_relative_to(folder.absolute()):
             names.append(source.path.absolute().relative_to(folder.absolute()).as_posix())
     return names

@@ -1,0 +1,5 @@
+"""``python -m clipfast.cli``."""
+
+from clipfast.cli import main
+
+main()
