@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipfast.kernels import native
+
 AUTO = "auto"
 Variant = tuple[str, Callable[..., Any]]
 
@@ -104,6 +106,10 @@ def _triton_refusals() -> list[str]:
     return ["no GPU (TRITON_INTERPRET=1 set before the start interprets it on the CPU, slowly, for tests)"]
 
 
+def _native_unasked(tensor: Tensor) -> list[str]:
+    return [] if tensor.device.type == "cpu" else ["the tensors are not on the CPU"]
+
+
 def _triton_unasked(tensor: Tensor) -> list[str]:
     if not tensor.is_cuda:
         return ["the tensors are not on a GPU"]
@@ -115,6 +121,7 @@ def _triton_unasked(tensor: Tensor) -> list[str]:
 EAGER = Backend("eager", "clipfast.kernels.eager")
 BACKENDS: tuple[Backend, ...] = (
     Backend("triton", "clipfast.kernels.triton_ops", _triton_refusals, _triton_unasked),
+    Backend("native", "clipfast.kernels.native_ops", native.refusals, _native_unasked),
     EAGER,
 )
 """In order of preference."""

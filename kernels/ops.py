@@ -374,14 +374,14 @@ def span(
 
     Args:
         texts: ``[G, T, R]``, texts in coordinates of each head's span; float32 or float64.
-        factor: ``[G, R, R]``, ``L`` with covariance ``L Lᵀ``, same dtype.
+        factor: ``[G, R, R]``, ``L`` with covariance ``L Lᵀ``, in the dtype of ``texts`` or float64.
         size: texts to pick per head; picking ends earlier where nothing is left.
         floor: share of the first pick's variance at which nothing is left.
         backend: see above.
 
     Returns:
         ``picks [G, size]`` (int64, −1 after the end), ``variance [G, size]`` and orthonormal
-        ``directions [G, size, R]``.
+        ``directions [G, size, R]``, both in the dtype of ``texts``.
 
     Raises:
         ValueError: wrong shape or dtype, no texts, a size below 1, or unknown backend.
@@ -391,8 +391,9 @@ def span(
     expect("factor", factor, (groups, rank, rank))
     if not count or size < 1:
         raise ValueError(f"{size} of {count} texts cannot be picked: at least one of each is needed")
-    if texts.dtype not in (torch.float32, torch.float64) or factor.dtype != texts.dtype:
-        raise ValueError(f"texts are {texts.dtype} and factor {factor.dtype}: expected both float32 or both float64")
+    if texts.dtype not in (torch.float32, torch.float64) or factor.dtype not in (texts.dtype, torch.float64):
+        wanted = "texts of float32 or float64, and a factor of the same or of float64"
+        raise ValueError(f"texts are {texts.dtype} and factor {factor.dtype}: expected {wanted}")
     expect_together(texts=texts, factor=factor)
     result: tuple[Tensor, Tensor, Tensor] = call("span", texts, factor, size, floor, backend)
     return result

@@ -207,7 +207,7 @@ def span(texts: Tensor, factor: Tensor, size: int, floor: float) -> tuple[Tensor
 
     Args:
         texts: ``A [G, T, R]``, texts in coordinates of each head's span.
-        factor: ``L [G, R, R]``.
+        factor: ``L [G, R, R]``, computed in its dtype: that of the texts, or float64.
         size: how many to pick.
         floor: stop where the variance explained falls to this share of the first pick's.
 
@@ -219,17 +219,19 @@ def span(texts: Tensor, factor: Tensor, size: int, floor: float) -> tuple[Tensor
     picks = torch.full((groups, size), -1, dtype=torch.long, device=texts.device)
     variances, directions = texts.new_zeros(groups, size), texts.new_zeros(groups, size, rank)
     for group in range(groups):
-        left, covariance = texts[group].clone(), factor[group] @ factor[group].T
+        left, covariance = texts[group].to(factor.dtype, copy=True), factor[group] @ factor[group].T
+        first = left.new_zeros(())
         for step in range(min(size, rank)):
             variance = ((left @ covariance) * left).sum(1)
-            best, first = variance.max(), variances[group, 0]
-            if not best > floor * first.clamp_min(torch.finfo(texts.dtype).tiny):
+            best = variance.max()
+            if not best > floor * first.clamp_min(torch.finfo(left.dtype).tiny):
                 break
-            pick = int((variance >= best - EQUAL * (first if step else best)).nonzero()[0])
+            first = first if step else best
+            pick = int((variance >= best - EQUAL * first).nonzero()[0])
             direction = left[pick] / left[pick].norm()
             picks[group, step], variances[group, step], directions[group, step] = pick, variance[pick], direction
             left = left - torch.outer(left @ direction, direction)
-            away = torch.eye(rank, dtype=texts.dtype, device=texts.device) - torch.outer(direction, direction)
+            away = torch.eye(rank, dtype=left.dtype, device=texts.device) - torch.outer(direction, direction)
             covariance = away @ covariance @ away
     return picks, variances, directions
 

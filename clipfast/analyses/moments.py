@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from clipfast.model import Model
 
 FORMAT = "clipfast.moments/1"
-_TOGETHER = 48  # heads at once in TEXTSPAN: their texts' coordinates stay around 100 MB
 _SHARED = 3  # entries of a code that are the same for every head: 1, μ and σ
 
 
@@ -261,10 +260,9 @@ class Moments:
         wanted = self.heads() if heads is None else list(heads)
         groups = [self._group(layer, head) for layer, head in wanted]
         spans = self.spans(rank)
-        found: list[TextSpan] = []
-        for start in range(0, len(groups), _TOGETHER):
-            chosen = [group for _, group in groups[start : start + _TOGETHER]]
-            found += pursuit.pursue(spans.select(chosen), text_features, size, method, self.backend)
+        if heads is not None:
+            spans = spans.select([group for _, group in groups])
+        found = pursuit.pursue(spans, text_features, size, method, self.backend)
         return dict(
             zip(((layer, head) for (layer, _), (_, head) in zip(groups, wanted, strict=True)), found, strict=True)
         )

@@ -11,7 +11,7 @@ import torch
 
 from clipfast.commands import console
 from clipfast.commands.loading import versions
-from clipfast.kernels import examples, tuning
+from clipfast.kernels import examples, native, tuning
 from clipfast.kernels.dispatch import BACKENDS, candidates
 from clipfast.kernels.library import OPERATIONS
 from clipfast.model import BUNDLED
@@ -82,6 +82,7 @@ def choices(device: str) -> dict[str, dict[str, Any]]:
     found = {}
     for name in OPERATIONS:
         able, refused = candidates(name, examples.arguments(name, device))
+        able = able if device == "cuda" else able[:1]  # elsewhere the preferred one is taken untimed
         found[name] = {"candidates": [backend.name for backend in able], "refused": dict(refused)}
     return found
 
@@ -103,6 +104,7 @@ def examine() -> dict[str, Any]:
         "devices": found,
         "no_devices_because": why_none,
         "backends": {backend.name: backend.refusals() for backend in BACKENDS},
+        "native": {"library": str(native.LIBRARY), "instructions": native.isa(), "known": list(native.ISAS)},
         "operations": choices(device),
         "timed": timed(device),
         "bundled": bundled(),
@@ -141,6 +143,10 @@ def run(as_json: bool) -> int:
         rows.append(["CUDA devices", f"none: {report['no_devices_because']}"])
     for name, refusals in report["backends"].items():
         rows.append([f"backend {name}", f"no: {'; '.join(refusals)}" if refusals else "yes"])
+    if report["native"]["instructions"]:
+        library = report["native"]
+        known = ", ".join(library["known"])
+        rows.append(["native library", f"{library['library']}, instructions {library['instructions']} of {known}"])
     rows += [["operations", line] for line in _operations(report["operations"])]
     if report["timed"]["choices"]:
         kept = report["timed"]

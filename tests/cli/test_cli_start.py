@@ -93,6 +93,7 @@ def test_doctor() -> None:
     report = json.loads(done.stdout)
     assert report["versions"]["clipfast"] == package.__version__
     assert report["backends"]["eager"] == []
+    assert (report["native"]["instructions"] in report["native"]["known"]) == (report["backends"]["native"] == [])
     assert report["devices"] or report["no_devices_because"]
     assert report["bundled"].keys() == BUNDLED.keys()
 

@@ -263,3 +263,20 @@ class HeadsContract(Contract):
         have = self.span(*arguments, 16)
         assert have[1].dtype == have[2].dtype == torch.float64
         self.assert_spans(have, reference.span(*arguments, 16, 1e-10), FLOAT64)
+
+    @pytest.mark.parametrize(("texts", "rank", "size"), SPANS)
+    def test_span_of_float32_texts_and_a_float64_factor(self, texts: int, rank: int, size: int) -> None:
+        arguments = (
+            draw(0, 2, texts, rank),
+            draw(1, 2, rank, rank).double() * 0.9 ** torch.arange(rank, device=self.device),
+        )
+        have, want = self.span(*arguments, size), reference.span(*in_double(*arguments), size, 1e-10)
+        assert have[1].dtype == have[2].dtype == torch.float32
+        self.assert_spans(have, want)
+
+    def test_a_factor_of_float64_is_not_rounded(self) -> None:
+        """To float32 its two rows are the same, and the text along their difference would explain nothing."""
+        factor = torch.tensor([[[1 + 2**-30, 0], [1, 0]]], dtype=torch.float64, device=self.device)
+        picks, variance, _ = self.span(torch.tensor([[[1.0, -1.0]]], device=self.device), factor, 1)
+        assert picks.tolist() == [[0]]
+        assert variance.tolist() == [[2.0**-60]]

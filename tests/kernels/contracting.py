@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
 from tolerances import OP_FLOAT32
 from torch import Tensor
 
-from clipfast.kernels.dispatch import BACKENDS, BackendUnavailable
+from clipfast.kernels.dispatch import BACKENDS, EAGER, BackendUnavailable, refusals
 
 IMAGES, HEADS, WIDTH = 3, 2, 48  # an odd batch
 TOKENS = (1, 2, 17, 50, 197, 257, 577)
@@ -73,6 +74,12 @@ class Contract:
         finally:
             torch.utils.deterministic.fill_uninitialized_memory = fill
             torch.use_deterministic_algorithms(deterministic)
+
+    def reasons(self, operation: str, *arguments: Any) -> list[str]:
+        """Why the backend, or eager for an operation that it does not have, cannot compute this."""
+        backend = next(backend for backend in BACKENDS if backend.name == self.backend)
+        able = backend if operation in backend.implementations() else EAGER
+        return refusals(able, operation, arguments, asked=True)
 
     def refuses_float64(self) -> "pytest.RaisesExc[BackendUnavailable]":
         """For backends that leave float64 to another: they say so."""

@@ -8,17 +8,19 @@ from typing import Any
 import numpy
 import pytest
 import test_eager  # every backend's suites are imported here: classes are known once defined
+import test_native
 import test_triton
 import torch
 from contract import OpsContract
 
-from clipfast.kernels import dispatch, library
+from clipfast.kernels import dispatch, examples, library
 
 QKV = torch.ones(1, 2, 3, 1, 4)
 
 
 def test_every_backend_has_a_contract_suite() -> None:
-    assert {test_eager.TestEager, test_triton.TestTriton} <= {*OpsContract.__subclasses__()}
+    suites = {test_eager.TestEager, test_triton.TestTriton, test_native.NativeContract}
+    assert suites <= {*OpsContract.__subclasses__()}
     assert {suite.backend for suite in OpsContract.__subclasses__()} == {b.name for b in dispatch.BACKENDS}
 
 
@@ -34,15 +36,28 @@ def test_no_backend_has_an_operation_that_does_not_exist() -> None:
 def test_auto_leaves_the_interpreter_alone() -> None:
     """On the CPU Triton is a test of its kernels, not a way to compute."""
     choice = dispatch.choose("attention", [QKV, "cls"])
-    assert choice.backend == "eager"
-    assert choice.refused == {"triton": ["the tensors are not on a GPU"]}
+    assert choice.backend != "triton"
+    assert choice.refused["triton"] == ["the tensors are not on a GPU"]
     assert not choice.tuned
+
+
+def test_auto_takes_the_library_on_the_cpu_and_leaves_other_devices_alone() -> None:
+    native = next(b for b in dispatch.BACKENDS if b.name == "native")
+    for name, implementation in native.implementations().items():
+        arguments = examples.arguments(name)
+        if not native.refusals() and not implementation.refuses(*arguments):
+            assert dispatch.choose(name, arguments).backend == "native"
+        elsewhere = [each.to("meta") if isinstance(each, torch.Tensor) else each for each in arguments]
+        choice = dispatch.choose(name, elsewhere)
+        assert choice.backend == "eager"
+        assert choice.refused["native"] == ["the tensors are not on the CPU"]
 
 
 def test_a_named_backend_computes() -> None:
     for backend in dispatch.BACKENDS:
         if not backend.refusals():
-            assert dispatch.choose("attention", [QKV, "cls"], backend.name).backend == backend.name
+            name = next(iter(backend.implementations()))
+            assert dispatch.choose(name, examples.arguments(name), backend.name).backend == backend.name
 
 
 def test_an_operation_that_a_backend_does_not_have_is_left_to_eager() -> None:

@@ -80,5 +80,9 @@ def test_span_in_low_precision(dtype: torch.dtype) -> None:
 
 
 def test_span_of_two_precisions() -> None:
+    """A factor may be more exact than the texts, never less."""
     with pytest.raises(ValueError, match=r"texts are torch.float64 and factor torch.float32"):
         span(texts=torch.ones(SPAN["texts"], dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"texts are torch.float32 and factor torch.bfloat16"):
+        span(factor=torch.ones(SPAN["factor"], dtype=torch.bfloat16))
+    span(factor=torch.ones(SPAN["factor"], dtype=torch.float64))

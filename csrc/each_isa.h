@@ -1,0 +1,55 @@
+// Compiles the file named by KERNEL once per instruction set, each in a namespace of its own.
+//
+// Everything is built with plain flags, so that no instruction slips into code that runs anywhere. What may use more
+// says so per function: kernels mark their functions TARGET, helpers INLINE, and find vectors of VECTOR_BYTES. No lambda
+// and nothing of the standard library inside: they would not carry the mark. PICK(f) is f for the CPU at hand.
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "isa.h"
+
+#define INLINE TARGET static inline __attribute__((always_inline))
+
+#define TARGET
+#define VECTOR_BYTES 16  // SSE2 and NEON, which every CPU of these kinds has
+namespace clipfast::generic {
+#include "vectors.h"
+#include KERNEL
+}  // namespace clipfast::generic
+#undef TARGET
+#undef VECTOR_BYTES
+
+#if defined(__x86_64__)
+
+#define TARGET __attribute__((target("avx2,fma")))
+#define VECTOR_BYTES 32
+namespace clipfast::avx2 {
+#include "vectors.h"
+#include KERNEL
+}  // namespace clipfast::avx2
+#undef TARGET
+#undef VECTOR_BYTES
+
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")))
+#define VECTOR_BYTES 64
+namespace clipfast::avx512 {
+#include "vectors.h"
+#include KERNEL
+}  // namespace clipfast::avx512
+#undef TARGET
+#undef VECTOR_BYTES
+
+#define PICK(function)                              \
+  (::clipfast::isa() >= ::clipfast::Isa::avx512     \
+       ? ::clipfast::avx512::function               \
+       : ::clipfast::isa() == ::clipfast::Isa::avx2 \
+             ? ::clipfast::avx2::function           \
+             : ::clipfast::generic::function)
+
+#else
+
+#define PICK(function) (::clipfast::generic::function)
+
+#endif
