@@ -17,7 +17,7 @@ from clipfast import descriptions
 from clipfast.scenes.vocabulary import ATTRIBUTES
 
 TOP, AT_LEAST, LAST = 5, 3, 4
-_DRAWS = 10
+_DRAWS = 20
 _LEAST = 0.001  # a mean cost below this counts as this: no score is divided by nothing
 Head = tuple[int, int]
 
@@ -50,8 +50,11 @@ def costs(scenes: Scenes, heads: Sequence[Head], base: Mapping[str, float], mome
 
 def score(cost: Mapping[str, float], attribute: str) -> dict[str, float]:
     """The attribute's own cost, the mean of the others', and their ratio."""
-    others = mean([value for name, value in cost.items() if name != attribute])
-    return {"own": cost[attribute], "others": others, "ratio": cost[attribute] / max(others, _LEAST)}
+    return _ratio(cost[attribute], mean([value for name, value in cost.items() if name != attribute]))
+
+
+def _ratio(own: float, others: float) -> dict[str, float]:
+    return {"own": own, "others": others, "ratio": own / max(others, _LEAST)}
 
 
 def experiment(named_from: Scenes, judged_on: Scenes) -> dict[str, Any]:
@@ -76,7 +79,7 @@ def experiment(named_from: Scenes, judged_on: Scenes) -> dict[str, Any]:
                 "heads": heads,
                 **score(cost, attribute),
                 "costs": cost,
-                "random_heads": {key: mean([each[key] for each in chance]) for key in ("own", "others", "ratio")},
+                "random_heads": _ratio(*(mean([each[key] for each in chance]) for key in ("own", "others"))),
             }
         )
     vectors = descriptions.random_features(len(texts), model.tower.embed_dim, 0)

@@ -7,7 +7,7 @@ from benchmarks.truth.ablating import MARK
 from clipfast.bench.document import provenance
 from clipfast.bench.table import markdown_table
 
-_SIZES = (1, 2, 5, 10, 20, 40, 60)
+_SIZES = (1, 2, 5, 10, 20, 30, 40, 60)
 
 
 def percent(value: float) -> str:
