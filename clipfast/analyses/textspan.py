@@ -129,55 +129,64 @@ def pursue(
     results = []
     for start in range(0, len(spans.ranks), _TOGETHER):
         part = spans.select(range(start, min(start + _TOGETHER, len(spans.ranks))))
-        picks = _picks(part, features, size, method, backend)
-        directions = _directions(part, features, picks)
+        picks, rows = _picked(part, features, size, method, backend)
+        explained, directions = _held(part, rows)
         for group, own in enumerate(picks):
             own = own[own >= 0]
-            result = _result(part, group, first[own].tolist(), directions[group, : len(own)], size)
+            held = explained[group, : len(own)].clone(), directions[group, : len(own)].clone()
+            result = _result(part, group, first[own].tolist(), *held, size)
             notes = (*result.notes, f"{repeated} texts stand twice: the first counts") if repeated else result.notes
             results.append(replace(result, notes=notes))
     return results
 
 
-def _picks(spans: HeadSpans, features: Tensor, size: int, method: Method, backend: str) -> Tensor:
-    """Indices into the features, ``[G, size]``, −1 after the end.
+def _picked(spans: HeadSpans, features: Tensor, size: int, method: Method, backend: str) -> tuple[Tensor, Tensor]:
+    """Indices into the features ``[G, m]``, −1 after the end, and directions ``[G, m, R]`` in each head's coordinates.
 
-    Coordinates of float64 features are float64; of all others float32, which rounds them no more than the features
-    themselves are. They decide between texts and nothing else, as in float64 where texts are 1e-4 apart and explain
-    at least 1e-9 of the first pick's variance.
+    Float64 features are float64 throughout. Coordinates of all others are float32, which rounds them no more than the
+    features themselves are; what is picked from them is pursued once more by itself, in float64. So rounding decides
+    which texts are picked and nothing else, and decides as float64 would where texts are 1e-4 apart and explain at
+    least 1e-9 of the first pick's variance.
     """
     groups, rank, width = spans.axes.shape
     axes = spans.axes.to(torch.float64 if features.dtype == torch.float64 else torch.float32)
     # One product for all heads, in the layout that the pursuit reads.
     texts = (axes.reshape(-1, width) @ features.to(axes).T).view(groups, rank, -1).transpose(1, 2)
-    if method == "omp":  # a text outside of the span stays short
-        texts = texts / texts.norm(dim=2, keepdim=True).clamp_min(spans.noise**0.5)
-    return ops.span(texts, spans.factor, size, spans.noise, backend=backend)[0]
+    texts = _scaled(texts, spans, method)
+    picks, _, directions = ops.span(texts, spans.factor, size, spans.noise, backend=backend)
+    if directions.dtype == torch.float64:
+        return picks, directions
+    picks = picks.sort(dim=1).values  # of equals the first counts, here too
+    texts = _scaled(features[picks.clamp_min(0)].double() @ spans.axes.transpose(1, 2), spans, method)
+    texts = texts * (picks >= 0)[..., None]  # what was not picked explains nothing
+    order, _, directions = ops.span(texts, spans.factor, size, spans.noise, backend=backend)
+    return torch.where(order < 0, -1, picks.gather(1, order.clamp_min(0))), directions
 
 
-def _directions(spans: HeadSpans, features: Tensor, picks: Tensor) -> Tensor:
-    """What each pick adds to those before it, orthonormal rows in each head's own coordinates, in float64.
-
-    Rows after a head's last pick mean nothing.
-    """
-    picks = picks[:, : spans.axes.shape[1]].clamp_min(0)
-    rows = features[picks].double() @ spans.axes.transpose(1, 2)  # [G, m, R]
-    columns, triangular = torch.linalg.qr(rows.transpose(1, 2))
-    along = torch.where(triangular.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0)  # a direction points where its text does
-    return (columns * along[:, None]).transpose(1, 2)
+def _scaled(texts: Tensor, spans: HeadSpans, method: Method) -> Tensor:
+    """Texts ``[G, T, R]`` as the method has them; one outside of the span stays short."""
+    if method == "omp":
+        return texts / texts.norm(dim=2, keepdim=True).clamp_min(spans.noise**0.5)
+    return texts
 
 
-def _result(spans: HeadSpans, group: int, picks: Sequence[int], rows: Tensor, size: int) -> TextSpan:
-    """What was picked for one head, its directions ``[m, R]`` in the head's own coordinates."""
-    factor = spans.factor[group]
-    variance = float(factor.square().sum())
+def _held(spans: HeadSpans, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Variances ``[G, m]`` along directions ``[G, m, R]`` in the heads' own coordinates, and these as ``[G, m, D]``."""
+    return (rows @ spans.factor).square().sum(2), rows @ spans.axes
+
+
+def _result(
+    spans: HeadSpans, group: int, picks: Sequence[int], explained: Tensor, directions: Tensor, size: int
+) -> TextSpan:
+    """What was picked for one head, with the variance ``[m]`` that each direction ``[m, D]`` holds."""
+    variance = float(spans.factor[group].square().sum())
     notes = spans.notes[group]
     if len(picks) < size:
         notes = (*notes, f"stopped after {len(picks)} of {size} texts: what is left of the variance is rounding")
     return TextSpan(
         picks=tuple(picks),
-        explained=(rows @ factor).square().sum(1) / max(variance, torch.finfo(torch.float64).tiny),
-        directions=rows @ spans.axes[group],
+        explained=explained / max(variance, torch.finfo(torch.float64).tiny),
+        directions=directions,
         mean=spans.mean[group],
         rank=spans.ranks[group],
         variance=variance,
@@ -203,7 +212,8 @@ def _absolute(spans: HeadSpans, head_outputs: Tensor, text_features: Tensor, siz
         rows = torch.cat([rows, torch.nn.functional.normalize(row, dim=0)[None]])
         outputs = outputs - outputs @ rows[-1:].T @ rows[-1:]
         picks.append(pick)
-    return _result(spans, 0, picks, rows, size)
+    explained, directions = _held(spans, rows[None])
+    return _result(spans, 0, picks, explained[0], directions[0], size)
 
 
 def textspan(
