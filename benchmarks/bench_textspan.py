@@ -50,7 +50,7 @@ def test_all_heads(
             for backend, found in (("native", spanned("native")), ("eager", spanned("eager")))
         ]
 
-    comparison = compare(lambda: spanned("native"), lambda: spanned("eager"), verify, count=min(pairs, 5), warmup=0)
+    comparison = compare(lambda: spanned("native"), lambda: spanned("eager"), verify, count=pairs, warmup=0)
     taken = comparison.to_json("native", "eager")["a"]["seconds"]["median"]
     bar = Bar("seconds for all heads of a ViT-L-14", taken, SECONDS, at_least=False)
     shape = {"heads": PUBLISHED["heads"], "texts": TEXTS, "size": SIZE, "embed_dim": spanning.EMBED_DIM}
@@ -85,7 +85,7 @@ def test_against_the_outputs(
         lambda: spanning.fresh(subject.moments, "native").textspan(subject.texts, SIZE),
         on_outputs,
         verify,
-        count=min(pairs, 5),
+        count=pairs,
         warmup=0,
     )
     factor = PUBLISHED["heads"] * PUBLISHED["images"] / IMAGES
@@ -151,9 +151,7 @@ def test_span(
             for backend, picks in (("native", spanned("native")), ("eager", spanned("eager")))
         ]
 
-    comparison = compare(
-        lambda: spanned("native"), lambda: spanned("eager"), verify, count=pairs if heads == 4 else min(pairs, 5)
-    )
+    comparison = compare(lambda: spanned("native"), lambda: spanned("eager"), verify, count=pairs)
     seconds = comparison.to_json("native", "eager")["a"]["seconds"]["median"]
     bars = {
         4: Bar("span of 4 heads: times as fast as eager", comparison.ratio, 8.0, at_least=True),

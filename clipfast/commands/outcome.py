@@ -6,8 +6,12 @@
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
 
 import typer
 
@@ -50,6 +54,31 @@ def _drop_stdout() -> None:
 
 
 @contextlib.contextmanager
+def _lasting_interrupts() -> Iterator[None]:
+    """Ctrl-C stays Ctrl-C where a library makes an error of its own out of it, as safetensors and torch can."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen = False
+
+    def note(number: int, frame: FrameType | None) -> NoReturn:
+        nonlocal seen
+        seen = True
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except Exception as error:
+        if seen:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
     """Runs a command's body; what the user can mend becomes ``error: …`` and exit code 2, Ctrl-C 130.
 
@@ -58,7 +87,8 @@ def exit_codes() -> Iterator[None]:
     """
     try:
         console.set_up()
-        yield
+        with _lasting_interrupts():
+            yield
         sys.stdout.flush()
     except KeyboardInterrupt:
         console.error("interrupted")

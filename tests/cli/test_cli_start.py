@@ -59,6 +59,24 @@ console.error("[bold]x" + "y" * 1000)
     assert len(lines[2]) < 450
 
 
+def test_an_interrupt_that_a_library_turns_into_an_error_is_one_still() -> None:
+    code = """
+import os, signal, typer
+from clipfast.commands.outcome import exit_codes
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background ignores it
+try:
+    with exit_codes():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape") from None
+except typer.Exit as end:
+    print(end.exit_code, signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+    done = python(code)
+    assert (done.stdout, done.stderr) == ("130 True\n", "error: interrupted\n")
+
+
 def test_listing_into_a_pipe_that_closes() -> None:
     process = start("models", "ViT-B-32")
     assert process.stdout is not None
