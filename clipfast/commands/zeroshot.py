@@ -4,6 +4,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -165,7 +166,7 @@ class Labelled:
     classifier: Tensor
 
     @classmethod
-    def of(cls, collection: Collection, model: Model, file: Path | None, prompts: Sequence[str]) -> "Labelled":
+    def of(cls, collection: Collection, model: Model, file: Path | None, prompts: Sequence[str]) -> Self:
         """Labelled images as :func:`read_classes` says; raises as it does."""
         classes = read_classes(collection.entries, file, prompts)
         return cls(collection, model, classes, Groups.of(collection.entries), classes.classifier(model))

@@ -70,7 +70,7 @@ def run(options: Options) -> int:
     collected = collect(given, folder)
     if not collected.complete:
         return INTERRUPTED
-    judge = Judge.of(collected, options.classes, options.prompt)
+    judge = Judge.maybe(collected, options.classes, options.prompt)
     moments = collected.collection.moments
     every = moments.heads()
     named = every if options.heads is None else chosen_heads(options.heads, moments.basis, moments.layers)

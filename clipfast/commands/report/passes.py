@@ -20,7 +20,7 @@ from clipfast.commands import console
 from clipfast.commands.collecting import Collected
 from clipfast.commands.report.pictures import Album, Showing, Wanted, in_turn
 from clipfast.commands.stats import head_rows
-from clipfast.commands.zeroshot import Classes, Groups, read_classes
+from clipfast.commands.zeroshot import Labelled
 from clipfast.dataset.collection import Collection
 from clipfast.errors import InputError
 from clipfast.report.html.content import Ablated, Example, Head, HeadText, Judged, Overlaps
@@ -56,24 +56,17 @@ class Findings:
     missing: list[tuple[str, str]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Judge:
-    """Classes and groups of labelled images, and the classifier ``[C, D]``."""
-
-    classes: Classes
-    groups: Groups
-    classifier: Tensor
+class Judge(Labelled):
+    """Labelled images and their classifier, with accuracies as the page shows them."""
 
     @classmethod
-    def of(cls, collected: Collected, classes: Path | None, prompts: Sequence[str]) -> "Judge | None":
+    def maybe(cls, collected: Collected, classes: Path | None, prompts: Sequence[str]) -> "Judge | None":
         """None where the images have no labels; raises as :func:`.read_classes`."""
-        entries = collected.collection.entries
-        if all(entry.label is None for entry in entries):
+        if all(entry.label is None for entry in collected.collection.entries):
             if classes is not None or prompts:
                 raise InputError("--classes and --prompt say what labels mean, and there are none: give --labels, too")
             return None
-        read = read_classes(entries, classes, prompts)
-        return cls(read, Groups.of(entries), read.classifier(collected.model))
+        return cls.of(collected.collection, collected.model, classes, prompts)
 
     def judged(self, name: str, accuracy: Accuracy) -> Judged:
         """An accuracy as the page shows it."""
