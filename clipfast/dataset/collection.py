@@ -159,6 +159,8 @@ class CollectionWriter:
         other = [name for name, value in self._settings.items() if header.get(name) != value]
         if other:
             name = other[0]
+            if name == "images":  # which is a hash of their names
+                raise InputError(f"{self._folder} holds a pass over other images: give another folder")
             raise InputError(
                 f"{self._folder} holds images collected with {name} {header.get(name)!r}, "
                 f"not {self._settings[name]!r}: give another folder"

@@ -135,3 +135,12 @@ def test_another_model_in_the_same_folder_is_refused(images: Path, model_folder:
     assert other.returncode == 2
     assert "holds images collected with model" in other.stderr
     assert Collection(tmp_path / "c").moments.count == 8
+
+
+def test_other_images_in_the_same_folder_are_refused(images: Path, model_folder: Path, tmp_path: Path) -> None:
+    assert clipfast("stats", images / "cats", "--model", model_folder, "--out", tmp_path / "c").returncode == 0
+    done = inside("stats", images / "dogs", "--model", model_folder, "--out", tmp_path / "c", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: {tmp_path / 'c'} holds a pass over other images: give another folder\n",
+    )
