@@ -35,6 +35,18 @@ _NAMES, _ERRORS = "utf-8", "surrogateescape"  # a file's name may hold any bytes
 _ROUNDINGS = 8  # an output within so many roundings of the mean has no direction
 
 
+def import_faiss() -> Any:
+    """The module of the engine ``"faiss"``.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        return import_module("faiss")
+    except ImportError:
+        raise MissingExtra("faiss-cpu", "faiss", "retrieval with faiss") from None
+
+
 @dataclass(frozen=True)
 class Neighbours:
     """The images nearest to each query.
@@ -246,11 +258,7 @@ class Index:
         self, queries: Tensor, count: int, own: Tensor | None, prepared: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
         """As :func:`nearest_rows`, by faiss, in float32 on the CPU."""
-        try:
-            faiss: Any = import_module("faiss")
-        except ImportError:
-            raise MissingExtra("faiss-cpu", "faiss", "retrieval with engine='faiss'") from None
-        index = faiss.IndexFlatIP(queries.shape[1])
+        index = import_faiss().IndexFlatIP(queries.shape[1])
         for start in range(0, len(self), IMAGES_AT_ONCE):
             index.add(prepared(self._all()[start : start + IMAGES_AT_ONCE]).float().cpu().contiguous().numpy())
         wanted = count + (own is not None)

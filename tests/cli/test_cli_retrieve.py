@@ -1,5 +1,6 @@
 """``clipfast retrieve``: neighbours and shares, against sums of outputs compared image by image."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -187,6 +188,22 @@ def test_what_does_not_fit(collection: Path, tmp_path: Path, given: dict[str, An
     with pytest.raises(package.InputError, match=message):
         run(Options(collecting(collection), tmp_path, **given))
     assert not (tmp_path / "retrieve.json").exists()
+
+
+def test_faiss(images: Path, model_folder: Path, collection: Path, tmp_path: Path) -> None:
+    """The same neighbours by faiss; where it is not installed that is said before anything is collected."""
+    asked: dict[str, Any] = {"heads": "L1", "query": ["0.png"], "text": ["a cat"], "top": 4}
+    if importlib.util.find_spec("faiss") is None:
+        with pytest.raises(package.MissingExtra, match=r"pip install 'clipfast\[faiss\]'"):
+            run(Options(collecting(images, model_folder), tmp_path / "c", faiss=True, **asked))
+        assert not (tmp_path / "c").exists()
+        return
+    found = []
+    for faiss in (False, True):
+        assert run(Options(collecting(collection), tmp_path / "o", faiss=faiss, **asked)) == 0
+        found.append([[near["file"] for near in query["neighbours"]] for query in result(tmp_path / "o")["queries"]])
+    assert found[0] == found[1]
+    assert [len(near) for near in found[0]] == [4, 4]
 
 
 def test_labels_that_tell_nothing(collection: Path, images: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipfast.analyses.retrieval import Engine, Index, Measure
+from clipfast.analyses.retrieval import Engine, Index, Measure, import_faiss
 from clipfast.commands import console
 from clipfast.commands.collecting import Collected, collect
 from clipfast.commands.figures import write_panel
@@ -72,6 +72,8 @@ def run(options: Options) -> int:
         raise InputError("one of --text is empty")
     if options.faiss and not asked:
         raise InputError("--faiss searches for queries: give --query or --text")
+    if options.faiss:
+        import_faiss()  # what is missing is said before anything slow
     prepare_folder(options.out)
     found = collect(options.collecting, options.out)
     if not found.complete:
