@@ -23,7 +23,7 @@ namespace clipfast::generic {
 
 #if defined(__x86_64__)
 
-#define TARGET __attribute__((target("avx2,fma")))
+#define TARGET __attribute__((target("avx2,fma,f16c")))
 #define VECTOR_BYTES 32
 namespace clipfast::avx2 {
 #include "vectors.h"

@@ -5,14 +5,26 @@
 
 #include "export.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace clipfast {
 namespace {
+
+#if defined(__x86_64__)
+// Conversions of float16, which older compilers' tests do not know.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
 
 Isa best() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   // libgcc's and compiler-rt's tests ask the operating system, too, whether it saves the registers.
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Isa::generic;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !has_f16c()) return Isa::generic;
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
     return Isa::avx2;

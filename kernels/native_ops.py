@@ -7,16 +7,105 @@ the library holds no memory but scratch of its own.
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clipfast.kernels import native
 from clipfast.kernels.dispatch import Implementation
+from clipfast.kernels.reference import Activation, Row
+
+FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""As ``csrc/formats.h`` numbers them; the last two are widened as they are read."""
+ACTIVATIONS: dict[str, int] = {"gelu": 0, "gelu_tanh": 1, "quick_gelu": 2}
+"""As ``csrc/activation.h`` numbers them."""
 
 
 def _unreadable(**tensors: Tensor) -> list[str]:
     """The reasons why memory does not hold what these tensors say."""
     reasons = [f"{name} is on {tensor.device}" for name, tensor in tensors.items() if tensor.device.type != "cpu"]
     return reasons or [f"{name} is a negated view" for name, tensor in tensors.items() if tensor.is_neg()]
+
+
+def _other_formats(**tensors: Tensor) -> list[str]:
+    """The reasons why what these tensors hold is not computed with here."""
+    return [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FORMATS]
+
+
+def attention(qkv: Tensor, row: Row | None) -> tuple[Tensor, Tensor]:
+    """:func:`clipfast.kernels.reference.attention`, one thread per image and head; no weights for ``row=None``."""
+    images, tokens, _, heads, width = qkv.shape
+    out = qkv.new_empty(images, tokens, heads, width)
+    alpha = qkv.new_empty(images, heads, tokens if row is not None else 0, dtype=torch.float32)
+    if out.numel():
+        qkv = qkv if qkv.stride(4) == 1 else qkv.contiguous()
+        native.call(
+            "attention",
+            FORMATS[qkv.dtype],
+            qkv,
+            *qkv.stride()[:4],
+            images,
+            tokens,
+            heads,
+            width,
+            width**-0.5,
+            out,
+            alpha if row is not None else None,
+            row == "mean",
+        )
+    return out, alpha
+
+
+def linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Tensor:
+    """:func:`clipfast.kernels.reference.linear_activation`: torch's product, then the activation in one pass in place.
+
+    In float32 that pass adds the bias, too. In 16 bits the product would be rounded without it, once more than needed.
+    """
+    exact = x.dtype == torch.float32
+    hidden = F.linear(x, weight, None if exact else bias).contiguous()
+    if hidden.numel():
+        columns = weight.shape[0]
+        native.call(
+            "activation",
+            FORMATS[x.dtype],
+            hidden,
+            bias.contiguous() if exact else None,
+            hidden.numel() // columns,
+            columns,
+            ACTIVATIONS[activation],
+        )
+    return hidden
+
+
+def add_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Adds ``delta`` to ``x`` and returns the LayerNorm, :func:`clipfast.kernels.reference.add_layer_norm`."""
+    out = torch.empty(x.shape, dtype=x.dtype)
+    rows = _rows(x)
+    if out.numel() and rows is not None:
+        native.call(
+            "layer_norm",
+            FORMATS[x.dtype],
+            x,
+            *rows.stride()[:2],
+            *rows.shape,
+            None if delta is None else delta.contiguous(),
+            weight.float().contiguous(),
+            bias.float().contiguous(),
+            eps,
+            out,
+        )
+    return out
+
+
+def _rows(x: Tensor) -> Tensor | None:
+    """``x [..., W]`` as ``[outer, inner, W]`` where it lies, None where two strides do not say where rows are."""
+    if x.ndim == 3:
+        return x
+    if x.ndim < 3:
+        return x.view(1, -1, x.shape[-1]) if x.ndim == 1 else x[None]
+    try:
+        return x.view(-1, *x.shape[-2:])
+    except RuntimeError:
+        return None
 
 
 def moments(codes: Tensor, shared: Tensor, centre: Tensor, total: Tensor, second: Tensor) -> None:
@@ -69,6 +158,30 @@ def span(texts: Tensor, factor: Tensor, size: int, floor: float) -> tuple[Tensor
     return picks, variance, directions
 
 
+def _refuses_attention(qkv: Tensor, row: Row | None) -> list[str]:
+    return _unreadable(qkv=qkv) or _other_formats(qkv=qkv)
+
+
+def _refuses_linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> list[str]:
+    reasons = _unreadable(x=x, weight=weight, bias=bias) or _other_formats(x=x)
+    return reasons or [
+        f"{name} is {tensor.dtype}, x is {x.dtype}"
+        for name, tensor in (("weight", weight), ("bias", bias))
+        if tensor.dtype != x.dtype
+    ]
+
+
+def _refuses_add_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> list[str]:
+    given = {"x": x, "weight": weight, "bias": bias} | ({} if delta is None else {"delta": delta})
+    reasons = _unreadable(**given) or _other_formats(**given)
+    if not reasons and delta is not None and delta.dtype != x.dtype:
+        reasons = [f"delta is {delta.dtype}, x is {x.dtype}"]
+    apart = any(size > 1 and not stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    if x.numel() and (apart or x.stride(-1) != 1 or _rows(x) is None):
+        reasons.append(f"x has strides {list(x.stride())}")
+    return reasons
+
+
 def _refuses_moments(codes: Tensor, shared: Tensor, centre: Tensor, total: Tensor, second: Tensor) -> list[str]:
     return _unreadable(codes=codes, shared=shared, centre=centre)
 
@@ -78,6 +191,9 @@ def _refuses_span(texts: Tensor, factor: Tensor, size: int, floor: float) -> lis
 
 
 IMPLEMENTATIONS: Mapping[str, Implementation] = {
+    "add_layer_norm": Implementation(add_layer_norm, _refuses_add_layer_norm),
+    "attention": Implementation(attention, _refuses_attention),
+    "linear_activation": Implementation(linear_activation, _refuses_linear_activation),
     "moments": Implementation(moments, _refuses_moments),
     "span": Implementation(span, _refuses_span),
 }

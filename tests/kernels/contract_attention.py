@@ -124,7 +124,7 @@ class AttentionContract(Contract):
     @EITHER_ROW
     def test_attention_in_float64(self, row: reference.Row) -> None:
         qkv = draw(0, IMAGES, 17, 3, HEADS, 64).double()
-        if not self.float64:
+        if not self.takes_float64("attention"):
             with self.refuses_float64():
                 self.attention(qkv, row)
             return

@@ -50,6 +50,7 @@ class Contract:
     backend: str
     device = "cpu"
     float64 = True  # whether the backend takes float64, or refuses it
+    not_in_float64: frozenset[str] = frozenset()  # operations that it refuses although it takes others
 
     @pytest.fixture(autouse=True)
     def _runs_here(self) -> Iterator[None]:
@@ -80,6 +81,9 @@ class Contract:
         backend = next(backend for backend in BACKENDS if backend.name == self.backend)
         able = backend if operation in backend.implementations() else EAGER
         return refusals(able, operation, arguments, asked=True)
+
+    def takes_float64(self, operation: str) -> bool:
+        return self.float64 and operation not in self.not_in_float64
 
     def refuses_float64(self) -> "pytest.RaisesExc[BackendUnavailable]":
         """For backends that leave float64 to another: they say so."""

@@ -147,7 +147,7 @@ def test_a_triton_that_cannot_be_imported_is_a_reason(monkeypatch: pytest.Monkey
     try:
         with pytest.raises(dispatch.BackendUnavailable, match=r"^triton: triton cannot be imported \(ModuleNotF"):
             dispatch.check("triton")
-        assert dispatch.choose("attention", [QKV, "cls"]).backend == "eager"
+        assert dispatch.choose("attention", [QKV, "cls"]).backend in ("native", "eager")
     finally:
         for cached in (dispatch._triton_import, dispatch._triton_refusals):
             cached.cache_clear()

@@ -159,8 +159,15 @@ def moments(codes: Tensor, shared: Tensor, centre: Tensor) -> tuple[Tensor, Tens
     return total, second
 
 
-COMPUTATIONS: dict[str, Callable[[], tuple[Tensor, ...]]] = {
+COMPUTATIONS: dict[str, Callable[[], tuple[Tensor | None, ...]]] = {
     "span": lambda: ops.span(*SPAN, backend="native"),
+    "add_layer_norm": lambda: (
+        ops.add_layer_norm(draw(0, 60, 700), draw(1, 60, 700), draw(2, 700), draw(3, 700), 1e-5, backend="native"),
+    ),
+    "attention": lambda: ops.attention(draw(0, 3, 19, 3, 2, 24), "mean", backend="native"),
+    "linear_activation": lambda: (
+        ops.linear_activation(draw(0, 60, 3), draw(1, 700, 3), draw(2, 700), "gelu", backend="native"),
+    ),
     "moments": lambda: moments(draw(0, 300, 7, 20), draw(1, 300, 3), draw(2, 7, 23)),
 }
 
