@@ -58,13 +58,13 @@ def add_norm(x: Tensor, delta: Tensor | None, norm: LayerNorm, backend: str) -> 
 def feed_forward(normed: Tensor, block: Block, activation: Activation, backend: str) -> Tensor:
     """What a block's MLP adds to the residual stream, from the normed tokens ``[..., W]``."""
     hidden = ops.linear_activation(normed, block.mlp_in_weight, block.mlp_in_bias, activation, backend=backend)
-    out = F.linear(hidden, block.mlp_out_weight, block.mlp_out_bias)
+    out = ops.linear(hidden, block.mlp_out_weight, block.mlp_out_bias, backend=backend)
     return out if block.mlp_scale is None else out.mul_(block.mlp_scale)
 
 
-def project_out(out: Tensor, block: Block) -> Tensor:
+def project_out(out: Tensor, block: Block, backend: str) -> Tensor:
     """A block's output projection with its layer scale, ``[..., H·E] → [..., W]``."""
-    added = F.linear(out, block.out_weight, block.out_bias)
+    added = ops.linear(out, block.out_weight, block.out_bias, backend=backend)
     return added if block.attention_scale is None else added.mul_(block.attention_scale)
 
 
@@ -77,7 +77,7 @@ def embed(tower: Tower, images: Tensor, backend: str) -> Tensor:
     position = tower.positional_embedding.to(images.dtype)
     x = images.new_empty(len(images), tower.tokens, tower.width)
     x[:, 0] = tower.class_embedding + position[0]
-    x[:, 1:] = F.linear(patches, tower.patch_weight.flatten(1)).add_(position[1:])  # [B, N − 1, W]
+    x[:, 1:] = ops.linear(patches, tower.patch_weight.flatten(1), backend=backend).add_(position[1:])  # [B, N − 1, W]
     return x if tower.ln_pre is None else add_norm(x, None, tower.ln_pre, backend)
 
 
@@ -213,25 +213,28 @@ def _last_attention(tower: Tower, normed: Tensor, kept: _Collector) -> Tensor:
     the class token's own part.
     """
     layer = tower.layers - 1
-    block, heads = tower.blocks[-1], tower.heads
-    images, tokens, _ = normed.shape
+    block, heads, backend = tower.blocks[-1], tower.heads, kept.request.backend
     query_weight, key_weight, value_weight = block.in_weight.chunk(3)
     query_bias, _, value_bias = (None, None, None) if block.in_bias is None else block.in_bias.chunk(3)
-    query = F.linear(normed[:, 0], query_weight, query_bias).view(images, heads, tower.head_dim)
+
+    def by_head(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return ops.linear(x, weight, bias, backend=backend).unflatten(-1, (heads, tower.head_dim))
+
+    query = by_head(normed[:, 0], query_weight, query_bias)
     key_by_head, value_by_head = (weight.view(heads, -1, tower.width) for weight in (key_weight, value_weight))
     bias = (value_weight.new_zeros(len(value_weight)) if value_bias is None else value_bias).view(heads, -1)
-    z, alpha = ops.query_row_from_tokens(query, normed, key_by_head, value_by_head, bias, backend=kept.request.backend)
+    z, alpha = ops.query_row_from_tokens(query, normed, key_by_head, value_by_head, bias, backend=backend)
     value = None
     if kept.wants_values(layer):
         if kept.request.tokens or kept.request.maps == "per_head":
-            value = F.linear(normed, value_weight, value_bias).view(images, tokens, heads, tower.head_dim)
+            value = by_head(normed, value_weight, value_bias)
         else:
             kept.map_tokens(layer, alpha, normed, value_by_head, bias)
     class_value = None
     if kept.wants_class_value(layer):
-        class_value = F.linear(normed[:, 0], value_weight, value_bias).view(images, heads, tower.head_dim)
+        class_value = by_head(normed[:, 0], value_weight, value_bias)
     kept.attended(layer, z, alpha, value, class_value)
-    return project_out(z.flatten(1).to(normed.dtype), block)
+    return project_out(z.flatten(1).to(normed.dtype), block, backend)
 
 
 @torch.no_grad()
@@ -255,7 +258,7 @@ def _decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTowe
     added: Tensor | None = None  # what the last MLP gives to the stream: added where the next LayerNorm reads it
     only_pooled = tower.layers - 1 if tower.pooling == "cls" else tower.layers
     for layer, block in enumerate(tower.blocks[:only_pooled]):
-        qkv = F.linear(add_norm(x, added, block.ln_1, backend), block.in_weight, block.in_bias)
+        qkv = ops.linear(add_norm(x, added, block.ln_1, backend), block.in_weight, block.in_bias, backend=backend)
         del added  # nothing as wide as the stream lives longer than it must
         qkv = qkv.view(*x.shape[:2], 3, tower.heads, tower.head_dim)  # [B, N, 3, H, E]
         row = tower.pooling if kept.wants_alpha(layer) else None
@@ -263,7 +266,7 @@ def _decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTowe
         value = qkv[:, :, 2] if kept.wants_values(layer) else None
         kept.attended(layer, pool(tower, out), alpha, value, qkv[:, 0, 2])
         del qkv, value
-        attended = project_out(out.flatten(2), block)
+        attended = project_out(out.flatten(2), block, backend)
         normed = add_norm(x, attended, block.ln_2, backend)
         del out, attended
         added = feed_forward(normed, block, tower.activation, backend)

@@ -41,15 +41,13 @@ namespace clipfast::avx512 {
 #undef TARGET
 #undef VECTOR_BYTES
 
-#define PICK(function)                              \
-  (::clipfast::isa() >= ::clipfast::Isa::avx512     \
-       ? ::clipfast::avx512::function               \
-       : ::clipfast::isa() == ::clipfast::Isa::avx2 \
-             ? ::clipfast::avx2::function           \
-             : ::clipfast::generic::function)
+#define PICK(...)                              \
+  (::clipfast::isa() >= ::clipfast::Isa::avx512 \
+       ? ::clipfast::avx512::__VA_ARGS__        \
+       : ::clipfast::isa() == ::clipfast::Isa::avx2 ? ::clipfast::avx2::__VA_ARGS__ : ::clipfast::generic::__VA_ARGS__)
 
 #else
 
-#define PICK(function) (::clipfast::generic::function)
+#define PICK(...) (::clipfast::generic::__VA_ARGS__)
 
 #endif

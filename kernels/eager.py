@@ -227,6 +227,11 @@ def _without(x: Tensor, known: Tensor) -> Tensor:
     return x - torch.einsum("gsr,gs->gr", known, torch.einsum("gsr,gr->gs", known, x))
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """:func:`clipfast.kernels.reference.linear`."""
+    return F.linear(x, weight, bias).contiguous()
+
+
 def linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Tensor:
     """:func:`clipfast.kernels.reference.linear_activation`, the activation in place."""
     hidden = F.linear(x, weight, bias)
@@ -260,6 +265,7 @@ _ALL = (
     layer_statistics,
     moments,
     span,
+    linear,
     linear_activation,
     add_layer_norm,
 )

@@ -60,6 +60,7 @@ def arguments(operation: str, device: str | torch.device = "cpu", dtype: torch.d
             *(each.to(device, torch.float64) for each in sums),
         ],
         "span": lambda: [exact(HEADS, 20, HEAD_DIM), exact(HEADS, HEAD_DIM, HEAD_DIM), 4, 1e-10],
+        "linear": lambda: [tokens, draw(WIDTH, WIDTH), draw(WIDTH)],
         "linear_activation": lambda: [tokens, draw(WIDTH, WIDTH), draw(WIDTH), "quick_gelu"],
         "add_layer_norm": lambda: [tokens, draw(IMAGES, TOKENS, WIDTH), draw(WIDTH), draw(WIDTH), 1e-5],
     }

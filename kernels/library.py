@@ -74,6 +74,10 @@ def _span(texts: Tensor, factor: Tensor, size: int, floor: float) -> tuple[Tenso
     )
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _empty(x, *x.shape[:-1], weight.shape[0])
+
+
 def _linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
     return _empty(x, *x.shape[:-1], weight.shape[0])
 
@@ -115,6 +119,7 @@ _DEFINITIONS: dict[str, tuple[str, str, Callable[..., Any]]] = {
     "layer_statistics": ("Tensor residual, float eps", "(Tensor, Tensor)", _layer_statistics),
     "moments": ("Tensor codes, Tensor shared, Tensor centre, Tensor(a!) total, Tensor(b!) second", "()", _none),
     "span": ("Tensor texts, Tensor factor, int size, float floor", "(Tensor, Tensor, Tensor)", _span),
+    "linear": ("Tensor x, Tensor weight, Tensor? bias", "Tensor", _linear),
     "linear_activation": ("Tensor x, Tensor weight, Tensor bias, str activation", "Tensor", _linear_activation),
     "add_layer_norm": (
         "Tensor(a!) x, Tensor? delta, Tensor weight, Tensor bias, float eps",

@@ -32,7 +32,7 @@ _ARGUMENTS: dict[str, list[type]] = {
     "clipfast_isa": [],
     "clipfast_limit_isa": [_INT],
     "clipfast_span": [_INT, _POINTER, *[_SIZE] * 3, _POINTER, *[_SIZE] * 4, _DOUBLE, *[_POINTER] * 3],
-    "clipfast_activation": [_INT, *[_POINTER] * 2, *[_SIZE] * 2, _INT],
+    "clipfast_activation": [_INT, _POINTER, _SIZE, _POINTER, *[_SIZE] * 2, _INT, _INT, _POINTER, _SIZE],
     "clipfast_attention": [_INT, _POINTER, *[_SIZE] * 8, _DOUBLE, *[_POINTER] * 2, _INT],
     "clipfast_layer_norm": [_INT, _POINTER, *[_SIZE] * 5, *[_POINTER] * 3, _DOUBLE, _POINTER],
     "clipfast_moments": [_INT, _POINTER, *[_SIZE] * 3, _POINTER, *[_SIZE] * 2, _POINTER, *[_SIZE] * 4, *[_POINTER] * 2],

@@ -7,17 +7,12 @@ the library holds no memory but scratch of its own.
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from clipfast.kernels import native
 from clipfast.kernels.dispatch import Implementation
+from clipfast.kernels.native_linear import FORMATS, linear, linear_activation
 from clipfast.kernels.reference import Activation, Row
-
-FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""As ``csrc/formats.h`` numbers them; the last two are widened as they are read."""
-ACTIVATIONS: dict[str, int] = {"gelu": 0, "gelu_tanh": 1, "quick_gelu": 2}
-"""As ``csrc/activation.h`` numbers them."""
 
 
 def _unreadable(**tensors: Tensor) -> list[str]:
@@ -53,27 +48,6 @@ def attention(qkv: Tensor, row: Row | None) -> tuple[Tensor, Tensor]:
             row == "mean",
         )
     return out, alpha
-
-
-def linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Tensor:
-    """:func:`clipfast.kernels.reference.linear_activation`: torch's product, then the activation in one pass in place.
-
-    In float32 that pass adds the bias, too. In 16 bits the product would be rounded without it, once more than needed.
-    """
-    exact = x.dtype == torch.float32
-    hidden = F.linear(x, weight, None if exact else bias).contiguous()
-    if hidden.numel():
-        columns = weight.shape[0]
-        native.call(
-            "activation",
-            FORMATS[x.dtype],
-            hidden,
-            bias.contiguous() if exact else None,
-            hidden.numel() // columns,
-            columns,
-            ACTIVATIONS[activation],
-        )
-    return hidden
 
 
 def add_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -162,13 +136,15 @@ def _refuses_attention(qkv: Tensor, row: Row | None) -> list[str]:
     return _unreadable(qkv=qkv) or _other_formats(qkv=qkv)
 
 
-def _refuses_linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> list[str]:
-    reasons = _unreadable(x=x, weight=weight, bias=bias) or _other_formats(x=x)
-    return reasons or [
-        f"{name} is {tensor.dtype}, x is {x.dtype}"
-        for name, tensor in (("weight", weight), ("bias", bias))
-        if tensor.dtype != x.dtype
+def _refuses_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> list[str]:
+    given = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
+    return _unreadable(**given) or [
+        f"{name} is {tensor.dtype}, x is {x.dtype}" for name, tensor in given.items() if tensor.dtype != x.dtype
     ]
+
+
+def _refuses_linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> list[str]:
+    return _refuses_linear(x, weight, bias) or _other_formats(x=x)
 
 
 def _refuses_add_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> list[str]:
@@ -193,6 +169,7 @@ def _refuses_span(texts: Tensor, factor: Tensor, size: int, floor: float) -> lis
 IMPLEMENTATIONS: Mapping[str, Implementation] = {
     "add_layer_norm": Implementation(add_layer_norm, _refuses_add_layer_norm),
     "attention": Implementation(attention, _refuses_attention),
+    "linear": Implementation(linear, _refuses_linear),
     "linear_activation": Implementation(linear_activation, _refuses_linear_activation),
     "moments": Implementation(moments, _refuses_moments),
     "span": Implementation(span, _refuses_span),

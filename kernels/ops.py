@@ -9,15 +9,32 @@ Axes: ``B`` images, ``N`` tokens, ``H`` heads, ``E`` head_dim, ``T`` texts, ``D`
 """
 
 from collections.abc import Sequence
-from typing import get_args
 
 import torch
 from torch import Tensor
 
 from clipfast.kernels.checks import expect, expect_heads, expect_out, expect_together, expect_weighted_values
 from clipfast.kernels.dispatch import AUTO
+from clipfast.kernels.layer_ops import add_layer_norm, layer_statistics, linear, linear_activation
 from clipfast.kernels.library import call
-from clipfast.kernels.reference import Activation, Row
+from clipfast.kernels.reference import Row
+
+__all__ = [
+    "add_layer_norm",
+    "attention",
+    "head_maps",
+    "layer_statistics",
+    "layered_text_maps",
+    "linear",
+    "linear_activation",
+    "moments",
+    "query_row",
+    "query_row_from_tokens",
+    "span",
+    "text_maps",
+    "text_maps_from_tokens",
+    "token_contributions",
+]
 
 
 def attention(qkv: Tensor, row: Row | None = "cls", *, backend: str = AUTO) -> tuple[Tensor, Tensor | None]:
@@ -260,81 +277,6 @@ def token_contributions(
     if scale is not None:
         expect("scale", scale, (value.shape[0],))
     result: Tensor = call("token_contributions", alpha, value, basis, shift, scale, backend)
-    return result
-
-
-def layer_statistics(residual: Tensor, eps: float, *, backend: str = AUTO) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of a LayerNorm's input (:func:`.reference.layer_statistics`).
-
-    Args:
-        residual: ``[B, W]``.
-        eps: ε of the LayerNorm.
-        backend: see above.
-
-    Returns:
-        ``mean [B]`` and ``std [B]``, float32 (float64 for float64).
-
-    Raises:
-        ValueError: wrong shape or unknown backend.
-    """
-    expect("residual", residual, (None, None))
-    result: tuple[Tensor, Tensor] = call("layer_statistics", residual, eps, backend)
-    return result
-
-
-def linear_activation(
-    x: Tensor, weight: Tensor, bias: Tensor, activation: Activation, *, backend: str = AUTO
-) -> Tensor:
-    """The first linear layer of an MLP with its activation (:func:`.reference.linear_activation`).
-
-    Args:
-        x: ``[..., K]``.
-        weight: ``[M, K]``.
-        bias: ``[M]``.
-        activation: ``"gelu"`` (exact), ``"gelu_tanh"`` or ``"quick_gelu"``.
-        backend: see above.
-
-    Returns:
-        ``[..., M]`` in the dtype of ``x``.
-
-    Raises:
-        ValueError: wrong shape, unknown activation or backend.
-    """
-    expect("weight", weight, (None, None))
-    expect("x", x, (*[None] * (x.ndim - 1), weight.shape[1]))
-    expect("bias", bias, (weight.shape[0],))
-    expect_together(x=x, weight=weight, bias=bias)
-    if activation not in get_args(Activation):
-        raise ValueError(f"activation is {activation!r}, expected one of {', '.join(get_args(Activation))}")
-    result: Tensor = call("linear_activation", x, weight, bias, activation, backend)
-    return result
-
-
-def add_layer_norm(
-    x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float, *, backend: str = AUTO
-) -> Tensor:
-    """Adds a term to the residual stream, in place, and returns its LayerNorm (:func:`.reference.add_layer_norm`).
-
-    Args:
-        x: ``[..., W]``; changed in place unless ``delta`` is None.
-        delta: ``[..., W]`` in the dtype of ``x``, or None.
-        weight: ``[W]``, of any precision: statistics are taken in at least float32.
-        bias: ``[W]``.
-        eps: ε of the LayerNorm.
-        backend: see above.
-
-    Returns:
-        ``[..., W]`` in the dtype of ``x``.
-
-    Raises:
-        ValueError: wrong shape or unknown backend.
-    """
-    expect("weight", weight, (x.shape[-1],))
-    expect("bias", bias, (x.shape[-1],))
-    if delta is not None:
-        expect("delta", delta, tuple(x.shape))
-    expect_together(x=x, delta=delta, weight=weight, bias=bias)
-    result: Tensor = call("add_layer_norm", x, delta, weight, bias, eps, backend)
     return result
 
 

@@ -236,6 +236,21 @@ def span(texts: Tensor, factor: Tensor, size: int, floor: float) -> tuple[Tensor
     return picks, variances, directions
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer, ``x Wᵀ + b``.
+
+    Args:
+        x: ``[..., K]``.
+        weight: ``[M, K]``.
+        bias: ``[M]``, or None.
+
+    Returns:
+        ``[..., M]``.
+    """
+    product = x @ weight.T
+    return product if bias is None else product + bias
+
+
 def linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Tensor:
     """The first half of an MLP, ``f(x Wᵀ + b)``.
 

@@ -3,8 +3,9 @@
 from contract_attention import AttentionContract
 from contract_heads import HeadsContract
 from contract_layers import LayersContract
+from contract_linear import LinearContract
 from contract_maps import MapsContract
 
 
-class OpsContract(AttentionContract, MapsContract, LayersContract, HeadsContract):
+class OpsContract(AttentionContract, MapsContract, LayersContract, LinearContract, HeadsContract):
     """Inherited by one class per backend and device, which names them."""

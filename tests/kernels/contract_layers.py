@@ -25,7 +25,7 @@ EPS = 1e-5
 
 
 class LayersContract(Contract):
-    """``layer_statistics``, ``add_layer_norm`` and ``linear_activation``."""
+    """``layer_statistics``, ``add_layer_norm``, ``linear_activation``; :class:`LinearContract` has ``linear``."""
 
     # -------------------------------------------------------------------------------------- the final LayerNorm
 

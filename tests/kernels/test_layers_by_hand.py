@@ -1,4 +1,4 @@
-"""``linear_activation`` and ``add_layer_norm``: numbers anyone can verify, and the arguments that are refused."""
+"""``linear``, ``linear_activation``, ``add_layer_norm``: numbers anyone can verify, and arguments that are refused."""
 
 from collections.abc import Callable
 from math import erf, exp, pi, sqrt, tanh
@@ -62,6 +62,14 @@ def test_add_layer_norm(linear_activation: object, add_layer_norm: Callable[...,
     assert error(have, exactly([[9, -2]])) <= FLOAT64
 
 
+@pytest.mark.parametrize("linear", [reference.linear, ops.linear], ids=["definition", "called"])
+def test_linear(linear: Callable[..., Tensor]) -> None:
+    """(1, 2)·(3, 4) = 11, with 5 more 16; (1, 2)·(−1, 0) = −1, with −2 more −3."""
+    x, weight = exactly([[1, 2]]), exactly([[3, 4], [-1, 0]])
+    assert error(linear(x, weight, exactly([5, -2])), exactly([[16, -3]])) <= FLOAT64
+    assert error(linear(x, weight, None), exactly([[11, -1]])) <= FLOAT64
+
+
 def test_the_stream_is_changed_in_place() -> None:
     x, delta = exactly([[10, 2]]), exactly([[4, 4]])
     ops.add_layer_norm(x, delta, exactly([10, 5]), exactly([1, 2]), 9.0)
@@ -86,6 +94,23 @@ def test_wrong_arguments_of_linear_activation(change: dict[str, object], told: s
     tensors = {name: torch.ones(shape) if isinstance(shape, tuple) else shape for name, shape in given.items()}
     with pytest.raises(ValueError, match=f"^{told}"):
         ops.linear_activation(**tensors)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"x": (2, 5, 8)}, r"x has shape \[2, 5, 8\], expected \[\?, \?, 7\]"),
+        ({"weight": (6, 7, 1)}, r"weight has shape \[6, 7, 1\], expected \[\?, \?\]"),
+        ({"bias": (7,)}, r"bias has shape \[7\], expected \[6\]"),
+        ({"backend": "abacus"}, "unknown backend 'abacus'"),
+    ],
+)
+def test_wrong_arguments_of_linear(change: dict[str, object], told: str, dtype: torch.dtype) -> None:
+    given = {"x": (2, 5, 7), "weight": (6, 7), "bias": (6,), **change}
+    tensors = {k: torch.ones(shape, dtype=dtype) if isinstance(shape, tuple) else shape for k, shape in given.items()}
+    with pytest.raises(ValueError, match=f"^{told}"):
+        ops.linear(**tensors)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

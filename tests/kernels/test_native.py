@@ -5,10 +5,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 from contract import OpsContract
-from contract_layers import EVERY_ACTIVATION
-from contracting import LOW
+from contract_layers import EVERY_ACTIVATION, LayersContract
+from contract_linear import LinearContract
+from contracting import LOW, draw
 
-from clipfast.kernels import native, ops, reference
+from clipfast.kernels import native, native_linear, ops, reference
 
 
 class NativeContract(OpsContract):
@@ -64,3 +65,27 @@ class TestAvx512(NativeContract):
 
 class TestAvx512Bf16(NativeContract):
     isa = "avx512_bf16"
+
+
+@pytest.fixture
+def no_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU that multiplies no 16 bits, in pieces of a few rows of the weight."""
+    monkeypatch.setattr(native_linear, "multiplies", lambda dtype: dtype not in (torch.bfloat16, torch.float16))
+    monkeypatch.setattr(native_linear, "PIECE", 500)
+
+
+@pytest.mark.usefixtures("no_product")
+class TestWidened(LinearContract, LayersContract):
+    """The same without a product of 16 bits, whatever this CPU has."""
+
+    backend = "native"
+    not_in_float64 = NativeContract.not_in_float64
+
+    @pytest.mark.parametrize("dtype", LOW)
+    def test_rounded_once(self, dtype: torch.dtype) -> None:
+        """The result is the float32 product with everything that follows it, rounded."""
+        x, weight, bias = draw(0, 7, 40, dtype=dtype), draw(1, 90, 40, dtype=dtype), draw(2, 90, dtype=dtype)
+        want = reference.linear(x.float(), weight.float(), bias.float())
+        have = ops.linear(x, weight, bias, backend="native")
+        torch.testing.assert_close(have, want.to(dtype), rtol=2**-7 if dtype == torch.bfloat16 else 2**-10, atol=0)
+        assert (have != want.to(dtype)).float().mean() < 0.01  # float32's own rounding may cross an edge

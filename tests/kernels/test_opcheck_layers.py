@@ -1,4 +1,4 @@
-"""``linear_activation`` and ``add_layer_norm`` as ``torch.library`` ops with unusual arguments."""
+"""``linear``, ``linear_activation`` and ``add_layer_norm`` as ``torch.library`` ops with unusual arguments."""
 
 import pytest
 import torch
@@ -7,6 +7,12 @@ from opchecking import Calls, cases, draw, opcheck
 LOW = torch.bfloat16
 VECTOR = draw(24)
 CALLS: Calls = {
+    "linear": {
+        "bf16": (draw(2, 3, 16, dtype=LOW), draw(24, 16, dtype=LOW), draw(24, dtype=LOW)),
+        "without a bias": (draw(2, 3, 16, dtype=LOW), draw(24, 16, dtype=LOW), None),
+        "strided": (draw(2, 16, 3).mT, draw(16, 24).T, draw(24, 2)[:, 0]),
+        "no images": (draw(0, 3, 16), draw(24, 16), VECTOR),
+    },
     "linear_activation": {
         "bf16": (draw(2, 3, 16, dtype=LOW), draw(24, 16, dtype=LOW), draw(24, dtype=LOW), "gelu"),
         "strided": (draw(2, 16, 3).mT, draw(16, 24).T, draw(24, 2)[:, 0], "quick_gelu"),

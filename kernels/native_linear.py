@@ -1,0 +1,82 @@
+"""Linear layers on the CPU: torch's products, in a format that the CPU multiplies, and what follows them in C++.
+
+A CPU without instructions for 16 bits is no reason to wait: torch then multiplies bfloat16 and float16 number by
+number, eight times as slowly as float32. Here the weights are widened, a piece at a time that fits the cache, torch's
+float32 product is formed, and bias, activation and the one rounding are a pass over it while it is there. Nothing is
+rounded in between, so the results are closer to the exact ones, too.
+"""
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipfast.kernels import native
+from clipfast.kernels.reference import Activation
+
+FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""As ``csrc/formats.h`` numbers them; the last two are widened as they are read."""
+ACTIVATIONS: dict[str | None, int] = {"gelu": 0, "gelu_tanh": 1, "quick_gelu": 2, None: 3}
+"""As ``csrc/activation.h`` numbers them."""
+PIECE = 2**20
+"""Weights that are widened at a time: 4 MB of float32."""
+
+
+@cache
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether torch has a fast product of this format on this CPU: oneDNN's, where it is 16 bits wide."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return True
+    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
+        return False
+    asked = torch.ops.mkldnn
+    fast = asked._is_mkldnn_bf16_supported if dtype == torch.bfloat16 else asked._is_mkldnn_fp16_supported
+    return bool(fast())
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """:func:`clipfast.kernels.reference.linear`."""
+    if multiplies(x.dtype):
+        return F.linear(x, weight, bias).contiguous()
+    return _widened(x, weight, bias, None)
+
+
+def linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Tensor:
+    """:func:`clipfast.kernels.reference.linear_activation`: the product, then the activation in one pass.
+
+    In float32 that pass adds the bias, too. In 16 bits oneDNN's product would be rounded without it, once more than
+    needed.
+    """
+    if not multiplies(x.dtype):
+        return _widened(x, weight, bias, activation)
+    exact = x.dtype == torch.float32
+    hidden = F.linear(x, weight, None if exact else bias).contiguous()
+    if hidden.numel():
+        flat = hidden.view(-1, weight.shape[0])
+        _activate(flat, bias.contiguous() if exact else None, activation, flat)
+    return hidden
+
+
+def _activate(x: Tensor, bias: Tensor | None, activation: Activation | None, out: Tensor) -> None:
+    """``out ← f(x + bias)``, both ``[rows, columns]`` with contiguous columns; a float32 ``x`` into any format."""
+    formats = FORMATS[x.dtype], FORMATS[out.dtype]
+    sizes = x.shape[0], x.shape[1], ACTIVATIONS[activation]
+    native.call("activation", formats[0], x, x.stride(0), bias, *sizes, formats[1], out, out.stride(0))
+
+
+def _widened(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
+    columns, depth = weight.shape
+    out = x.new_empty(*x.shape[:-1], columns)
+    if not out.numel():
+        return out
+    flat = out.view(-1, columns)
+    wide = x.reshape(len(flat), depth).float()
+    shift = None if bias is None else bias.float().contiguous()
+    pieces = max(1, columns * depth // PIECE)
+    step = -(-columns // pieces)
+    for start in range(0, columns, step):
+        part = slice(start, start + step)
+        product = wide @ weight[part].float().T
+        _activate(product, None if shift is None else shift[part], activation, flat[:, part])
+    return out

@@ -1,0 +1,87 @@
+"""A linear layer: the definition in float64 is the truth."""
+
+import pytest
+import torch
+from contracting import IMAGES, LOW, Contract, draw, floor, in_double
+from measures import error, relative_error
+from tolerances import LOW_PRECISION_FACTOR, OP_FLOAT32
+from torch import Tensor
+
+from clipfast.kernels import ops, reference
+
+EVERY_SIZE = pytest.mark.parametrize(
+    ("tokens", "inner", "columns"), [(1, 1, 1), (2, 33, 65), (9, 104, 136), (50, 96, 384), (3, 600, 2100)]
+)
+EITHER_BIAS = pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no-bias"])
+
+
+class LinearContract(Contract):
+    """``linear``."""
+
+    def draw_linear(
+        self, tokens: int, inner: int, columns: int, dtype: torch.dtype, with_bias: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        x, weight = draw(6, IMAGES, tokens, inner, dtype=dtype), draw(7, columns, inner) * max(inner, 1) ** -0.5
+        return x, weight.to(dtype), draw(8, columns, dtype=dtype) if with_bias else None
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return ops.linear(x, weight, bias, backend=self.backend)
+
+    def want(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return reference.linear(*in_double(x, weight), None if bias is None else bias.double())
+
+    @EVERY_SIZE
+    @EITHER_BIAS
+    def test_linear(self, tokens: int, inner: int, columns: int, with_bias: bool) -> None:
+        arguments = self.draw_linear(tokens, inner, columns, torch.float32, with_bias)
+        have = self.linear(*arguments)
+        assert have.dtype == torch.float32
+        assert have.is_contiguous()
+        assert relative_error(have, self.want(*arguments)) <= OP_FLOAT32
+
+    @EVERY_SIZE
+    @EITHER_BIAS
+    @pytest.mark.parametrize("dtype", LOW)
+    def test_linear_in_low_precision(
+        self, tokens: int, inner: int, columns: int, with_bias: bool, dtype: torch.dtype
+    ) -> None:
+        arguments = self.draw_linear(tokens, inner, columns, dtype, with_bias)
+        have, want = self.linear(*arguments), self.want(*arguments)
+        assert have.dtype == dtype
+        assert have.is_contiguous()
+        assert error(have, want) <= LOW_PRECISION_FACTOR * error(reference.linear(*arguments), want) + floor(want)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, *LOW])
+    def test_linear_of_any_strides(self, dtype: torch.dtype) -> None:
+        x, weight, bias = self.draw_linear(9, 33, 95, dtype)
+        assert bias is not None
+        want = self.want(x, weight, bias)
+        limit = LOW_PRECISION_FACTOR * error(reference.linear(x, weight, bias), want) + floor(want)
+        wide = x.new_full((IMAGES, 9, 41), torch.nan)
+        apart = x.new_full((IMAGES, 33, 9), torch.nan).transpose(1, 2)
+        for view in (wide[..., 3:36], apart):
+            view.copy_(x)
+            assert error(self.linear(view, weight, bias), want) <= limit
+        assert error(self.linear(wide[:, 0, 3:36], weight, bias), want[:, 0]) <= limit
+        assert error(self.linear(x[0, 0], weight, bias), want[0, 0]) <= limit
+        bias_apart = torch.stack([bias, bias], 1)[:, 0]
+        assert error(self.linear(x, weight.t().contiguous().t(), bias_apart), want) <= limit
+        assert error(self.linear(x, torch.cat([weight, weight], 1)[:, :33], bias), want) <= limit
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_linear_of_nothing(self, dtype: torch.dtype) -> None:
+        x, weight, bias = self.draw_linear(9, 80, 96, dtype)
+        assert bias is not None
+        assert self.linear(x[:0], weight, bias).shape == (0, 9, 96)
+        assert self.linear(x[:, :0], weight, None).shape == (IMAGES, 0, 96)
+        assert self.linear(x, weight[:0], bias[:0]).shape == (IMAGES, 9, 0)
+        assert torch.equal(self.linear(x[..., :0], weight[:, :0], bias), bias.expand(IMAGES, 9, 96))
+        assert torch.equal(
+            self.linear(x[..., :0], weight[:, :0], None), torch.zeros_like(x[..., :1]).expand(-1, -1, 96)
+        )
+
+    def test_linear_in_float64(self) -> None:
+        arguments = self.draw_linear(3, 16, 24, torch.float64)
+        have = self.linear(*arguments)
+        assert have.dtype == torch.float64
+        assert relative_error(have, self.want(*arguments)) <= 1e-14
