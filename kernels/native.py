@@ -35,6 +35,13 @@ _ARGUMENTS: dict[str, list[type]] = {
     "clipfast_activation": [_INT, _POINTER, _SIZE, _POINTER, *[_SIZE] * 2, _INT, _INT, _POINTER, _SIZE],
     "clipfast_attention": [_INT, _POINTER, *[_SIZE] * 8, _DOUBLE, *[_POINTER] * 2, _INT],
     "clipfast_layer_norm": [_INT, _POINTER, *[_SIZE] * 5, *[_POINTER] * 3, _DOUBLE, _POINTER],
+    "clipfast_query_row": [
+        *[_INT, _POINTER],
+        *[_POINTER, _SIZE, _SIZE, _SIZE] * 2,
+        *[_SIZE] * 4,
+        _DOUBLE,
+        *[_POINTER] * 2,
+    ],
     "clipfast_moments": [_INT, _POINTER, *[_SIZE] * 3, _POINTER, *[_SIZE] * 2, _POINTER, *[_SIZE] * 4, *[_POINTER] * 2],
 }
 

@@ -50,6 +50,34 @@ def attention(qkv: Tensor, row: Row | None) -> tuple[Tensor, Tensor]:
     return out, alpha
 
 
+def query_row(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`clipfast.kernels.reference.query_row`, one thread per image and head."""
+    images, tokens, heads, width = key.shape
+    z = key.new_empty(images, heads, width, dtype=torch.float32)
+    alpha = key.new_empty(images, heads, tokens, dtype=torch.float32)
+    if z.numel():
+        key, value = (each if each.stride(-1) == 1 else each.contiguous() for each in (key, value))
+        native.call(
+            "query_row",
+            FORMATS[key.dtype],
+            query.float().contiguous(),
+            key,
+            *key.stride()[:3],
+            value,
+            *value.stride()[:3],
+            images,
+            tokens,
+            heads,
+            width,
+            width**-0.5,
+            z,
+            alpha,
+        )
+    elif alpha.numel():  # heads of no width: every product is 0
+        alpha.fill_(1 / tokens)
+    return z, alpha
+
+
 def add_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Adds ``delta`` to ``x`` and returns the LayerNorm, :func:`clipfast.kernels.reference.add_layer_norm`."""
     out = torch.empty(x.shape, dtype=x.dtype)
@@ -136,6 +164,12 @@ def _refuses_attention(qkv: Tensor, row: Row | None) -> list[str]:
     return _unreadable(qkv=qkv) or _other_formats(qkv=qkv)
 
 
+def _refuses_query_row(query: Tensor, key: Tensor, value: Tensor) -> list[str]:
+    given = {"query": query, "key": key, "value": value}
+    reasons = _unreadable(**given) or _other_formats(**given)
+    return reasons or ([f"value is {value.dtype}, key is {key.dtype}"] if value.dtype != key.dtype else [])
+
+
 def _refuses_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> list[str]:
     given = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
     return _unreadable(**given) or [
@@ -172,6 +206,7 @@ IMPLEMENTATIONS: Mapping[str, Implementation] = {
     "linear": Implementation(linear, _refuses_linear),
     "linear_activation": Implementation(linear_activation, _refuses_linear_activation),
     "moments": Implementation(moments, _refuses_moments),
+    "query_row": Implementation(query_row, _refuses_query_row),
     "span": Implementation(span, _refuses_span),
 }
 """By the operations' names in :mod:`clipfast.kernels.ops`."""

@@ -219,7 +219,7 @@ class AttentionContract(Contract):
 
     def test_query_row_in_float64(self) -> None:
         arguments = in_double(*self.draw_row(17, 64, torch.float32))
-        if not self.float64:
+        if not self.takes_float64("query_row"):
             with self.refuses_float64():
                 self.query_row(*arguments)
             return
