@@ -5,7 +5,7 @@ products, and no temporary as large as ``[B, N, H, D]``. Results that later sums
 float32 for low-precision inputs, float64 for float64.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +84,13 @@ def text_maps(alpha: Tensor, value: Tensor, text_basis: Tensor, out: Tensor, hea
             out.addcmul_(product, alpha[:, head, :, None])
 
 
+def of_layer(heads: Tensor | None, layer: int, count: int) -> Tensor | None:
+    """Which heads of one layer are among ``layer · count + head``, None for all."""
+    if heads is None:
+        return None
+    return heads[torch.div(heads, count, rounding_mode="floor") == layer] - layer * count
+
+
 def layered_text_maps(
     alpha: Tensor, values: Sequence[Tensor], text_basis: Tensor, heads: Tensor | None = None
 ) -> Tensor:
@@ -91,15 +98,19 @@ def layered_text_maps(
     images, layers, count, tokens = alpha.shape
     out = alpha.new_zeros(images, tokens, text_basis.shape[-1])
     for layer in range(layers):
-        part = None
-        if heads is not None:
-            part = heads[torch.div(heads, count, rounding_mode="floor") == layer] - layer * count
-        text_maps(alpha[:, layer], values[layer], text_basis[layer], out, part)
+        text_maps(alpha[:, layer], values[layer], text_basis[layer], out, of_layer(heads, layer, count))
     return out
 
 
 def text_maps_from_tokens(
-    alpha: Tensor, tokens: Tensor, value_weight: Tensor, value_bias: Tensor, text_basis: Tensor, out: Tensor
+    alpha: Tensor,
+    tokens: Tensor,
+    value_weight: Tensor,
+    value_bias: Tensor,
+    text_basis: Tensor,
+    out: Tensor,
+    *,
+    project: Callable[..., Tensor] = F.linear,
 ) -> None:
     """Adds :func:`clipfast.kernels.reference.text_maps_from_tokens` to ``out [B, N, T]``.
 
@@ -107,7 +118,7 @@ def text_maps_from_tokens(
     """
     heads, head_dim, texts = text_basis.shape
     if heads * texts >= tokens.shape[2]:
-        flat = F.linear(tokens, value_weight.flatten(0, 1).to(tokens.dtype), value_bias.flatten().to(tokens.dtype))
+        flat = project(tokens, value_weight.flatten(0, 1).to(tokens.dtype), value_bias.flatten().to(tokens.dtype))
         text_maps(alpha, flat.unflatten(2, (heads, head_dim)), text_basis, out)
         return
     exact = out.dtype

@@ -42,6 +42,13 @@ _ARGUMENTS: dict[str, list[type]] = {
         _DOUBLE,
         *[_POINTER] * 2,
     ],
+    "clipfast_text_maps": [
+        *[_INT, _POINTER, *[_SIZE] * 3],
+        *[_POINTER, *[_SIZE] * 3],
+        *[_POINTER] * 2,
+        *[_SIZE] * 6,
+        _POINTER,
+    ],
     "clipfast_moments": [_INT, _POINTER, *[_SIZE] * 3, _POINTER, *[_SIZE] * 2, _POINTER, *[_SIZE] * 4, *[_POINTER] * 2],
 }
 

@@ -4,7 +4,7 @@ The mathematics is in ``csrc/``, a file per operation; here are allocation and s
 the library holds no memory but scratch of its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from clipfast.kernels import native
 from clipfast.kernels.dispatch import Implementation
 from clipfast.kernels.native_linear import FORMATS, linear, linear_activation
+from clipfast.kernels.native_maps import layered_text_maps, text_maps, text_maps_from_tokens
 from clipfast.kernels.reference import Activation, Row
 
 
@@ -192,6 +193,26 @@ def _refuses_add_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bia
     return reasons
 
 
+def _refuses_text_maps(
+    alpha: Tensor, value: Tensor, text_basis: Tensor, out: Tensor, heads: Tensor | None = None
+) -> list[str]:
+    given = {"alpha": alpha, "value": value, "text_basis": text_basis, "out": out}
+    return _unreadable(**given) or _other_formats(**given)
+
+
+def _refuses_layered_text_maps(
+    alpha: Tensor, values: Sequence[Tensor], text_basis: Tensor, heads: Tensor | None
+) -> list[str]:
+    given = {"alpha": alpha, "text_basis": text_basis} | {f"values[{i}]": value for i, value in enumerate(values)}
+    return _unreadable(**given) or _other_formats(**given)
+
+
+def _refuses_text_maps_from_tokens(
+    alpha: Tensor, tokens: Tensor, value_weight: Tensor, value_bias: Tensor, text_basis: Tensor, out: Tensor
+) -> list[str]:
+    return _unreadable(alpha=alpha, tokens=tokens, value_weight=value_weight, value_bias=value_bias, out=out)
+
+
 def _refuses_moments(codes: Tensor, shared: Tensor, centre: Tensor, total: Tensor, second: Tensor) -> list[str]:
     return _unreadable(codes=codes, shared=shared, centre=centre)
 
@@ -203,10 +224,13 @@ def _refuses_span(texts: Tensor, factor: Tensor, size: int, floor: float) -> lis
 IMPLEMENTATIONS: Mapping[str, Implementation] = {
     "add_layer_norm": Implementation(add_layer_norm, _refuses_add_layer_norm),
     "attention": Implementation(attention, _refuses_attention),
+    "layered_text_maps": Implementation(layered_text_maps, _refuses_layered_text_maps),
     "linear": Implementation(linear, _refuses_linear),
     "linear_activation": Implementation(linear_activation, _refuses_linear_activation),
     "moments": Implementation(moments, _refuses_moments),
     "query_row": Implementation(query_row, _refuses_query_row),
     "span": Implementation(span, _refuses_span),
+    "text_maps": Implementation(text_maps, _refuses_text_maps),
+    "text_maps_from_tokens": Implementation(text_maps_from_tokens, _refuses_text_maps_from_tokens),
 }
 """By the operations' names in :mod:`clipfast.kernels.ops`."""

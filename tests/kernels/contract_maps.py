@@ -281,7 +281,7 @@ class MapsContract(Contract):
     @pytest.mark.parametrize("name", [*WEIGHTED, "layered_text_maps", "text_maps_from_tokens"])
     def test_maps_in_float64(self, name: str) -> None:
         alpha, value, basis = in_double(*draw_weighted_values(17, 80, 3, torch.float32))
-        with nullcontext() if self.float64 else self.refuses_float64():
+        with nullcontext() if self.takes_float64(name) else self.refuses_float64():
             if name == "text_maps_from_tokens":
                 arguments = in_double(*self.draw_unformed_values(17, 80, 3, torch.float32))
                 have = torch.zeros(IMAGES, 17, 3, dtype=torch.float64, device=self.device)

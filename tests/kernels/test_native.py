@@ -16,7 +16,9 @@ class NativeContract(OpsContract):
     """Not collected; a class per instruction set inherits it."""
 
     backend = "native"
-    not_in_float64 = frozenset({"add_layer_norm", "attention", "linear_activation", "query_row"})
+    not_in_float64 = frozenset(
+        {"add_layer_norm", "attention", "layered_text_maps", "linear_activation", "query_row", "text_maps"}
+    )
     isa: str
 
     @pytest.fixture(autouse=True)
