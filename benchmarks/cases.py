@@ -14,9 +14,10 @@ import clipfast
 from clipfast import Contributions, Model
 from clipfast.bench import naive
 from clipfast.bench.checks import BOUND, against_naive, against_plain, difference, relative
-from clipfast.bench.inputs import TEXTS, module, noise, randomize, unit, unit_texts
+from clipfast.bench.inputs import DTYPES, TEXTS, module, noise, randomize, unit, unit_texts
 from clipfast.bench.measuring import Check
 from clipfast.bench.outputs import explain, heads_only, plain
+from clipfast.kernels import native, native_linear
 
 __all__ = [
     "BOUND",
@@ -28,6 +29,7 @@ __all__ = [
     "difference",
     "explain",
     "heads_only",
+    "instructions",
     "module",
     "noise",
     "plain",
@@ -36,6 +38,12 @@ __all__ = [
     "unit",
     "unit_texts",
 ]
+
+
+def instructions() -> dict[str, Any]:
+    """What of the CPU the measured code makes use of, as it stands in a result's settings."""
+    fast = [name for name in ("bf16", "fp16") if native_linear.multiplies(DTYPES[name])]
+    return {"instructions": native.isa() or "none", "products_of_16_bits": fast}
 
 
 def all_tokens(model: Model, images: Tensor) -> tuple[Contributions, Tensor]:
@@ -47,23 +55,26 @@ def all_tokens(model: Model, images: Tensor) -> tuple[Contributions, Tensor]:
 # ------------------------------------------------------------------------------------- calls a fresh process can build
 
 
-def _start(name: str, batch: int, threads: int, device: str) -> tuple[nn.Module, Model, Tensor, Tensor]:
+def _start(
+    name: str, batch: int, threads: int, device: str, dtype: str = "fp32"
+) -> tuple[nn.Module, Model, Tensor, Tensor]:
     """The same start for every side: model, wrapped model, images, texts."""
     torch.set_num_threads(threads)
-    built = module(name, device)
+    built = module(name, device, dtype=DTYPES[dtype])
     model = clipfast.wrap(built)
-    return built, model, noise(built.visual, batch, device), unit_texts(model.tower.embed_dim, device)
+    images = noise(built.visual, batch, device, dtype=DTYPES[dtype])
+    return built, model, images, unit_texts(model.tower.embed_dim, device)
 
 
-def plain_call(name: str, batch: int, threads: int, device: str = "cpu") -> Callable[[], object]:
+def plain_call(name: str, batch: int, threads: int, device: str = "cpu", dtype: str = "fp32") -> Callable[[], object]:
     """:func:`plain`, ready to run."""
-    built, _, images, _ = _start(name, batch, threads, device)
+    built, _, images, _ = _start(name, batch, threads, device, dtype)
     return lambda: plain(built, images)
 
 
-def explain_call(name: str, batch: int, threads: int, device: str = "cpu") -> Callable[[], object]:
+def explain_call(name: str, batch: int, threads: int, device: str = "cpu", dtype: str = "fp32") -> Callable[[], object]:
     """:func:`explain`, ready to run."""
-    _, model, images, texts = _start(name, batch, threads, device)
+    _, model, images, texts = _start(name, batch, threads, device, dtype)
     return lambda: explain(model, images, texts)
 
 
