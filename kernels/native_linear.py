@@ -54,11 +54,11 @@ def linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: Activ
     hidden = F.linear(x, weight, None if exact else bias).contiguous()
     if hidden.numel():
         flat = hidden.view(-1, weight.shape[0])
-        _activate(flat, bias.contiguous() if exact else None, activation, flat)
+        activate(flat, bias.contiguous() if exact else None, activation, flat)
     return hidden
 
 
-def _activate(x: Tensor, bias: Tensor | None, activation: Activation | None, out: Tensor) -> None:
+def activate(x: Tensor, bias: Tensor | None, activation: Activation | None, out: Tensor) -> None:
     """``out ← f(x + bias)``, both ``[rows, columns]`` with contiguous columns; a float32 ``x`` into any format."""
     formats = FORMATS[x.dtype], FORMATS[out.dtype]
     sizes = x.shape[0], x.shape[1], ACTIVATIONS[activation]
@@ -78,5 +78,5 @@ def _widened(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activat
     for start in range(0, columns, step):
         part = slice(start, start + step)
         product = wide @ weight[part].float().T
-        _activate(product, None if shift is None else shift[part], activation, flat[:, part])
+        activate(product, None if shift is None else shift[part], activation, flat[:, part])
     return out
