@@ -1,11 +1,13 @@
 """What every backend must do: the definition in float64 is the truth, whatever the backend, dtype or strides."""
 
 from contract_attention import AttentionContract
-from contract_heads import HeadsContract
+from contract_heads import MomentsContract, SpanContract
 from contract_layers import LayersContract
 from contract_linear import LinearContract
 from contract_maps import MapsContract
 
 
-class OpsContract(AttentionContract, MapsContract, LayersContract, LinearContract, HeadsContract):
+class OpsContract(
+    AttentionContract, MapsContract, LayersContract, LinearContract, MomentsContract, SpanContract
+):
     """Inherited by one class per backend and device, which names them."""

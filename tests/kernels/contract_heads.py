@@ -22,10 +22,8 @@ SPANS = [
 ]  # texts, rank, size
 
 
-class HeadsContract(Contract):
-    """``moments`` and ``span``."""
-
-    # ---------------------------------------------------------------------------------------------- moments
+class MomentsContract(Contract):
+    """``moments``."""
 
     def sums(self, groups: int, columns: int) -> tuple[Tensor, Tensor]:
         """Totals to start from."""
@@ -142,7 +140,9 @@ class HeadsContract(Contract):
         for got, want in zip(self.moments(*arguments), reference.moments(*arguments), strict=True):
             assert relative_error(got, want) <= FLOAT64
 
-    # ------------------------------------------------------------------------------------------------- span
+
+class SpanContract(Contract):
+    """``span``."""
 
     def span(self, texts: Tensor, factor: Tensor, size: int, floor: float = 1e-10) -> tuple[Tensor, Tensor, Tensor]:
         return ops.span(texts, factor, size, floor, backend=self.backend)
