@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipfast.kernels import native
+from clipfast.kernels import cuda, native
 
 AUTO = "auto"
 Variant = tuple[str, Callable[..., Any]]
@@ -106,6 +106,10 @@ def _triton_refusals() -> list[str]:
     return ["no GPU (TRITON_INTERPRET=1 set before the start interprets it on the CPU, slowly, for tests)"]
 
 
+def _cuda_unasked(tensor: Tensor) -> list[str]:
+    return [] if tensor.is_cuda else ["the tensors are not on a GPU"]
+
+
 def _native_unasked(tensor: Tensor) -> list[str]:
     return [] if tensor.device.type == "cpu" else ["the tensors are not on the CPU"]
 
@@ -120,6 +124,7 @@ def _triton_unasked(tensor: Tensor) -> list[str]:
 
 EAGER = Backend("eager", "clipfast.kernels.eager")
 BACKENDS: tuple[Backend, ...] = (
+    Backend("cuda", "clipfast.kernels.cuda_ops", cuda.refusals, _cuda_unasked),
     Backend("triton", "clipfast.kernels.triton_ops", _triton_refusals, _triton_unasked),
     Backend("native", "clipfast.kernels.native_ops", native.refusals, _native_unasked),
     EAGER,

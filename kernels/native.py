@@ -75,7 +75,7 @@ def _missing() -> str:
 def _outdated() -> bool:
     """Whether this is a checkout whose sources are newer than what was built from them."""
     built = LIBRARY.stat().st_mtime
-    return any(source.stat().st_mtime > built for source in (HERE.parent / "csrc").glob("*"))
+    return any(source.stat().st_mtime > built for source in (HERE.parent / "csrc").glob("*.*"))
 
 
 def _pool() -> int:

@@ -11,7 +11,7 @@ import torch
 
 from clipfast.commands import console
 from clipfast.commands.loading import versions
-from clipfast.kernels import examples, native, tuning
+from clipfast.kernels import cuda, examples, native, tuning
 from clipfast.kernels.dispatch import BACKENDS, candidates
 from clipfast.kernels.library import OPERATIONS
 from clipfast.model import BUNDLED
@@ -105,6 +105,7 @@ def examine() -> dict[str, Any]:
         "no_devices_because": why_none,
         "backends": {backend.name: backend.refusals() for backend in BACKENDS},
         "native": {"library": str(native.LIBRARY), "instructions": native.isa(), "known": list(native.ISAS)},
+        "cuda": {"library": str(cuda.LIBRARY), "capability": cuda.CAPABILITY / 10, "missing": cuda.load().reason},
         "operations": choices(device),
         "timed": timed(device),
         "bundled": bundled(),
@@ -117,7 +118,10 @@ def _operations(found: dict[str, dict[str, Any]]) -> list[str]:
     alike: dict[str, list[str]] = {}
     for name, choice in found.items():
         chosen = " or ".join(choice["candidates"]) + (", timed" if len(choice["candidates"]) > 1 else "")
-        why = "; ".join(f"{backend}: {', '.join(reasons)}" for backend, reasons in choice["refused"].items())
+        why = "; ".join(
+            f"{backend}: {', '.join(reasons)}".replace(f"has no {name}", "has none")
+            for backend, reasons in choice["refused"].items()
+        )
         alike.setdefault(f"{chosen} ({why})" if why else chosen, []).append(name)
     return [f"{how}: {', '.join(names)}" for how, names in alike.items()]
 
@@ -147,6 +151,9 @@ def run(as_json: bool) -> int:
         library = report["native"]
         known = ", ".join(library["known"])
         rows.append(["native library", f"{library['library']}, instructions {library['instructions']} of {known}"])
+    if not report["cuda"]["missing"]:
+        library = report["cuda"]
+        rows.append(["CUDA library", f"{library['library']}, for compute capability {library['capability']}"])
     rows += [["operations", line] for line in _operations(report["operations"])]
     if report["timed"]["choices"]:
         kept = report["timed"]

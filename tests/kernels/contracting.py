@@ -18,7 +18,9 @@ SHAPES = [pytest.param(n, e, id=f"N{n}-E{e}") for n, e in product(TOKENS, HEAD_D
 COLUMNS = (1, 3, 100)
 LOW = [pytest.param(torch.bfloat16, id="bf16"), pytest.param(torch.float16, id="fp16")]
 
-DEVICES = {"triton": "cuda"} if torch.cuda.is_available() else {}  # where a backend runs, if not on the CPU
+DEVICES = (
+    {"triton": "cuda", "cuda": "cuda"} if torch.cuda.is_available() else {}
+)  # where a backend runs, if not on the CPU
 
 _device = "cpu"  # of the suite that is running
 

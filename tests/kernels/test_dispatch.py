@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy
 import pytest
+import test_cuda
 import test_eager  # every backend's suites are imported here: classes are known once defined
 import test_native
 import test_triton
 import torch
 from contract import OpsContract
+from contracting import DEVICES
 
 from clipfast.kernels import dispatch, examples, library
 
@@ -21,7 +23,8 @@ QKV = torch.ones(1, 2, 3, 1, 4)
 def test_every_backend_has_a_contract_suite() -> None:
     suites = {test_eager.TestEager, test_triton.TestTriton, test_native.NativeContract}
     assert suites <= {*OpsContract.__subclasses__()}
-    assert {suite.backend for suite in OpsContract.__subclasses__()} == {b.name for b in dispatch.BACKENDS}
+    whole = {suite.backend for suite in OpsContract.__subclasses__()}
+    assert whole | {test_cuda.TestCuda.backend} == {backend.name for backend in dispatch.BACKENDS}
 
 
 def test_eager_has_every_operation() -> None:
@@ -57,7 +60,8 @@ def test_a_named_backend_computes() -> None:
     for backend in dispatch.BACKENDS:
         if not backend.refusals():
             name = next(iter(backend.implementations()))
-            assert dispatch.choose(name, examples.arguments(name), backend.name).backend == backend.name
+            arguments = examples.arguments(name, DEVICES.get(backend.name, "cpu"))
+            assert dispatch.choose(name, arguments, backend.name).backend == backend.name
 
 
 def test_an_operation_that_a_backend_does_not_have_is_left_to_eager() -> None:
