@@ -221,8 +221,8 @@ def textspan(bench: Bench) -> None:
     factor = torch.linalg.qr(bench.draw(groups, rank, rank, dtype=torch.float64))[0] * decay
     low = texts.float(), factor.float()
 
-    def verify() -> list[Check]:
-        picks, variance, _ = ops.span(*low, size, backend="triton")
+    def verify(backend: str) -> list[Check]:
+        picks, variance, _ = ops.span(*low, size, backend=backend)
         wanted, exact, _ = reference.span(texts[:8].cpu(), factor[:8].cpu(), size, 1e-10)
         wrong = (picks[:8].cpu() != wanted).sum()
         return [
@@ -230,16 +230,33 @@ def textspan(bench: Bench) -> None:
             Check("variance against float64", relative(variance[:8].cpu().double(), exact), 1e-4),
         ]
 
-    comparison = bench.compared(
+    def run(backend: str) -> tuple[str, Call]:
+        return backend, lambda: ops.span(*low, size, backend=backend)
+
+    settings = {"heads": groups, "texts": bench.sizes.pool, "rank": rank, "size": size, "dtype": "float32"}
+    bench.compared(
         f"TEXTSPAN of {groups} heads",
-        ("triton", lambda: ops.span(*low, size, backend="triton")),
-        ("torch, batched", lambda: ops.span(*low, size, backend="eager")),
-        verify,
-        settings={"heads": groups, "texts": bench.sizes.pool, "rank": rank, "size": size, "dtype": "float32"},
+        run("triton"),
+        ("torch, batched", run("eager")[1]),
+        partial(verify, "triton"),
+        settings=settings,
         bars=lambda c: (
             (Bar("milliseconds", 1e3 * sorted(c.seconds_a)[len(c.seconds_a) // 2] / bench.sizes.repeats, 6, False),)
             if bench.device == "cuda"
             else ()
         ),
     )
-    del comparison
+    given = [*low, size, 1e-10]
+    cluster = next(backend for backend in dispatch.BACKENDS if backend.name == "cuda")
+    refused = dispatch.refusals(cluster, "span", given, asked=True)
+    if refused:
+        bench.say(f"  TEXTSPAN by clusters does not run here: {', '.join(refused)}")
+        return
+    # It was built because a model (benchmarks.span_costs) says twice as fast and more: this is what says whether it is.
+    name = f"TEXTSPAN of {groups} heads by clusters"
+    bench.compared(name, run("cuda"), run("triton"), partial(verify, "cuda"), settings=settings, bars=_faster)
+    _dispatch(bench, f"TEXTSPAN of {groups} heads", "span", given, partial(verify, "auto"), settings)
+
+
+def _faster(comparison: Comparison) -> tuple[Bar, ...]:
+    return (Bar("TEXTSPAN by clusters over Triton's", comparison.ratio, 1.5, True),)
