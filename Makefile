@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 help:            ## list the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/'
 
-$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/cuda/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned environment into $(VENV) (about two minutes, once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
@@ -33,4 +33,4 @@ bench: $(STAMP)  ## benchmarks on this machine; JSON in benchmarks/results
 	@$(BIN)/python -m pytest benchmarks --benchmark-only
 
 clean:           ## remove what the targets made
-	rm -rf $(VENV) out build dist *.egg-info kernels/_native*
+	rm -rf $(VENV) out build dist *.egg-info kernels/_native* kernels/_cuda*

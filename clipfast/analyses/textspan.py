@@ -159,7 +159,7 @@ def _picked(spans: HeadSpans, features: Tensor, size: int, method: Method, backe
     picks = picks.sort(dim=1).values  # of equals the first counts, here too
     texts = _scaled(features[picks.clamp_min(0)].double() @ spans.axes.transpose(1, 2), spans, method)
     texts = texts * (picks >= 0)[..., None]  # what was not picked explains nothing
-    order, _, directions = ops.span(texts, spans.factor, size, spans.noise, backend=backend)
+    order, _, directions = ops.span(texts, spans.factor, size, spans.noise)  # not every backend takes float64
     return torch.where(order < 0, -1, picks.gather(1, order.clamp_min(0))), directions
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clipfast.analyses.spans import HeadSpans
 from clipfast.analyses.textspan import TextSpan, pursue
+from clipfast.kernels.dispatch import BACKENDS
 
 GAP = 1e-4  # of two texts that are closer than this either may be picked
 WIDTH, RANK, TEXTS, SIZE = 512, 48, 1000, 48
@@ -122,3 +123,16 @@ def test_more_heads_than_are_pursued_together() -> None:
     for found in many:
         assert found.picks == alone.picks
         assert error(found.directions, alone.directions) <= FLOAT64
+
+
+@pytest.mark.parametrize("backend", [each.name for each in BACKENDS])
+def test_with_every_backend_that_runs_here(backend: str) -> None:
+    """Some refuse float64, which the second pursuit is of."""
+    refused = next(each for each in BACKENDS if each.name == backend).refusals()
+    if refused:
+        pytest.skip(", ".join(refused))
+    drawn = Drawn(0.9)
+    features = unit(drawn.random(0.5)).float()
+    [found], [want] = (pursue(drawn.spans, features, 5, backend=each) for each in (backend, "auto"))
+    assert found.picks == want.picks
+    assert error(found.directions, want.directions) <= FLOAT64

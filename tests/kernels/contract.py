@@ -7,7 +7,5 @@ from contract_linear import LinearContract
 from contract_maps import MapsContract
 
 
-class OpsContract(
-    AttentionContract, MapsContract, LayersContract, LinearContract, MomentsContract, SpanContract
-):
+class OpsContract(AttentionContract, MapsContract, LayersContract, LinearContract, MomentsContract, SpanContract):
     """Inherited by one class per backend and device, which names them."""
