@@ -1,49 +1,74 @@
 #include "attention.h"
 
-#include <algorithm>
+#include <atomic>
 #include <type_traits>
 
 #include "export.h"
 #include "pool.h"
 
 #define KERNEL "attention_kernel.h"
+#define KERNEL_USES_BF16
 #include "each_isa.h"
 
 namespace clipfast {
 namespace {
 
-int64_t whole_panels(int64_t count) {
-  return (count + ATTENTION_COLUMNS_MOST - 1) / ATTENTION_COLUMNS_MOST * ATTENTION_COLUMNS_MOST;
-}
+std::atomic<bool> pairs_everywhere{false};
 
-template <typename Stored>
-int attention_of(AttentionHead<Stored> shape, const Stored* qkv, int64_t image_stride, int64_t part_stride,
-                 int64_t head_stride, int64_t images, int64_t heads, Stored* out, float* alpha, bool mean) {
-  shape.padded_tokens = whole_panels(shape.tokens);
-  shape.padded_width = whole_panels(shape.width);
-  shape.out_stride = heads * shape.width;
-  shape.mean = mean;
-  const int64_t keys = shape.padded_tokens * shape.width, values = shape.tokens * shape.padded_width;
-  const int64_t queries = ATTENTION_ROWS * shape.padded_width, weights = ATTENTION_ROWS * shape.padded_tokens;
-  const size_t bytes = Scratch::needs<float>(keys) + Scratch::needs<float>(values) + Scratch::needs<float>(queries) +
-                       Scratch::needs<float>(weights) + Scratch::needs<float>(shape.padded_tokens);
-  const auto kernel = PICK(attention_head<Stored>);
-  return in_parallel(images * heads, 1, [=](int64_t begin, int64_t end) {
+// What clipfast_attention is given.
+struct Attention {
+  const void* qkv;
+  int64_t image_stride, token_stride, part_stride, head_stride;
+  int64_t images, tokens, heads, width;
+  double scale;
+  void* out;
+  float* alpha;
+  bool mean;
+};
+
+int64_t rounded_up(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
+
+template <typename Stored, typename Factor>
+int run(const Attention& given, void (*kernel)(const AttentionHead<Stored, Factor>&)) {
+  constexpr int64_t entries = entries_of<Factor>;
+  AttentionHead<Stored, Factor> shape = {};
+  shape.token_stride = given.token_stride;
+  shape.tokens = given.tokens;
+  shape.width = given.width;
+  shape.scale = static_cast<float>(given.scale * 1.4426950408889634);
+  shape.out_stride = given.heads * given.width;
+  shape.mean = given.mean;
+  shape.width_factors = rounded_up(given.width, 4 * entries) / entries;
+  shape.token_factors = rounded_up(given.tokens, entries) / entries;
+  shape.padded_tokens = rounded_up(given.tokens, ATTENTION_PADDING);
+  shape.padded_width = rounded_up(given.width, ATTENTION_PADDING);
+  const int64_t keys = shape.padded_tokens * shape.width_factors, values = shape.token_factors * shape.padded_width;
+  const int64_t rows = ATTENTION_LANES_MOST * shape.padded_width, scores = ATTENTION_ROWS * shape.padded_tokens;
+  const int64_t weights = entries > 1 ? scores / entries : 0, results = ATTENTION_ROWS * shape.padded_width;
+  const size_t bytes = Scratch::needs<Factor>(keys) + Scratch::needs<Factor>(values) + Scratch::needs<Factor>(rows) +
+                       Scratch::needs<float>(scores) + Scratch::needs<Factor>(weights) +
+                       Scratch::needs<float>(results) + Scratch::needs<float>(shape.padded_tokens);
+  return in_parallel(given.images * given.heads, 1, [=](int64_t begin, int64_t end) {
     Scratch scratch(bytes);
     if (!scratch) return false;
-    AttentionHead<Stored> head = shape;
-    head.keys = scratch.take<float>(keys);
-    head.values = scratch.take<float>(values);
-    head.queries = scratch.take<float>(queries);
-    head.weights = scratch.take<float>(weights);
+    AttentionHead<Stored, Factor> head = shape;
+    head.keys = scratch.take<Factor>(keys);
+    head.values = scratch.take<Factor>(values);
+    head.rows = scratch.take<Factor>(rows);
+    head.scores = scratch.take<float>(scores);
+    if constexpr (std::is_same_v<Factor, float>)
+      head.weights = head.scores;
+    else
+      head.weights = scratch.take<Factor>(weights);
+    head.results = scratch.take<float>(results);
     head.total = scratch.take<float>(shape.padded_tokens);
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t image = unit / heads, h = unit % heads;
-      head.query = qkv + image * image_stride + h * head_stride;
-      head.key = head.query + part_stride;
-      head.value = head.key + part_stride;
-      head.out = out + (image * shape.tokens * heads + h) * shape.width;
-      head.alpha = alpha == nullptr ? nullptr : alpha + unit * shape.tokens;
+      const int64_t image = unit / given.heads, h = unit % given.heads;
+      head.query = static_cast<const Stored*>(given.qkv) + image * given.image_stride + h * given.head_stride;
+      head.key = head.query + given.part_stride;
+      head.value = head.key + given.part_stride;
+      head.out = static_cast<Stored*>(given.out) + (image * given.tokens * given.heads + h) * given.width;
+      head.alpha = given.alpha == nullptr ? nullptr : given.alpha + unit * given.tokens;
       kernel(head);
     }
     return true;
@@ -60,14 +85,17 @@ int attention_of(AttentionHead<Stored> shape, const Stored* qkv, int64_t image_s
 CLIPFAST_EXPORT int clipfast_attention(int format, const void* qkv, int64_t image_stride, int64_t token_stride,
                                        int64_t part_stride, int64_t head_stride, int64_t images, int64_t tokens,
                                        int64_t heads, int64_t width, double scale, void* out, float* alpha, int mean) {
-  return clipfast::with_format(format, [=](auto* of) {
+  using namespace clipfast;
+  const Attention given = {qkv, image_stride, token_stride, part_stride, head_stride, images, tokens,
+                           heads, width, scale, out, alpha, mean != 0};
+  if (format == bfloat16 && (isa() == Isa::avx512_bf16 || pairs_everywhere))
+    return run(given, PICK_BF16(attention_head<Bfloat16, Pair>));
+  return with_format(format, [&](auto* of) {
     using Stored = std::remove_pointer_t<decltype(of)>;
-    clipfast::AttentionHead<Stored> shape = {};
-    shape.token_stride = token_stride;
-    shape.tokens = tokens;
-    shape.width = width;
-    shape.scale = static_cast<float>(scale);
-    return clipfast::attention_of(shape, static_cast<const Stored*>(qkv), image_stride, part_stride, head_stride, images,
-                                  heads, static_cast<Stored*>(out), alpha, mean != 0);
+    return run(given, PICK(attention_head<Stored, float>));
   });
 }
+
+// For tests: computes attention of bfloat16 by pairs on every instruction set, with the instructions of AVX512-BF16
+// emulated where they are missing, or where they are there alone. Returns what was so before.
+CLIPFAST_EXPORT int clipfast_pairs_everywhere(int wanted) { return clipfast::pairs_everywhere.exchange(wanted != 0); }

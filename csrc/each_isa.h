@@ -2,7 +2,14 @@
 //
 // Everything is built with plain flags, so that no instruction slips into code that runs anywhere. What may use more
 // says so per function: kernels mark their functions TARGET, helpers INLINE, and find vectors of VECTOR_BYTES. No lambda
-// and nothing of the standard library inside: they would not carry the mark. PICK(f) is f for the CPU at hand.
+// and nothing of the standard library inside: they would not carry the mark. INTRINSICS are the bytes of those vectors
+// whose instructions may be named, 0 for none. PICK(f) is f for the CPU at hand.
+//
+// With CLIPFAST_EMULATE_AVX512 the namespaces of AVX-512 keep their vectors, and with them their tiles, tails and scratch
+// memory, but are compiled to AVX2, without named instructions: for tests of them on a CPU that has no AVX-512.
+//
+// A file that defines KERNEL_USES_BF16 before has a fourth namespace, in which BF16_INSTRUCTIONS may be named, and
+// PICK_BF16(f). Of templates a namespace holds only what is picked from it.
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -21,40 +28,82 @@
 
 #define TARGET
 #define VECTOR_BYTES 16  // SSE2 and NEON, which every CPU of these kinds has
+#define INTRINSICS 0
 namespace clipfast::generic {
 #include "vectors.h"
 #include KERNEL
 }  // namespace clipfast::generic
 #undef TARGET
 #undef VECTOR_BYTES
+#undef INTRINSICS
 
 #if defined(__x86_64__)
 
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 #define VECTOR_BYTES 32
+#define INTRINSICS 32
 namespace clipfast::avx2 {
 #include "vectors.h"
 #include KERNEL
 }  // namespace clipfast::avx2
 #undef TARGET
 #undef VECTOR_BYTES
+#undef INTRINSICS
 
-#define TARGET __attribute__((target(AVX512)))
 #define VECTOR_BYTES 64
+#if defined(CLIPFAST_EMULATE_AVX512)
+#define TARGET __attribute__((target("avx2,fma,f16c")))
+#define INTRINSICS 0
+#else
+#define TARGET __attribute__((target(AVX512)))
+#define INTRINSICS 64
+#endif
 namespace clipfast::avx512 {
 #include "vectors.h"
 #include KERNEL
 }  // namespace clipfast::avx512
 #undef TARGET
 #undef VECTOR_BYTES
+#undef INTRINSICS
 
-#define PICK(...)                              \
-  (::clipfast::isa() >= ::clipfast::Isa::avx512 \
-       ? ::clipfast::avx512::__VA_ARGS__        \
-       : ::clipfast::isa() == ::clipfast::Isa::avx2 ? ::clipfast::avx2::__VA_ARGS__ : ::clipfast::generic::__VA_ARGS__)
+#define PICK(...)                                   \
+  (::clipfast::isa() >= ::clipfast::Isa::avx512     \
+       ? ::clipfast::avx512::__VA_ARGS__            \
+       : ::clipfast::isa() == ::clipfast::Isa::avx2 \
+             ? ::clipfast::avx2::__VA_ARGS__        \
+             : ::clipfast::generic::__VA_ARGS__)
+
+#ifdef KERNEL_USES_BF16
+#define VECTOR_BYTES 64
+#if defined(CLIPFAST_EMULATE_AVX512)
+#define TARGET __attribute__((target("avx2,fma,f16c")))
+#define INTRINSICS 0
+#else
+#define TARGET __attribute__((target("avx512bf16," AVX512)))
+#define INTRINSICS 64
+#define BF16_INSTRUCTIONS
+#endif
+namespace clipfast::avx512_bf16 {
+#include "vectors.h"
+#include KERNEL
+}  // namespace clipfast::avx512_bf16
+#undef TARGET
+#undef VECTOR_BYTES
+#undef INTRINSICS
+#undef BF16_INSTRUCTIONS
+
+// Without its instructions kernels emulate them, with AVX-512 as with AVX2.
+#define PICK_BF16(...)                                 \
+  (::clipfast::isa() == ::clipfast::Isa::avx512_bf16   \
+       ? ::clipfast::avx512_bf16::__VA_ARGS__          \
+       : ::clipfast::isa() >= ::clipfast::Isa::avx2    \
+             ? ::clipfast::avx2::__VA_ARGS__           \
+             : ::clipfast::generic::__VA_ARGS__)
+#endif
 
 #else
 
 #define PICK(...) (::clipfast::generic::__VA_ARGS__)
+#define PICK_BF16(...) PICK(__VA_ARGS__)
 
 #endif

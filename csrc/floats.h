@@ -7,6 +7,7 @@ typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t Words __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint32_t Bits __attribute__((vector_size(VECTOR_BYTES)));
 typedef Floats WholeAnywhere __attribute__((aligned(4), may_alias));
+typedef Bits BitsAnywhere __attribute__((aligned(2), may_alias));
 
 INLINE Floats each(float x) { return x - Floats{}; }
 
@@ -15,10 +16,10 @@ INLINE Floats read(const float* from) { return *reinterpret_cast<const WholeAnyw
 INLINE void write(float* to, Floats x) { *reinterpret_cast<WholeAnywhere*>(to) = x; }
 
 INLINE Floats read(const Bfloat16* from) {
-#if VECTOR_BYTES == 64
+#if INTRINSICS == 64
   const __m256i given = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   return reinterpret_cast<Floats>(reinterpret_cast<Bits>(_mm512_maskz_cvtepu16_epi32(-1, given)) << 16);
-#elif VECTOR_BYTES == 32
+#elif INTRINSICS == 32
   const __m128i given = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
   return reinterpret_cast<Floats>(reinterpret_cast<Bits>(_mm256_cvtepu16_epi32(given)) << 16);
 #else
@@ -28,27 +29,32 @@ INLINE Floats read(const Bfloat16* from) {
 #endif
 }
 
-// To the nearest, ties to even.
+// To the nearest, ties to even. Where there is an instruction for it, what is denormal becomes zero.
 INLINE void write(Bfloat16* to, Floats x) {
+#ifdef BF16_INSTRUCTIONS
+  const __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(x));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(rounded));
+#else
   const Bits bits = reinterpret_cast<Bits>(x);
   const Bits rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16, quiet = bits >> 16 | 0x40u;
   const Bits result = x == x ? rounded : quiet;
-#if VECTOR_BYTES == 64
+#if INTRINSICS == 64
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_maskz_cvtepi32_epi16(-1, reinterpret_cast<__m512i>(result)));
-#elif VECTOR_BYTES == 32
+#elif INTRINSICS == 32
   const __m256i both = reinterpret_cast<__m256i>(result);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
                    _mm_packus_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1)));
 #else
   for (int lane = 0; lane < WIDE; ++lane) to[lane].bits = static_cast<uint16_t>(result[lane]);
 #endif
+#endif
 }
 
 INLINE Floats read(const Half* from) {
-#if VECTOR_BYTES == 64
+#if INTRINSICS == 64
   const __m256i given = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   return reinterpret_cast<Floats>(_mm512_maskz_cvtph_ps(-1, given));
-#elif VECTOR_BYTES == 32
+#elif INTRINSICS == 32
   return reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 #else
   Floats x = {};
@@ -59,10 +65,10 @@ INLINE Floats read(const Half* from) {
 
 // To the nearest, ties to even.
 INLINE void write(Half* to, Floats x) {
-#if VECTOR_BYTES == 64
+#if INTRINSICS == 64
   const __m256i result = _mm512_maskz_cvtps_ph(-1, reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), result);
-#elif VECTOR_BYTES == 32
+#elif INTRINSICS == 32
   const __m128i result = _mm256_cvtps_ph(reinterpret_cast<__m256>(x), _MM_FROUND_TO_NEAREST_INT);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), result);
 #else

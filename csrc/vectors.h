@@ -14,9 +14,9 @@ INLINE Doubles load(const double* from) { return *reinterpret_cast<const Doubles
 
 // Widened. GCC 12 splits its own conversion of vectors into halves, so the instruction is named where there is one.
 INLINE Doubles load(const float* from) {
-#if VECTOR_BYTES == 64
+#if INTRINSICS == 64
   return reinterpret_cast<Doubles>(_mm512_maskz_cvtps_pd(-1, _mm256_loadu_ps(from)));
-#elif VECTOR_BYTES == 32
+#elif INTRINSICS == 32
   return reinterpret_cast<Doubles>(_mm256_cvtps_pd(_mm_loadu_ps(from)));
 #else
   return __builtin_convertvector(*reinterpret_cast<const FloatsAnywhere*>(from), Doubles);

@@ -33,6 +33,7 @@ _ARGUMENTS: dict[str, list[type]] = {
     "clipfast_limit_isa": [_INT],
     "clipfast_span": [_INT, _POINTER, *[_SIZE] * 3, _POINTER, *[_SIZE] * 4, _DOUBLE, *[_POINTER] * 3],
     "clipfast_activation": [_INT, _POINTER, _SIZE, _POINTER, *[_SIZE] * 2, _INT, _INT, _POINTER, _SIZE],
+    "clipfast_pairs_everywhere": [_INT],
     "clipfast_attention": [_INT, _POINTER, *[_SIZE] * 8, _DOUBLE, *[_POINTER] * 2, _INT],
     "clipfast_layer_norm": [_INT, _POINTER, *[_SIZE] * 5, *[_POINTER] * 3, _DOUBLE, _POINTER],
     "clipfast_query_row": [
@@ -135,6 +136,18 @@ def isa() -> str:
     if library is None:
         return ""
     return ISAS[library.clipfast_isa()]
+
+
+def pairs_everywhere(wanted: bool) -> bool:
+    """Whether attention of bfloat16 multiplies pairs on every instruction set from now on, for tests of that kernel.
+
+    AVX512-BF16 has instructions for it and always does. On the others they are emulated: slow, but the same arithmetic.
+
+    Returns:
+        What was so before.
+    """
+    library = load().library
+    return library is not None and bool(library.clipfast_pairs_everywhere(wanted))
 
 
 def call(name: str, *arguments: object) -> None:

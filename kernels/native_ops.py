@@ -28,7 +28,11 @@ def _other_formats(**tensors: Tensor) -> list[str]:
 
 
 def attention(qkv: Tensor, row: Row | None) -> tuple[Tensor, Tensor]:
-    """:func:`clipfast.kernels.reference.attention`, one thread per image and head; no weights for ``row=None``."""
+    """:func:`clipfast.kernels.reference.attention`, one thread per image and head; no weights for ``row=None``.
+
+    In bfloat16 with AVX512-BF16 the values are multiplied by weights rounded to bfloat16, and what is smaller than
+    2⁻¹²⁶ counts as zero; the weights returned are those of float32.
+    """
     images, tokens, _, heads, width = qkv.shape
     out = qkv.new_empty(images, tokens, heads, width)
     alpha = qkv.new_empty(images, heads, tokens if row is not None else 0, dtype=torch.float32)

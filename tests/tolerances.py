@@ -10,6 +10,7 @@ SUM_FLOAT32 = 1e-5  # the sum of every term of a deep tower against its embeddin
 SUM_BFLOAT16 = 2e-2  # bfloat16 keeps 8 bits: 4e-3 per rounding, and the residual stream is rounded at every layer
 OP_FLOAT32 = 1e-6  # one operation in float32 against float64, relative to the largest result
 LOW_PRECISION_FACTOR = 2  # a backend in bfloat16 may err twice as much as the definition run in bfloat16
+SDPA_FACTOR = 1.05  # attention in bfloat16 may err this much more than torch's own, both rounding weights and results
 UNIT_NORM = 1e-6  # float32 normalisation: two roundings
 EMBEDDING_FLOAT32 = 1e-5  # the embedding of two different float32 forwards, relative to its largest entry
 EMBEDDING_BFLOAT16 = 3e-2  # the same in bfloat16, where the two forwards round at different places

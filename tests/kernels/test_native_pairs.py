@@ -1,0 +1,191 @@
+"""Attention of bfloat16 by pairs: AVX512-BF16 has instructions for it, and where they are missing they are emulated.
+
+The contract's tests of attention are in float32 for the most part, which is not multiplied in pairs. Here they are in
+bfloat16, with what only pairs can get wrong.
+"""
+
+import os
+from collections.abc import Iterator
+from itertools import product
+
+import pytest
+import torch
+from contract_attention import EITHER_ROW, ORDERS
+from contracting import HEADS, IMAGES, Contract, draw, floor
+from measures import error, relative_error, relative_norm
+from tolerances import LOW_PRECISION_FACTOR, OP_FLOAT32, SDPA_FACTOR
+from torch import Tensor
+
+from clipfast.kernels import native, ops, reference
+
+SHAPES = [*product((1, 2, 6, 17, 50, 197), (64, 80)), (257, 64), (19, 88), (19, 96), (19, 104), (19, 128)]
+SHAPES += [(7, 1), (12, 20), (33, 33), (16, 2), (65, 7), (5, 129)]  # of a pair, or of 16 bytes, there is a part
+ATTENTIONS = [(*shape, row) for shape, row in product(SHAPES, ("cls", "mean")) if shape[0] > 1 or row == "cls"]
+ATTENTIONS += [(577, 64, "cls"), (577, 80, "mean")]
+NORMAL = 2.0**-126
+"""The instructions take what is smaller for zero."""
+
+
+def attention(qkv: Tensor, row: reference.Row | None = "cls") -> tuple[Tensor, Tensor | None]:
+    return ops.attention(qkv, row, backend="native")
+
+
+def assert_close(have: tuple[Tensor, Tensor | None], qkv: Tensor, row: reference.Row) -> None:
+    """Values as exact as the definition in bfloat16; weights of float32, whatever the values are multiplied with."""
+    (out, alpha), (want, want_alpha) = have, reference.attention(qkv.double(), row)
+    assert out.dtype == torch.bfloat16
+    assert alpha is not None
+    assert alpha.dtype == torch.float32
+    assert error(out, want) <= LOW_PRECISION_FACTOR * error(reference.attention(qkv, row)[0], want) + floor(want)
+    assert relative_error(alpha, want_alpha) <= OP_FLOAT32
+
+
+class Pairs(Contract):
+    """Not collected; a class per instruction set inherits it."""
+
+    backend = "native"
+    isa: str
+
+    @pytest.fixture(autouse=True)
+    def _in_pairs(self) -> Iterator[None]:
+        isa, pairs = native.isa(), native.pairs_everywhere(True)
+        try:
+            if native.limit(self.isa) != self.isa:
+                pytest.skip(f"this CPU has no {self.isa}")
+            yield
+        finally:
+            native.limit(isa)
+            native.pairs_everywhere(pairs)
+
+    @pytest.mark.parametrize(("tokens", "head_dim", "row"), ATTENTIONS)
+    def test_definition(self, tokens: int, head_dim: int, row: reference.Row) -> None:
+        qkv = draw(0, IMAGES if tokens < 100 else 1, tokens, 3, HEADS, head_dim, dtype=torch.bfloat16)
+        before = qkv.clone()
+        assert_close(attention(qkv, row), qkv, row)
+        assert torch.equal(qkv, before)
+
+    def test_is_not_the_kernel_of_floats(self) -> None:
+        """Or these tests would test nothing: weights rounded to bfloat16 give other values."""
+        if self.isa == "avx512_bf16":
+            pytest.skip("no other kernel of bfloat16 runs there")
+        qkv = draw(0, 1, 50, 3, HEADS, 64, dtype=torch.bfloat16)
+        want = reference.attention(qkv.double())[0]
+        pairs = relative_norm(attention(qkv)[0], want)
+        native.pairs_everywhere(False)
+        assert relative_norm(attention(qkv)[0], want) < 0.9 * pairs
+
+    @pytest.mark.parametrize("tokens", [50, 197, 257, 577])
+    def test_errs_as_torchs_own_attention_does(self, tokens: int) -> None:
+        """Both multiply bfloat16, sum in float32, and round weights and results."""
+        ours, torchs = 0.0, 0.0
+        for seed in range(4):
+            qkv = draw(seed, 1, tokens, 3, HEADS, 64, dtype=torch.bfloat16)
+            want = reference.attention(qkv.double())[0]
+            ours += relative_norm(attention(qkv)[0], want)
+            query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
+            sdpa = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+            torchs += relative_norm(sdpa.transpose(1, 2), want)
+        assert ours <= SDPA_FACTOR * torchs
+
+    @pytest.mark.parametrize("tokens", [1, 17])
+    def test_without_weights(self, tokens: int) -> None:
+        qkv = draw(0, IMAGES, tokens, 3, HEADS, 64, dtype=torch.bfloat16)
+        out, alpha = attention(qkv, None)
+        assert alpha is None
+        assert torch.equal(out, attention(qkv, "cls")[0])
+
+    @EITHER_ROW
+    @ORDERS
+    def test_any_strides(self, order: tuple[int, ...], row: reference.Row) -> None:
+        """Axes in any order in memory, rows apart that no pair fills, and a start between two pairs."""
+        contiguous = draw(0, IMAGES, 17, 3, HEADS, 64, dtype=torch.bfloat16)
+        shape = [*(contiguous.shape[axis] for axis in order[:-1]), 73]
+        wide = torch.full(shape, torch.nan, dtype=torch.bfloat16)
+        wide[..., 1:65] = contiguous.permute(order)
+        qkv = wide[..., 1:65].permute([order.index(axis) for axis in range(5)])
+        for have, want in zip(attention(qkv, row), attention(contiguous, row), strict=True):
+            assert torch.equal(have, want)
+        gaps = torch.stack([contiguous] * 2, -1)[..., 0]
+        assert gaps.stride(-1) == 2
+        assert torch.equal(attention(gaps, row)[0], attention(contiguous, row)[0])
+
+    @EITHER_ROW
+    def test_all_on_one_token(self, row: reference.Row) -> None:
+        qkv = draw(0, IMAGES, 6, 3, HEADS, 64, dtype=torch.bfloat16)
+        qkv[:, :, :2] = 0
+        qkv[:, :, 0, :, 0], qkv[:, :, 1, :, 0] = 8, -1e4
+        qkv[:, 4, 1, :, 0] = 1e4
+        out, alpha = attention(qkv, row)
+        assert torch.equal(alpha, torch.eye(6)[4].expand(IMAGES, HEADS, 6))
+        assert torch.equal(out, qkv[:, 4:5, 2].expand_as(out))
+
+    def test_no_images(self) -> None:
+        out, alpha = attention(draw(0, 0, 17, 3, HEADS, 64, dtype=torch.bfloat16))
+        assert out.shape == (0, 17, HEADS, 64)
+        assert alpha.shape == (0, HEADS, 17)
+
+    @pytest.mark.parametrize("what", [torch.inf, -torch.inf, torch.nan])
+    @pytest.mark.parametrize("part", [0, 1, 2])
+    @pytest.mark.parametrize("head_dim", [20, 33])
+    def test_infinities_and_nan_as_floats_give_them(self, what: float, part: int, head_dim: int) -> None:
+        """Whichever entry of a pair they are in, and where a pair is half empty."""
+        for token, entry in ((0, 0), (3, 1), (16, head_dim - 1)):
+            qkv = draw(0, 1, 17, 3, HEADS, head_dim, dtype=torch.bfloat16)
+            qkv[0, token, part, 0, entry] = what
+            have = attention(qkv, "mean")
+            want = reference.attention(qkv.float(), "mean")
+            for got, exact in zip(have, want, strict=True):
+                assert torch.equal(got.isnan(), exact.isnan())
+                assert torch.equal(got.isposinf(), exact.isposinf())
+                assert torch.equal(got.isneginf(), exact.isneginf())
+
+    def test_denormals_count_as_zero_and_no_more(self) -> None:
+        """Of values, queries and keys; what follows from it is smaller than the smallest number that is none."""
+        tokens = 17
+        tiny = torch.tensor([2.0**-127, -(2.0**-130), 2.0**-133, NORMAL, -NORMAL, 2.0**-120], dtype=torch.bfloat16)
+        assert tiny.double()[2] != 0
+        qkv = draw(0, IMAGES, tokens, 3, HEADS, 64, dtype=torch.bfloat16)
+        qkv[:, :, 2] = tiny[torch.arange(IMAGES * tokens * HEADS * 64) % 6].view(IMAGES, tokens, HEADS, 64)
+        out, alpha = attention(qkv)
+        want, want_alpha = reference.attention(qkv.double())
+        assert error(out, want) <= tokens * NORMAL + 2.0**-8 * float(want.abs().max())
+        assert relative_error(alpha, want_alpha) <= OP_FLOAT32
+        for part in (0, 1):
+            qkv = draw(0, IMAGES, tokens, 3, HEADS, 64, dtype=torch.bfloat16)
+            qkv[:, :, part, :, ::3] = tiny[0]
+            assert_close(attention(qkv), qkv, "cls")
+
+    def test_threads_change_nothing(self) -> None:
+        qkv = draw(0, 3, 19, 3, 2, 24, dtype=torch.bfloat16)
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(1)
+            want = attention(qkv, "mean")
+            for count in range(2, (os.cpu_count() or 1) + 3):
+                torch.set_num_threads(count)
+                for have, one in zip(attention(qkv, "mean"), want, strict=True):
+                    assert torch.equal(have, one)
+        finally:
+            torch.set_num_threads(before)
+
+
+class TestGeneric(Pairs):
+    isa = "generic"
+
+
+class TestAvx2(Pairs):
+    isa = "avx2"
+
+
+class TestAvx512Bf16(Pairs):
+    isa = "avx512_bf16"
+
+    @pytest.mark.parametrize("tokens", [17, 50, 197])
+    def test_the_emulation_is_the_instruction(self, tokens: int) -> None:
+        """Sums of the same products in the same order: only those of a softmax's weights run over more lanes."""
+        qkv = draw(0, IMAGES, tokens, 3, HEADS, 64, dtype=torch.bfloat16)
+        out, alpha = attention(qkv)
+        native.limit("avx2")
+        emulated, same = attention(qkv)
+        assert relative_error(alpha, same) <= OP_FLOAT32
+        assert float((out != emulated).float().mean()) <= 0.01  # where the sum's last bit turned a rounding
