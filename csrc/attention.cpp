@@ -62,11 +62,16 @@ int run(const Attention& given, void (*kernel)(const AttentionHead<Stored, Facto
       head.weights = scratch.take<Factor>(weights);
     head.results = scratch.take<float>(results);
     head.total = scratch.take<float>(shape.padded_tokens);
-    for (int64_t unit = begin; unit < end; ++unit) {
+    const auto query = [&](int64_t unit) {
       const int64_t image = unit / given.heads, h = unit % given.heads;
-      head.query = static_cast<const Stored*>(given.qkv) + image * given.image_stride + h * given.head_stride;
+      return static_cast<const Stored*>(given.qkv) + image * given.image_stride + h * given.head_stride;
+    };
+    for (int64_t unit = begin; unit < end; ++unit) {
+      head.query = query(unit);
+      head.next_query = unit + 1 < end ? query(unit + 1) : nullptr;
       head.key = head.query + given.part_stride;
       head.value = head.key + given.part_stride;
+      const int64_t image = unit / given.heads, h = unit % given.heads;
       head.out = static_cast<Stored*>(given.out) + (image * given.tokens * given.heads + h) * given.width;
       head.alpha = given.alpha == nullptr ? nullptr : given.alpha + unit * given.tokens;
       kernel(head);

@@ -25,6 +25,7 @@ struct AttentionHead {
   const Stored* query;  // [tokens, width], and so key and value
   const Stored* key;
   const Stored* value;
+  const Stored* next_query;  // of the head that follows, nullptr for none; its key and value lie as far from it
   int64_t token_stride;
   int64_t tokens;
   int64_t width;

@@ -19,6 +19,19 @@ INLINE void stage(Pair* to, const Bfloat16* from, int64_t width) {
   }
 }
 
+// Has the next head's rows on their way while this one's are computed with: a head's lie far apart, a page each, and
+// waiting for them would take as long as a short head's products.
+template <typename Stored, typename Factor>
+INLINE void fetch_ahead(const AttentionHead<Stored, Factor>& head, int64_t first, int64_t rows) {
+  if (head.next_query == nullptr) return;
+  const int64_t parts = head.key - head.query, line = 64 / sizeof(Stored);
+  for (int64_t r = first; r < first + rows; ++r)
+    for (int64_t part = 0; part < 3; ++part) {
+      const Stored* row = head.next_query + r * head.token_stride + part * parts;
+      for (int64_t e = 0; e < head.width; e += line) __builtin_prefetch(row + e, 0, 2);
+    }
+}
+
 // Keys as columns of panels. Missing ones are zeros.
 template <typename Stored, typename Factor>
 TARGET static void pack_keys(const AttentionHead<Stored, Factor>& head) {

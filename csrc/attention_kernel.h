@@ -37,6 +37,7 @@ TARGET static void attention_head(const AttentionHead<Stored, Factor>& head) {
     for (int64_t n = 0; n < head.padded_tokens; ++n) head.total[n] = 0;
   for (int64_t first = 0, rows; first < tokens; first += rows) {
     rows = part_of(tokens - first, ROWS);
+    fetch_ahead(head, first, rows);
     for (int64_t r = 0; r < rows; ++r)
       stage(head.rows + r * row_stride, head.query + (first + r) * head.token_stride, width);
     multiply_rows(rows, head.rows, row_stride, head.keys, tokens, head.width_factors, head.scores, head.padded_tokens);
