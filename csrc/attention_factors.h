@@ -85,8 +85,6 @@ TARGET static void pack_values(const AttentionHead<Stored, Factor>& head) {
   }
 }
 
-INLINE void put_weights(float* weights, int64_t n, Floats x) { write(weights + n, x); }
-
 INLINE void put_weights(Pair* weights, int64_t n, Floats x) {
   Bfloat16 rounded[WIDE];
   write(rounded, x);

@@ -12,7 +12,7 @@
 // These in this order.
 #include "attention_tiles.h"
 #include "attention_factors.h"
-#include "attention_softmax.h"
+#include "softmax.h"
 
 // The tile's rows are summed before the total takes them: fewer long sums, less rounding.
 template <typename Stored, typename Factor>

@@ -16,8 +16,6 @@ INLINE int64_t part_of(int64_t left, int64_t most) {
   return left <= most ? left : left < 2 * most ? (left + 1) / 2 : most;
 }
 
-INLINE int64_t vectors_of(int64_t count) { return (count + WIDE - 1) / WIDE; }
-
 // Columns of the panel that starts at `start` of `count`.
 INLINE int64_t panel_columns(int64_t start, int64_t count) {
   return part_of(vectors_of(count - start), VECTORS) * WIDE;

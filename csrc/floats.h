@@ -9,6 +9,9 @@ typedef uint32_t Bits __attribute__((vector_size(VECTOR_BYTES)));
 typedef Floats WholeAnywhere __attribute__((aligned(4), may_alias));
 typedef Bits BitsAnywhere __attribute__((aligned(2), may_alias));
 
+// Whole vectors that hold so many floats.
+INLINE int64_t vectors_of(int64_t count) { return (count + WIDE - 1) / WIDE; }
+
 INLINE Floats each(float x) { return x - Floats{}; }
 
 INLINE Floats read(const float* from) { return *reinterpret_cast<const WholeAnywhere*>(from); }

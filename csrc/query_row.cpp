@@ -60,7 +60,7 @@ CLIPFAST_EXPORT int clipfast_query_row(int format, const float* query, const voi
     clipfast::QueryRow<Stored> shape = {};
     shape.tokens = tokens;
     shape.width = width;
-    shape.scale = static_cast<float>(scale);
+    shape.scale = static_cast<float>(scale * 1.4426950408889634);
     return clipfast::query_rows(shape, query, static_cast<const Stored*>(key), {key_image, key_token, key_head},
                                 static_cast<const Stored*>(value), {value_image, value_token, value_head}, images, heads,
                                 z, alpha);

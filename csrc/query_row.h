@@ -14,7 +14,7 @@ struct QueryRow {
   int64_t value_stride;
   int64_t tokens;
   int64_t width;
-  float scale;
+  float scale;  // of logits, to powers of two: log₂e / √width
   float* z;        // [width]
   float* alpha;    // [tokens]
   float* weights;  // scratch: [tokens up to whole vectors]

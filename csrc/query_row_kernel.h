@@ -1,6 +1,8 @@
 // α = softmax(scale K q) and z = αᵀV; keys and values are read once, where they are. Included by each_isa.h, once per
 // instruction set.
 
+#include "floats.h"
+// After it.
 #include "softmax.h"
 
 constexpr int TOGETHER = 4;  // keys, so that sums do not wait for one another
@@ -50,7 +52,7 @@ TARGET static void query_row(const QueryRow<Stored>& given) {
   for (; n + TOGETHER <= tokens; n += TOGETHER)
     score<TOGETHER>(given.query, given.key + n * given.key_stride, given.key_stride, width, weights + n);
   for (; n < tokens; ++n) score<1>(given.query, given.key + n * given.key_stride, given.key_stride, width, weights + n);
-  const float share = soften(weights, tokens, given.scale);
+  const float share = soften(weights, weights, tokens, given.scale, false);
   for (n = 0; n < tokens; ++n) given.alpha[n] = weights[n] * share;
   constexpr int V = 4;
   int64_t start = 0;
