@@ -45,7 +45,8 @@ def decode_image(file: IO[bytes], name: str) -> Image.Image:
     try:
         with Image.open(file) as image:
             image.load()
-            return as_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)  # else it is copied where there is nothing to turn
+            return as_rgb(image)
     except UnidentifiedImageError:
         file.seek(0)
         raise ImageError(f"{name}: {_what_instead(file.read(512))}") from None

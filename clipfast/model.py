@@ -1,7 +1,7 @@
 """Loading a CLIP model, or wrapping one that exists, and decomposing what it sees."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -16,8 +16,8 @@ from clipfast.contributions import Contributions
 from clipfast.errors import InputError
 from clipfast.forward import Maps, Request, decompose
 from clipfast.graphs import Graphs
-from clipfast.images import as_rgb, open_image
 from clipfast.kernels import dispatch
+from clipfast.reading import Picture, prepared
 from clipfast.towers import openclip, openclip_models
 from clipfast.towers.tower import Tower, weights_version
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from clipfast.analyses.moments import Moments
     from clipfast.analyses.terms import Terms
 
-Images: TypeAlias = Tensor | Image.Image | str | PathLike[str] | Sequence[Image.Image | str | PathLike[str]]
+Images: TypeAlias = Tensor | Picture | Sequence[Picture]
 Tokenize: TypeAlias = Callable[[Sequence[str]], Tensor]
 
 BUNDLED = {"scenes": Path(__file__).parent / "scenes" / "model"}
@@ -40,7 +40,7 @@ class Model:
 
     Attributes:
         module: the model itself, unmodified.
-        preprocess: PIL image → ``[3, height, width]``.
+        preprocess: PIL image → ``[3, height, width]``; called in several threads at once.
         backend: which kernels compute.
         pretrained: whether weights were loaded; False means random ones. None when wrapped: not known.
     """
@@ -124,7 +124,7 @@ class Model:
         """Preprocesses images into the tower's input, ``[B, 3, height, width]`` on its device and in its dtype.
 
         Args:
-            images: a preprocessed tensor ``[B, 3, height, width]``, or PIL images, or paths.
+            images: a preprocessed tensor ``[B, 3, height, width]``, or PIL images, or paths, which are read in threads.
 
         Raises:
             ImageError: a file that cannot be read.
@@ -141,11 +141,27 @@ class Model:
             return images.to(self.device, self.dtype)
         if isinstance(images, Image.Image | str | PathLike):
             images = [images]
-        rows = [
-            self.preprocess(as_rgb(image) if isinstance(image, Image.Image) else open_image(image)) for image in images
-        ]
-        stacked = torch.stack(rows) if rows else torch.empty(0, 3, height, width)
-        return stacked.to(self.device, self.dtype)
+        given = list(images)
+        if not given:
+            return torch.empty(0, 3, height, width, device=self.device, dtype=self.dtype)
+        (all_of_them,) = self.batches(given, len(given))
+        return all_of_them
+
+    def batches(self, images: Iterable[Picture], size: int = 32) -> Iterator[Tensor]:
+        """The input for any number of images, in their order: files are read in threads while the last batch is used.
+
+        >>> for pixels in model.batches(paths, size=8):
+        ...     found = model.decompose(pixels)
+
+        Args:
+            images: paths, or PIL images; those are decoded here where they have not been, as they may share a file.
+            size: images in a batch, ``[size, 3, height, width]`` on the model's device and in its dtype.
+
+        Raises:
+            ImageError: a file that cannot be read, when its batch is asked for.
+            InputError: batches of nothing.
+        """
+        return (pixels.to(self.device, self.dtype) for pixels in prepared(self.preprocess, images, size))
 
     @torch.no_grad()
     def encode_image(self, images: Images) -> Tensor:

@@ -1,13 +1,13 @@
 """The pass over images that analyses start from: collecting their contributions, or opening what was collected."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from torch import Tensor
 
 from clipfast.analyses.moments import Moments
 from clipfast.commands import console
@@ -15,10 +15,11 @@ from clipfast.commands.files import prepare_folder
 from clipfast.commands.loading import check_device, load_model, versions
 from clipfast.commands.options import DTYPE, MODEL, Collecting
 from clipfast.commands.outcome import memory_for
+from clipfast.commands.reading import reading
 from clipfast.dataset.collection import Collection, CollectionWriter, Entry, is_collection, labelled
 from clipfast.dataset.files import Source, find_images
 from clipfast.dataset.labels import Labels, read_labels
-from clipfast.errors import ImageError, InputError
+from clipfast.errors import ClipfastError, InputError
 from clipfast.model import Model
 
 
@@ -71,13 +72,22 @@ def collect(options: Collecting, folder: Path) -> Collected:
         entries = labelled(entries, labels)
     wanted = [(source, entry) for source, entry in zip(sources, entries, strict=True) if entry.file not in done]
     failed, complete = len(missing), False
+
+    def fail(item: tuple[Source, Entry], error: ClipfastError) -> None:
+        console.error(error)
+        writer.fail(item[1].file, console.one_line(error))
+
     try:
-        with console.progress("collecting", len(wanted)) as advance:
-            for batch, pictures, bad in _batches(wanted, options.batch_size, writer):
-                failed += bad
-                if pictures:
+        with (
+            console.progress("collecting", len(wanted)) as advance,
+            reading(model, wanted, lambda item: item[0], options.batch_size, fail) as batches,
+        ):
+            for batch in batches:
+                failed += batch.failed
+                if batch.items:
+                    named = [entry for _, entry in batch.items]
                     with memory_for(options.batch_size, str(model.device)):
-                        failed += _decompose(model, batch, pictures, writer, options.dtype or DTYPE)
+                        failed += _decompose(model, named, batch.pixels, writer, options.dtype or DTYPE)
                 advance(options.batch_size)
         complete = True
     except KeyboardInterrupt:
@@ -138,28 +148,9 @@ def _settings(options: Collecting, sources: Sequence[Source], model: Model) -> d
     }
 
 
-def _batches(
-    wanted: Sequence[tuple[Source, Entry]], size: int, writer: CollectionWriter
-) -> Iterator[tuple[list[Entry], list[Image.Image], int]]:
-    """Images of ``size`` files at a time, and how many of them cannot be read."""
-    for at in range(0, len(wanted), size):
-        batch: list[Entry] = []
-        pictures: list[Image.Image] = []
-        for source, entry in wanted[at : at + size]:
-            try:
-                pictures.append(source.open())
-                batch.append(entry)
-            except ImageError as error:
-                console.error(error)
-                writer.fail(entry.file, console.one_line(error))
-        yield batch, pictures, len(wanted[at : at + size]) - len(batch)
-
-
-def _decompose(
-    model: Model, batch: list[Entry], pictures: list[Image.Image], writer: CollectionWriter, dtype: str
-) -> int:
-    """One batch, from pictures to the collection; returns how many have no finite embedding."""
-    found = model.decompose(pictures, class_token=True)
+def _decompose(model: Model, batch: list[Entry], pixels: Tensor, writer: CollectionWriter, dtype: str) -> int:
+    """One batch, from pixels to the collection; returns how many have no finite embedding."""
+    found = model.decompose(pixels, class_token=True)
     finite = (torch.isfinite(found.embedding).all(1) & (found.norm > 0)).tolist()
     for entry, good in zip(batch, finite, strict=True):
         if not good:

@@ -9,14 +9,13 @@ Written under the folder given as ``--out``:
 Nothing in them depends on the clock: the same inputs give the same bytes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from clipfast.basis import check_centring
@@ -25,6 +24,7 @@ from clipfast.commands.figures import draw_heads, draw_texts, write_panel
 from clipfast.commands.files import prepare_folder, read_texts, write_json
 from clipfast.commands.loading import check_device, encode_texts, load_model, versions
 from clipfast.commands.outcome import FAILED, INTERRUPTED, memory_for
+from clipfast.commands.reading import reading
 from clipfast.contributions import Contributions
 from clipfast.dataset.files import Source, find_images
 from clipfast.dataset.store import ShardWriter
@@ -70,9 +70,9 @@ class _Run:
     images: list[dict[str, Any]] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
 
-    def fail(self, file: str, error: Exception) -> None:
+    def fail(self, file: object, error: Exception) -> None:
         console.error(error)
-        self.failed.append({"file": file, "error": console.one_line(error)})
+        self.failed.append({"file": str(file), "error": console.one_line(error)})
 
 
 def parse_layers(text: str | None) -> list[int] | None:
@@ -115,11 +115,15 @@ def run(options: Options) -> int:
     writer = ShardWriter(options.out)
     complete = False
     try:
-        with console.progress("decomposing", len(sources)) as advance:
-            for batch, pictures in _batches(sources, options.batch_size, done):
-                if pictures:
+        with (
+            console.progress("decomposing", len(sources)) as advance,
+            reading(model, sources, lambda source: source, options.batch_size, done.fail) as batches,
+        ):
+            for batch in batches:
+                if batch.items:
                     with memory_for(options.batch_size, str(model.device)):
-                        _decompose(options, model, layers, texts, features, batch, pictures, writer, done)
+                        pixels = model.images(batch.pixels)
+                        _decompose(options, model, layers, texts, features, batch.items, pixels, writer, done)
                 advance(options.batch_size)
         complete = True
     except KeyboardInterrupt:
@@ -134,19 +138,6 @@ def run(options: Options) -> int:
     return code if complete else INTERRUPTED
 
 
-def _batches(sources: Sequence[Source], size: int, done: _Run) -> Iterator[tuple[list[Source], list[Image.Image]]]:
-    """Images of ``size`` files at a time, without those that cannot be read."""
-    for at in range(0, len(sources), size):
-        batch, pictures = [], []
-        for source in sources[at : at + size]:
-            try:
-                pictures.append(source.open())
-                batch.append(source)
-            except ImageError as error:
-                done.fail(str(source), error)
-        yield batch, pictures
-
-
 def _decompose(
     options: Options,
     model: Model,
@@ -154,12 +145,11 @@ def _decompose(
     texts: list[str],
     features: Tensor,
     batch: list[Source],
-    pictures: list[Image.Image],
+    pixels: Tensor,
     writer: ShardWriter,
     done: _Run,
 ) -> None:
-    """One batch, from pictures to files."""
-    pixels = model.images(pictures)
+    """One batch, from pixels to files."""
     found = model.decompose(
         pixels,
         texts=features if texts else None,

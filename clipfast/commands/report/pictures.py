@@ -10,7 +10,8 @@ from torch import Tensor
 from clipfast.commands import console
 from clipfast.commands.collecting import Collected
 from clipfast.commands.outcome import memory_for
-from clipfast.errors import ImageError
+from clipfast.commands.reading import reading
+from clipfast.errors import ClipfastError
 from clipfast.report.html.content import ClassMap, Example, HeadMap, Shot
 from clipfast.report.html.pictures import data_uri, fitted, heat
 from clipfast.report.palette import limit
@@ -89,20 +90,20 @@ class Album:
     def _opened(self, images: Iterable[int], what: str) -> Iterator[tuple[list[int], Tensor, list[Image.Image]]]:
         """Numbers, pixels ``[B, 3, height, width]`` and pictures of what can be opened, some at a time."""
         wanted = list(images)
-        with console.progress(what, len(wanted)) as advance:
-            for at in range(0, len(wanted), _BATCH):
-                numbers, pictures = [], []
-                for image in wanted[at : at + _BATCH]:
-                    try:
-                        pictures.append(self._sources[image].open())
-                        numbers.append(image)
-                    except ImageError as error:
-                        if image not in self.gone:
-                            console.warn(error)
-                        self.gone.add(image)
-                if numbers:
-                    pixels = self._model.images(pictures)
-                    yield numbers, pixels, self._seen.pictures(pixels)
+
+        def fail(image: int, error: ClipfastError) -> None:
+            if image not in self.gone:
+                console.warn(error)
+            self.gone.add(image)
+
+        with (
+            console.progress(what, len(wanted)) as advance,
+            reading(self._model, wanted, self._sources.__getitem__, _BATCH, fail) as batches,
+        ):
+            for batch in batches:
+                if batch.items:
+                    pixels = self._model.images(batch.pixels)
+                    yield batch.items, pixels, self._seen.pictures(pixels)
                 advance(_BATCH)
 
     def thumbnails(self, images: Iterable[int], side: int) -> dict[int, str]:

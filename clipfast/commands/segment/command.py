@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from clipfast.analyses.accuracy import Accuracy
@@ -23,9 +22,10 @@ from clipfast.commands import console
 from clipfast.commands.files import prepare_folder, write_json
 from clipfast.commands.options import Collecting
 from clipfast.commands.outcome import FAILED, INTERRUPTED, memory_for
+from clipfast.commands.reading import Prepared, reading
 from clipfast.commands.segment.judging import Binary, Drawn, Maps, Multiclass, Panels, Threshold, number
 from clipfast.commands.segment.masks import SHARD, check_masks, check_values, open_mask, read_mask_values
-from clipfast.commands.segment.pictures import Failures, Item, Pictures, find_pictures, opened
+from clipfast.commands.segment.pictures import Failures, Item, Pictures, find_pictures
 from clipfast.commands.segment.seeing import (
     METHODS,
     OURS,
@@ -99,12 +99,16 @@ def run(options: Options) -> int:
     work = _Pass(plan, model, failures)
     complete = False
     try:
-        with console.progress("segmenting", len(plan.items)) as advance:
-            for batch in opened(plan.items, options.collecting.batch_size, failures):
-                if batch:
-                    with memory_for(options.collecting.batch_size, str(model.device)):
+        size = options.collecting.batch_size
+        with (
+            console.progress("segmenting", len(plan.items)) as advance,
+            reading(model, plan.items, lambda item: item[0], size, failures.add_item) as batches,
+        ):
+            for batch in batches:
+                if batch.items:
+                    with memory_for(size, str(model.device)):
                         work.add(batch)
-                advance(options.collecting.batch_size)
+                advance(size)
         complete = True
     except KeyboardInterrupt:
         console.error(f"interrupted: {work.judge.images} of {len(plan.items)} images are done")
@@ -209,20 +213,20 @@ class _Pass:
         else:
             self.judge = Binary(plan.methods, plan.threshold, names, plan.values, size, panels)
 
-    def add(self, opened: Sequence[tuple[Item, Image.Image]]) -> None:
-        """One batch, from pictures to scores."""
-        kept: list[tuple[Item, Image.Image]] = []
+    def add(self, read: Prepared[Item]) -> None:
+        """One batch, from pixels to scores."""
+        kept: list[int] = []
         truths: list[Tensor] = []
-        for item, picture in opened:
+        for row, (item, size) in enumerate(zip(read.items, read.sizes, strict=True)):
             try:
                 if self._geometry is not None:
-                    truths.append(self._truth(item, picture, self._geometry))
-                kept.append((item, picture))
+                    truths.append(self._truth(item, size, self._geometry))
+                kept.append(row)
             except ClipfastError as error:
-                self.failures.add(item[1].file, error)
+                self.failures.add_item(item, error)
         if not kept:
             return
-        batch = look(self.model, [item for item, _ in kept], [picture for _, picture in kept], self._directions)
+        batch = look(self.model, [read.items[row] for row in kept], read.pixels[kept], self._directions)
         batch = self._without(Batch(batch.items, batch.pixels, batch.found, torch.stack(truths) if truths else None))
         if not batch.items:
             return
@@ -239,12 +243,12 @@ class _Pass:
         if batch.items:
             self._judge(batch, maps, targets)
 
-    def _truth(self, item: Item, picture: Image.Image, geometry: Geometry) -> Tensor:
-        """Labels of an image's pixels as its mask has them."""
+    def _truth(self, item: Item, size: tuple[int, int], geometry: Geometry) -> Tensor:
+        """Labels of the pixels of an image of a width and height as its mask has them."""
         source, entry = item
         mask = open_mask(source, self.plan.options.masks or "")
-        if self.plan.protocol == "aligned" and mask.size != picture.size:
-            sizes = " and ".join(f"{width}x{height}" for width, height in (mask.size, picture.size))
+        if self.plan.protocol == "aligned" and mask.size != size:
+            sizes = " and ".join(f"{width}x{height}" for width, height in (mask.size, size))
             raise InputError(f"{entry.file}: its mask and the image differ in size, {sizes}: --protocol published")
         try:
             labels = truth(mask, geometry, self.plan.protocol, ignore=self.plan.options.ignore)

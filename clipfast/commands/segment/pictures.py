@@ -1,10 +1,8 @@
 """The images of a pass that needs the pictures themselves, wherever they were named: files, shards, a collection."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-from PIL import Image
 
 from clipfast.commands import console
 from clipfast.commands.collecting import collect
@@ -13,7 +11,7 @@ from clipfast.commands.options import DTYPE, MODEL, Collecting
 from clipfast.dataset.collection import Entry, is_collection, labelled
 from clipfast.dataset.files import Source, find_images
 from clipfast.dataset.labels import read_labels
-from clipfast.errors import ClipfastError, ImageError, InputError
+from clipfast.errors import ClipfastError, InputError
 from clipfast.model import Model
 
 Item = tuple[Source, Entry]
@@ -33,6 +31,10 @@ class Failures:
         """Says and notes one."""
         console.error(error)
         self.found.append({"file": file, "error": console.one_line(error)})
+
+    def add_item(self, item: Item, error: ClipfastError) -> None:
+        """The same of an image."""
+        self.add(item[1].file, error)
 
 
 @dataclass(frozen=True)
@@ -96,15 +98,3 @@ def find_pictures(options: Collecting, out: Path, aside: Path | None, failures: 
         return load_model(named.model or MODEL, named.pretrained, device, named.dtype or DTYPE)
 
     return Pictures(list(zip(sources, entries, strict=True)), named, load)
-
-
-def opened(items: Sequence[Item], size: int, failures: Failures) -> Iterator[list[tuple[Item, Image.Image]]]:
-    """``size`` images at a time, as RGB and upright, without those that cannot be read."""
-    for at in range(0, len(items), size):
-        batch = []
-        for item in items[at : at + size]:
-            try:
-                batch.append((item, item[0].open()))
-            except ImageError as error:
-                failures.add(item[1].file, error)
-        yield batch

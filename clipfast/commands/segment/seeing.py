@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from clipfast.analyses.relevance import METHODS as OTHERS
@@ -44,9 +43,9 @@ class Batch:
         return replace(self, items=items, pixels=self.pixels[list(rows)], found=self.found.select(rows), truth=truth)
 
 
-def look(model: Model, items: Sequence[Item], pictures: Sequence[Image.Image], directions: Tensor) -> Batch:
-    """Decomposes pictures with maps for directions ``[T, D]``."""
-    pixels = model.images(pictures)
+def look(model: Model, items: Sequence[Item], pixels: Tensor, directions: Tensor) -> Batch:
+    """Decomposes images ``[B, 3, height, width]`` with maps for directions ``[T, D]``."""
+    pixels = model.images(pixels)
     return Batch(items, pixels, model.decompose(pixels, texts=directions), None)
 
 

@@ -1,0 +1,299 @@
+"""Reading images ahead: the bits of open_clip's own preprocessing, in order, bounded, errors where they belong."""
+
+import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from builders import ROOT, clip_model
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torchvision.transforms import Compose, ToTensor
+
+from clipfast import ImageError, InputError, Model, wrap
+from clipfast.images import decode_image, open_image
+from clipfast.reading import Prepare, Transform, read_ahead
+
+WAIT = 30.0  # seconds until a test that waits for a thread gives up
+SIZES = ((224, 224), (640, 480), (479, 641), (1, 1), (3, 500), (333, 100), (224, 300), (1200, 225))
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)).resize((width, height))
+    grain = rng.integers(-20, 21, (height, width, 3))
+    return Image.fromarray((np.asarray(coarse).astype(int) + grain).clip(0, 255).astype(np.uint8))
+
+
+# ------------------------------------------------------------------------------------------------------- the same bits
+
+
+CONFIGS = (
+    PreprocessCfg(),
+    PreprocessCfg(size=(64, 64), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+    PreprocessCfg(size=(96, 64), mean=(0.1, 0.2, 0.3), std=(0.25, 0.2, 0.3)),
+    PreprocessCfg(size=80, interpolation="bilinear", resize_mode="squash"),
+    PreprocessCfg(size=(90, 120), resize_mode="longest", fill_color=7),
+)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.resize_mode}-{config.size}")
+def test_pictures_of_every_size_are_prepared_to_the_bit(config: PreprocessCfg) -> None:
+    transform = image_transform_v2(config, is_train=False)
+    prepare = Prepare(transform)
+    for seed, size in enumerate(SIZES):
+        got, want = prepare(picture(*size, seed)), transform(picture(*size, seed))
+        assert got.dtype == want.dtype == torch.float32
+        assert torch.equal(got, want), size
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK", "I;16"])
+def test_files_of_every_mode_are_prepared_to_the_bit(tmp_path: Path, mode: str) -> None:
+    image = picture(300, 260)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L"), dtype=np.uint16) * 257)
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    (image if mode == "I;16" else image.convert(mode)).save(path)
+    transform = image_transform_v2(PreprocessCfg(), is_train=False)
+    assert torch.equal(Prepare(transform)(open_image(path)), transform(open_image(path)))
+
+
+def test_photographs_are_prepared_to_the_bit() -> None:
+    """As open_clip's users open them: those that are RGB or grey, and have no orientation, are opened the same."""
+    folder = ROOT.parent / "shared" / "photos"
+    shards = sorted(folder.glob("photos-*.tar"))
+    if not shards:
+        pytest.skip("no photographs beside this checkout")
+    transform = image_transform_v2(PreprocessCfg(), is_train=False)
+    prepare, seen = Prepare(transform), 0
+    with tarfile.open(shards[0]) as archive:
+        for member in [member for member in archive if member.name.endswith(".jpg")][:25]:
+            data = archive.extractfile(member).read()  # type: ignore[union-attr]
+            got, want = prepare(decode_image(BytesIO(data), member.name)), transform(Image.open(BytesIO(data)))
+            assert torch.equal(got, want), member.name
+            seen += 1
+    assert seen == 25
+
+
+def test_every_byte_of_every_channel() -> None:
+    ramp = np.zeros((3, 256, 3), np.uint8)
+    for channel in range(3):
+        ramp[channel, :, channel] = np.arange(256)
+    transform = image_transform_v2(PreprocessCfg(size=(3, 256), resize_mode="squash"), is_train=False)
+    got = Prepare(transform)(Image.fromarray(ramp))
+    mean, std = (torch.tensor(values) for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    want = (torch.from_numpy(ramp).float() / 255 - mean) / std
+    assert torch.equal(got, want.permute(2, 0, 1))
+
+
+def test_bytes_are_normalised_once_and_not_per_picture() -> None:
+    transform = image_transform_v2(PreprocessCfg(), is_train=False)
+    calls: list[tuple[int, ...]] = []
+    transform.transforms[-1].register_forward_hook(lambda module, given, result: calls.append(tuple(result.shape)))
+    prepare = Prepare(transform)
+    for seed in range(3):
+        prepare(picture(260, 240, seed))
+    assert calls == [(3, 1, 256)]
+
+
+def _inverted(tensor: torch.Tensor) -> torch.Tensor:
+    return 1 - tensor
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda image: torch.full((3, 4, 4), float(image.width)),
+        ToTensor(),
+        Compose([ToTensor()]),
+        Compose([]),
+        Compose([*image_transform_v2(PreprocessCfg(size=32), is_train=False).transforms, _inverted]),
+        Compose([*image_transform_v2(PreprocessCfg(size=32), is_train=False).transforms[-2:]]),
+    ],
+    ids=["function", "one step", "steps of other kinds", "no steps", "a step more", "no conversion"],
+)
+def test_other_preprocessing_is_called_as_it_is(transform: Transform) -> None:
+    image = picture(50, 40)
+    got, want = Prepare(transform)(image), transform(image)
+    assert (got is image) if want is image else torch.equal(got, want)
+
+
+def test_a_default_dtype_of_64_bits_is_kept() -> None:
+    transform = image_transform_v2(PreprocessCfg(size=32), is_train=False)
+    torch.set_default_dtype(torch.float64)
+    try:
+        got, want = Prepare(transform)(picture(50, 40)), transform(picture(50, 40))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert got.dtype == want.dtype
+    assert torch.equal(got, want)
+
+
+# -------------------------------------------------------------------------------------------------------- reading ahead
+
+
+def readers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("clipfast-reading")]
+
+
+def test_batches_keep_the_order_of_the_items_and_not_of_the_threads() -> None:
+    later = threading.Event()
+
+    def read(item: int) -> int:
+        if item == 0:
+            assert later.wait(WAIT)  # the first is done after the third
+        if item == 2:
+            later.set()
+        return 10 * item
+
+    batches = [[each.result() for each in batch] for batch in read_ahead(read, range(7), 3, threads=2)]
+    assert batches == [[0, 10, 20], [30, 40, 50], [60]]
+
+
+def test_the_next_batch_is_read_while_one_is_used() -> None:
+    read = [threading.Event() for _ in range(6)]
+    with closing(read_ahead(lambda item: read[item].set(), range(6), 2, threads=1)) as batches:
+        next(batches)
+        assert read[2].wait(WAIT)  # nobody has asked for it
+        assert read[3].wait(WAIT)
+
+
+def test_no_more_than_two_batches_are_begun() -> None:
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield taken
+
+    with closing(read_ahead(lambda item: item, items(), 4, threads=2)) as batches:
+        for used in range(1, 4):
+            assert len(next(batches)) == 4
+            assert taken == 4 * (used + 1)
+
+
+def test_an_error_belongs_to_its_item() -> None:
+    def read(item: int) -> int:
+        if item % 3 == 1:
+            raise ImageError(f"{item}.jpg: damaged")
+        return item
+
+    found = [each for batch in read_ahead(read, range(6), 4) for each in batch]
+    assert [each.item for each in found] == list(range(6))
+    assert [each.value for each in found] == [0, None, 2, 3, None, 5]
+    assert [str(each.error) for each in found if each.error] == ["1.jpg: damaged", "4.jpg: damaged"]
+    with pytest.raises(ImageError, match=r"^4\.jpg: damaged$"):
+        found[4].result()
+
+
+def test_a_fault_is_raised_where_its_batch_is_asked_for() -> None:
+    batches = read_ahead(lambda item: 1 // (3 - item), range(6), 2)
+    assert [each.value for each in next(batches)] == [0, 0]
+    with pytest.raises(ZeroDivisionError):
+        next(batches)
+    assert readers() == []
+
+
+def test_nothing_is_read_on_when_it_is_left() -> None:
+    begun: list[int] = []
+    go = threading.Event()
+
+    def read(item: int) -> None:
+        begun.append(item)
+        if item >= 2:
+            assert go.wait(WAIT)
+
+    with closing(read_ahead(read, range(100), 2, threads=1)) as batches:
+        next(batches)
+        threading.Timer(0.2, go.set).start()  # what is being read is read to its end
+    assert set(begun) <= {0, 1, 2}
+    assert readers() == []
+
+
+@pytest.mark.parametrize(("size", "threads"), [(0, 1), (-1, None), (1, 0)])
+def test_batches_of_nothing(size: int, threads: int | None) -> None:
+    with pytest.raises(InputError, match="at least one is needed of either"):
+        read_ahead(lambda item: item, range(3), size, threads)
+
+
+def test_no_items() -> None:
+    assert list(read_ahead(lambda item: item, [], 3)) == []
+    assert readers() == []
+
+
+# ------------------------------------------------------------------------------------------------------------ the model
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return wrap(clip_model())
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(7):
+        picture(40 + number, 50 - number, number).save(folder / f"{number}.jpg", quality=90)
+    return sorted(folder.iterdir())
+
+
+def test_batches_are_the_images_of_their_files(model: Model, paths: list[Path]) -> None:
+    want = torch.stack([model.preprocess(Image.open(path)) for path in paths])
+    assert torch.equal(model.images(paths), want)
+    for size, lengths in ((3, [3, 3, 1]), (7, [7]), (100, [7])):
+        batches = list(model.batches(iter(paths), size))
+        assert [len(batch) for batch in batches] == lengths
+        assert torch.equal(torch.cat(batches), want)
+    assert list(model.batches([])) == []
+
+
+def test_batches_have_the_models_dtype(paths: list[Path]) -> None:
+    half = wrap(clip_model().to(torch.bfloat16))
+    (batch,) = half.batches(paths[:2])
+    assert batch.dtype == torch.bfloat16
+    assert torch.equal(batch, torch.stack([half.preprocess(Image.open(path)) for path in paths[:2]]).bfloat16())
+
+
+def test_a_file_that_cannot_be_read_ends_its_batch(model: Model, paths: list[Path], tmp_path: Path) -> None:
+    batches = model.batches([*paths[:2], tmp_path / "gone.jpg"], 2)
+    assert len(next(batches)) == 2
+    with pytest.raises(ImageError, match=r"gone\.jpg: no such file$"):
+        next(batches)
+    with pytest.raises(InputError, match="batches of 0 images"):
+        model.batches(paths, 0)
+
+
+def test_the_number_of_threads_changes_nothing(paths: list[Path]) -> None:
+    prepare = Prepare(image_transform_v2(PreprocessCfg(size=32), is_train=False))
+
+    def rows(threads: int) -> Iterator[torch.Tensor]:
+        for batch in read_ahead(lambda path: prepare(open_image(path)), paths, 2, threads):
+            yield from (each.result() for each in batch)
+
+    want = torch.stack(list(rows(1)))
+    for threads in (2, 5):
+        assert torch.equal(torch.stack(list(rows(threads))), want)
+
+
+def test_pictures_that_read_from_one_file(model: Model, paths: list[Path], tmp_path: Path) -> None:
+    """Opened and not yet decoded, from one archive: threads would move its one place in the file under each other."""
+    many = paths * 6
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number, path in enumerate(many):
+            tar.add(path, f"{number}.jpg")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with tarfile.open(tmp_path / "a.tar") as tar:
+            lazy = [Image.open(tar.extractfile(member)) for member in tar]  # type: ignore[arg-type]
+            got = model.images([*lazy, lazy[0]])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(got, model.images([*many, many[0]]))
