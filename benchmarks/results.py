@@ -51,6 +51,7 @@ class Results:
         settings: dict[str, Any],
         memory: tuple[Peak, Peak] | None = None,
         bars: tuple[Bar, ...] = (),
+        figures: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Writes a comparison and returns it as written.
 
@@ -62,6 +63,7 @@ class Results:
             settings: everything needed to run it again.
             memory: peak of a and of b.
             bars: the promises it is held to.
+            figures: what was measured besides.
 
         Raises:
             WrongResult: the comparison did not pass a check.
@@ -70,6 +72,8 @@ class Results:
         entry = {"settings": settings} | comparison.to_json(a, b)
         if memory is not None:
             entry["memory"] = memory_json(*memory)
+        if figures is not None:
+            entry["figures"] = figures
         return self.write(case, entry | {"bars": [bar.to_json() for bar in bars]})
 
     def write(self, case: str, entry: dict[str, Any]) -> dict[str, Any]:

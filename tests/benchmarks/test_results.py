@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.results import FORMAT, Results
-from benchmarks.table import FOLDER, main, table
+from benchmarks.table import FOLDER, README, main, table, written
 from clipfast.bench import machine
 from clipfast.bench.measuring import Bar, Check, Comparison, WrongResult
 from clipfast.bench.memory import Peak
@@ -103,3 +103,26 @@ def test_every_committed_result_reads_as_a_table(capsys: pytest.CaptureFixture[s
     for file in FOLDER.glob("*.json"):
         document = json.loads(file.read_text(encoding="utf-8"))
         assert (document.get("sentence", "no sentence") in printed) == (document.get("format") == FORMAT)
+
+
+def test_the_readme_has_the_tables_of_the_committed_results() -> None:
+    text = README.read_text(encoding="utf-8")
+    questions = {file.name.split("-")[0] for file in FOLDER.glob("*.json")}
+    marked = [line.split()[2] for line in text.splitlines() if line.startswith("<!-- results: ")]
+    assert len(marked) == text.count("<!-- end of results -->") == len(set(marked)) >= 4
+    assert {"forward", "naive", "textspan"} <= questions & set(marked)
+    assert written(text) == text, "python -m benchmarks.table --readme"
+
+
+def test_a_page_gets_the_tables_it_has_a_place_for(results: Results) -> None:
+    page = "before\n<!-- results: {} -->\nold\n<!-- end of results -->\nafter\n"
+    empty = written(page.format("forward"), results.path.parent)
+    assert "*Not measured yet: `benchmarks/bench_forward.py`.*" in empty
+    record(results)
+    filled = written(empty, results.path.parent)
+    assert table(json.loads(results.path.read_text())) in filled
+    assert filled.startswith("before\n<!-- results: forward -->\n**")
+    assert filled.endswith("|\n<!-- end of results -->\nafter\n")
+    assert written(filled, results.path.parent) == filled
+    assert "old" not in filled + empty
+    assert "Is it faster?" not in written(page.format("naive"), results.path.parent)
