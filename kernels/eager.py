@@ -238,7 +238,7 @@ def _without(x: Tensor, known: Tensor) -> Tensor:
     return x - torch.einsum("gsr,gs->gr", known, torch.einsum("gsr,gr->gs", known, x))
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """:func:`clipfast.kernels.reference.linear`."""
     return F.linear(x, weight, bias).contiguous()
 

@@ -236,7 +236,7 @@ def span(texts: Tensor, factor: Tensor, size: int, floor: float) -> tuple[Tensor
     return picks, variances, directions
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A linear layer, ``x Wᵀ + b``.
 
     Args:
