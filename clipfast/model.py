@@ -17,7 +17,7 @@ from clipfast.errors import InputError
 from clipfast.forward import Maps, Request, decompose
 from clipfast.graphs import Graphs
 from clipfast.kernels import dispatch
-from clipfast.reading import Picture, prepared
+from clipfast.reading import Picture, computing, prepared
 from clipfast.towers import openclip, openclip_models
 from clipfast.towers.tower import Tower, weights_version
 
@@ -277,7 +277,10 @@ class Model:
     def _run(self, images: Tensor, request: Request) -> Contributions:
         tower, basis = self.tower, self.basis(request.centring)
         if not self._graphs.takes(images):
-            return decompose(tower, images, request, basis)
+            if torch.compiler.is_compiling() or tower.device.type != "cpu":
+                return decompose(tower, images, request, basis)
+            with computing():
+                return decompose(tower, images, request, basis)
         # The bases are compared as the objects they are: one is made anew when weights change.
         key = (request, basis, tower.version())
         return self._graphs.run(images, key, lambda static: decompose(tower, static, request, basis))

@@ -1,18 +1,25 @@
-"""Images on their way to a model's input: prepared in threads, the next batch while the last one is computed with.
+"""Images on their way to a model's input: prepared in threads, the next batch while the last one is used.
 
 Decoding and resizing are C code that gives Python's lock away, so threads do, and nothing has to be started, copied or
 sent between processes. What is in a batch, and in what order, does not depend on them.
+
+A forward on a GPU leaves the CPU to the threads that read. One on the CPU waits at the end of every operation for the
+slowest of its own threads, so a core that is taken from one of them is taken from all: while it runs, no more images
+are begun than there are cores without a thread of its own (:func:`computing`). They are read by all threads at once
+before it, and while its results are drawn or written.
 
 JPEGs are decoded whole, as open_clip does: decoding them at half or a quarter of their size would be faster, and give
 other pixels.
 """
 
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from os import PathLike
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
@@ -86,6 +93,60 @@ def _name(step: object) -> str:
     return getattr(step, "__name__", type(step).__name__)
 
 
+class _Turns:
+    """Who may take a core: forwards on the CPU, and the threads that read."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._forwards = self._reading = self._spare = 0
+
+    @contextmanager
+    def forward(self, spare: int) -> Iterator[None]:
+        """While a forward runs, which leaves some cores alone."""
+        with self._changed:
+            self._forwards += 1
+            self._spare = spare
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._forwards -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def read(self, is_awaited: Callable[[], bool]) -> Iterator[None]:
+        """While an image is read: at once where somebody waits for it, else when there is a core for it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._forwards or self._reading < self._spare or is_awaited())
+            self._reading += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._reading -= 1
+                self._changed.notify_all()
+
+    def changed(self) -> None:
+        """Has everybody ask again."""
+        with self._changed:
+            self._changed.notify_all()
+
+
+_TURNS = _Turns()
+
+
+@contextmanager
+def computing() -> Iterator[None]:
+    """While a model computes on the CPU: images are read ahead on the cores that torch has no thread for."""
+    with _TURNS.forward(max(0, _cores() - torch.get_num_threads())):
+        yield
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Read(Generic[Item, Value]):
     """What came of one item.
@@ -139,17 +200,20 @@ def read_ahead(
 def _read_ahead(
     read: Callable[[Item], Value], items: Iterator[Item], size: int, threads: int
 ) -> Generator[list[Read[Item, Value]], None, None]:
-    def kept(item: Item) -> Read[Item, Value]:
-        try:
-            return Read(item, read(item))
-        except ClipfastError as error:
-            return Read(item, None, error)
-
     pool = ThreadPoolExecutor(threads, thread_name_prefix="clipfast-reading")
     begun: deque[list[Future[Read[Item, Value]]]] = deque()
+    numbers, awaited = count(), -1
+
+    def kept(item: Item, batch: int) -> Read[Item, Value]:
+        with _TURNS.read(lambda: batch <= awaited):
+            try:
+                return Read(item, read(item))
+            except ClipfastError as error:
+                return Read(item, None, error)
 
     def begin() -> None:
-        batch = [pool.submit(kept, item) for item in islice(items, size)]
+        number = next(numbers)
+        batch = [pool.submit(kept, item, number) for item in islice(items, size)]
         if batch:
             begun.append(batch)
 
@@ -157,8 +221,12 @@ def _read_ahead(
         begin()
         while begun:
             begin()  # before waiting for the batch before it: no thread is idle while there is something to read
+            awaited += 1
+            _TURNS.changed()
             yield [each.result() for each in begun.popleft()]
     finally:
+        awaited = next(numbers)  # nobody waits for a core any more
+        _TURNS.changed()
         pool.shutdown(cancel_futures=True)
 
 

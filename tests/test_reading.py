@@ -2,6 +2,7 @@
 
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from io import BytesIO
@@ -16,9 +17,9 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms import Compose, ToTensor
 
-from clipfast import ImageError, InputError, Model, wrap
+from clipfast import ImageError, InputError, Model, forward, reading, wrap
 from clipfast.images import decode_image, open_image
-from clipfast.reading import Prepare, Transform, read_ahead
+from clipfast.reading import Prepare, Transform, computing, read_ahead
 
 WAIT = 30.0  # seconds until a test that waits for a thread gives up
 SIZES = ((224, 224), (640, 480), (479, 641), (1, 1), (3, 500), (333, 100), (224, 300), (1200, 225))
@@ -215,6 +216,85 @@ def test_nothing_is_read_on_when_it_is_left() -> None:
         threading.Timer(0.2, go.set).start()  # what is being read is read to its end
     assert set(begun) <= {0, 1, 2}
     assert readers() == []
+
+
+# ------------------------------------------------------------------------------------------- sharing cores with a model
+
+
+def test_a_model_that_has_every_core_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is begun while it computes, all is when it is done."""
+    monkeypatch.setattr(reading, "_cores", torch.get_num_threads)
+    begun = [threading.Event() for _ in range(4)]
+    with closing(read_ahead(lambda item: begun[item].set(), range(4), 2, threads=2)) as batches:
+        with computing():
+            next(batches)  # somebody waits for this one, so it is read
+            assert not begun[2].wait(0.2)
+            assert not begun[3].is_set()
+        assert begun[2].wait(WAIT)
+        assert begun[3].wait(WAIT)
+
+
+def test_a_core_that_a_model_leaves_is_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two threads may read on while it computes, an image after the other."""
+    monkeypatch.setattr(reading, "_cores", lambda: torch.get_num_threads() + 1)
+    lock, reading_now, most = threading.Lock(), 0, 0
+    done = threading.Semaphore(0)
+
+    def read(item: int) -> None:
+        nonlocal reading_now, most
+        with lock:
+            reading_now += 1
+            most = max(most, reading_now if item >= 4 else 0)
+        time.sleep(0.01)
+        with lock:
+            reading_now -= 1
+        done.release()
+
+    with closing(read_ahead(read, range(12), 4, threads=2)) as batches:
+        with computing():
+            next(batches)
+            for _ in range(8):
+                assert done.acquire(timeout=WAIT)
+        assert most == 1
+
+
+def test_a_forward_that_fails_gives_the_cores_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_cores", torch.get_num_threads)
+    with pytest.raises(KeyboardInterrupt), computing():
+        raise KeyboardInterrupt
+    begun = threading.Event()
+    with closing(read_ahead(lambda item: begun.set() if item else None, range(2), 1, threads=1)) as batches:
+        next(batches)
+        assert begun.wait(WAIT)
+
+
+def test_leaving_waits_for_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_cores", torch.get_num_threads)
+    batches = read_ahead(lambda item: item, range(40), 4, threads=2)
+    with computing():
+        next(batches)
+        batches.close()
+        assert readers() == []
+
+
+def test_the_models_own_forward_keeps_its_cores(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
+    """What is asked for just as it begins is read; the batch after that is not until it has ended."""
+    monkeypatch.setattr(reading, "_cores", torch.get_num_threads)
+    pixels = torch.zeros(1, 3, 24, 24)
+    begun = threading.Event()
+    during: list[bool] = []
+    own = forward.decompose
+
+    def watched(*arguments: object) -> object:
+        next(batches)
+        during.append(begun.wait(0.2))
+        return own(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("clipfast.model.decompose", watched)
+    with closing(read_ahead(lambda item: begun.set() if item else None, range(2), 1, threads=1)) as batches:
+        model.decompose(pixels)
+        assert begun.wait(WAIT)
+    assert during == [False]
 
 
 @pytest.mark.parametrize(("size", "threads"), [(0, 1), (-1, None), (1, 0)])
