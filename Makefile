@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types bench clean help
+.PHONY: demo test lint types bench sanitize fuzz clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/'
@@ -28,6 +28,40 @@ lint: $(STAMP)   ## ruff: style and imports
 
 types: $(STAMP)  ## mypy --strict over the package
 	@$(BIN)/mypy
+
+# csrc/ as setup.py builds it, but watched by the compiler's sanitizers while the tests run. Where the CPU has no AVX-512,
+# the code for it is compiled to AVX2 and runs, too (csrc/each_isa.h).
+WATCHED := build/sanitized
+WATCH   := -std=gnu++17 -O1 -g -Wall -Wextra -Wno-psabi -fvisibility=hidden -fno-math-errno -fPIC \
+           -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+ifeq ($(shell grep -m 1 -o avx512vl /proc/cpuinfo 2>/dev/null),)
+WATCH   += -DCLIPFAST_EMULATE_AVX512
+endif
+
+$(WATCHED)/%.o: csrc/%.cpp $(wildcard csrc/*.h) Makefile
+	@mkdir -p $(@D)
+	@$(CXX) $(WATCH) -c $< -o $@
+
+$(WATCHED)/_native.so: $(patsubst csrc/%.cpp,$(WATCHED)/%.o,$(wildcard csrc/*.cpp))
+	@$(CXX) $(WATCH) -shared $^ -o $@
+
+# Python is not built with the sanitizers, so their library is loaded before it, and libstdc++, whose throw it must find.
+# Leaks are not looked for: Python and torch keep memory to the end. Memory that nobody wrote is NaN in every format. What
+# a sanitizer says goes to stderr as the process ends, so pytest leaves that alone, and starts no other in its place.
+WATCHING := LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+            ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1073741824:malloc_fill_byte=255 \
+            UBSAN_OPTIONS=print_stacktrace=1 CLIPFAST_NATIVE_LIBRARY=$(WATCHED)/_native.so \
+            $(BIN)/python -m pytest -n auto --maxprocesses 4 --max-worker-restart 0 --capture=sys -p no:benchmark \
+            tests/kernels/test_native_library.py::test_the_library_that_was_named_is_the_one_under_test
+EXAMPLES ?= 2000
+
+sanitize: $(STAMP)  ## the tests of csrc/ under AddressSanitizer and UBSan
+	@$(MAKE) --no-print-directory -j 4 $(WATCHED)/_native.so
+	@$(WATCHING) $(addprefix tests/kernels/test_native,.py _edges.py _fuzz.py)
+
+fuzz: $(STAMP)   ## random calls of csrc/ under the same, EXAMPLES=2000 of each kind, others each time
+	@$(MAKE) --no-print-directory -j 4 $(WATCHED)/_native.so
+	@CLIPFAST_FUZZ=$(EXAMPLES) $(WATCHING) tests/kernels/test_native_fuzz.py
 
 bench: $(STAMP)  ## benchmarks on this machine; JSON in benchmarks/results
 	@$(BIN)/python -m pytest benchmarks --benchmark-only

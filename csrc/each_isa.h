@@ -6,7 +6,7 @@
 // whose instructions may be named, 0 for none. PICK(f) is f for the CPU at hand.
 //
 // With CLIPFAST_EMULATE_AVX512 the namespaces of AVX-512 keep their vectors, and with them their tiles, tails and scratch
-// memory, but are compiled to AVX2, without named instructions: for tests of them on a CPU that has no AVX-512.
+// memory, but are compiled to AVX2, without named instructions: as `make sanitize` tests them on a CPU without AVX-512.
 //
 // A file that defines KERNEL_USES_BF16 before has a fourth namespace, in which BF16_INSTRUCTIONS may be named, and
 // PICK_BF16(f). Of templates a namespace holds only what is picked from it.

@@ -25,6 +25,9 @@ Isa best() {
   __builtin_cpu_init();
   // libgcc's and compiler-rt's tests ask the operating system, too, whether it saves the registers.
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !has_f16c()) return Isa::generic;
+#if defined(CLIPFAST_EMULATE_AVX512)  // each_isa.h
+  return Isa::avx512_bf16;
+#endif
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
     return Isa::avx2;

@@ -3,14 +3,17 @@
 import torch
 from torch import Tensor
 
+SOME = -1
+"""An axis of any size but none."""
+
 
 def expect(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
-    """Raises ValueError unless the tensor has this shape; None is any size."""
+    """Raises ValueError unless the tensor has this shape; None is any size, :data:`SOME` any but none."""
     fits = tensor.ndim == len(shape) and all(
-        want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)
+        want is None or have == want or (want == SOME and have) for have, want in zip(tensor.shape, shape, strict=True)
     )
     if not fits:
-        wanted = ", ".join("?" if size is None else str(size) for size in shape)
+        wanted = ", ".join("?" if size is None else "1 or more" if size == SOME else str(size) for size in shape)
         raise ValueError(f"{name} has shape {list(tensor.shape)}, expected [{wanted}]")
 
 
@@ -20,6 +23,13 @@ def expect_together(**tensors: Tensor | None) -> None:
     if len(set(devices.values())) > 1:
         places = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise ValueError(f"the tensors are on different devices: {places}")
+
+
+def expect_dtype(dtype: torch.dtype, **tensors: Tensor | None) -> None:
+    """Raises ValueError unless all are of a floating-point ``dtype``."""
+    for name, tensor in tensors.items():
+        if tensor is not None and (tensor.dtype != dtype or not dtype.is_floating_point):
+            raise ValueError(f"{name} is {tensor.dtype}, expected {dtype if dtype.is_floating_point else 'floats'}")
 
 
 def expect_weighted_values(alpha: Tensor, value: Tensor, basis: Tensor, basis_name: str) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipfast.kernels.checks import expect, expect_together
+from clipfast.kernels.checks import expect, expect_dtype, expect_together
 from clipfast.kernels.dispatch import AUTO, check
 from clipfast.kernels.library import call
 from clipfast.kernels.reference import Activation
@@ -50,13 +50,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
         ``[..., M]`` in the dtype of ``x``.
 
     Raises:
-        ValueError: wrong shape or unknown backend.
+        ValueError: wrong shape or dtype, or unknown backend.
     """
     expect("weight", weight, (None, None))
     expect("x", x, (*[None] * (x.ndim - 1), weight.shape[1]))
     if bias is not None:
         expect("bias", bias, (weight.shape[0],))
     expect_together(x=x, weight=weight, bias=bias)
+    expect_dtype(x.dtype, weight=weight, bias=bias)
     if x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float16):
         if not torch.compiler.is_compiling():
             check(backend)
@@ -112,6 +113,7 @@ def add_layer_norm(
     Raises:
         ValueError: wrong shape or unknown backend.
     """
+    expect("x", x, (None,) * max(1, x.ndim))
     expect("weight", weight, (x.shape[-1],))
     expect("bias", bias, (x.shape[-1],))
     if delta is not None:

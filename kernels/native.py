@@ -5,7 +5,8 @@ so one file serves every Python and every torch that clipfast supports. It compu
 ``torch_parallel_for`` of torch's stable C interface; a second pool beside torch's would fight it for the cores.
 
 ``CLIPFAST_NATIVE_ISA`` caps the instruction set (``generic``, ``avx2``, ``avx512``, ``avx512_bf16``); the best that the
-CPU has is taken otherwise.
+CPU has is taken otherwise. ``CLIPFAST_NATIVE_LIBRARY`` is the path of another build of the same sources; ``make
+sanitize`` tests one that checks itself as it runs.
 """
 
 import ctypes
@@ -24,6 +25,7 @@ FAILURE = HERE / "_native_failed.txt"
 ISAS = ("generic", "avx2", "avx512", "avx512_bf16")
 """Instruction sets in ascending order, numbered as in ``csrc/isa.h``."""
 VARIABLE = "CLIPFAST_NATIVE_ISA"
+OTHER = "CLIPFAST_NATIVE_LIBRARY"
 
 _STATUS = {1: "not enough memory", 2: "torch's thread pool failed"}
 _INT, _SIZE, _DOUBLE, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
@@ -67,7 +69,14 @@ class Loaded:
     reason: str = ""
 
 
+def path() -> Path:
+    """The file that is loaded: the package's own, or the one that ``CLIPFAST_NATIVE_LIBRARY`` names."""
+    return Path(os.environ.get(OTHER) or LIBRARY).absolute()  # a name alone would be looked for on the system
+
+
 def _missing() -> str:
+    if path() != LIBRARY:
+        return f"{OTHER} is {str(path())!r}, and there is no such file"
     if FAILURE.is_file():
         return f"its build failed: {FAILURE.read_text(encoding='utf-8').strip()}"
     return f"{LIBRARY.name} was not built: install the package (pip install -e . in a checkout)"
@@ -75,7 +84,7 @@ def _missing() -> str:
 
 def _outdated() -> bool:
     """Whether this is a checkout whose sources are newer than what was built from them."""
-    built = LIBRARY.stat().st_mtime
+    built = path().stat().st_mtime
     return any(source.stat().st_mtime > built for source in (HERE.parent / "csrc").glob("*.*"))
 
 
@@ -95,21 +104,23 @@ def _pool() -> int:
 @cache
 def load() -> Loaded:
     """Loads the library once."""
-    if not LIBRARY.is_file():
+    file = path()
+    if not file.is_file():
         return Loaded(None, _missing())
     if _outdated():
-        return Loaded(None, "csrc/ was changed after the build: build again (pip install -e .)")
+        again = "pip install -e ." if file == LIBRARY else str(file)
+        return Loaded(None, f"csrc/ was changed after the build: build again ({again})")
     wanted = os.environ.get(VARIABLE, ISAS[-1])
     if wanted not in ISAS:
         return Loaded(None, f"{VARIABLE} is {wanted!r}: choose one of {', '.join(ISAS)}")
     try:
-        library = ctypes.CDLL(str(LIBRARY))
+        library = ctypes.CDLL(str(file))
         for name, arguments in _ARGUMENTS.items():
             getattr(library, name).argtypes = arguments
         library.clipfast_use_pool.restype = None
         library.clipfast_use_pool(_pool())
     except (OSError, AttributeError) as error:  # AttributeError: a library of another version
-        return Loaded(None, f"{LIBRARY.name} cannot be loaded ({type(error).__name__}: {error})")
+        return Loaded(None, f"{file.name} cannot be loaded ({type(error).__name__}: {error})")
     library.clipfast_limit_isa(ISAS.index(wanted))
     return Loaded(library)
 

@@ -19,7 +19,20 @@ from clipfast.kernels.reference import Activation, Row
 def _unreadable(**tensors: Tensor) -> list[str]:
     """The reasons why memory does not hold what these tensors say."""
     reasons = [f"{name} is on {tensor.device}" for name, tensor in tensors.items() if tensor.device.type != "cpu"]
-    return reasons or [f"{name} is a negated view" for name, tensor in tensors.items() if tensor.is_neg()]
+    return reasons or [f"{name} {fault}" for name, tensor in tensors.items() if (fault := _fault(tensor))]
+
+
+def _fault(tensor: Tensor) -> str:
+    """What keeps a tensor on the CPU from being read at its address, empty for nothing."""
+    if tensor.is_neg():
+        return "is a negated view"
+    try:
+        address = tensor.data_ptr()
+    except RuntimeError:  # sparse, or batched by torch.vmap
+        return "has no memory of its own"
+    if not address and tensor.numel():  # inside torch.func.functionalize; zeros that torch never wrote
+        return "has no memory of its own"
+    return "does not lie at a whole number of its elements" if address % tensor.element_size() else ""
 
 
 def _other_formats(**tensors: Tensor) -> list[str]:
@@ -108,7 +121,7 @@ def _rows(x: Tensor) -> Tensor | None:
     if x.ndim == 3:
         return x
     if x.ndim < 3:
-        return x.view(1, -1, x.shape[-1]) if x.ndim == 1 else x[None]
+        return x[None, None] if x.ndim == 1 else x[None]
     try:
         return x.view(-1, *x.shape[-2:])
     except RuntimeError:
@@ -191,34 +204,61 @@ def _refuses_add_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bia
     reasons = _unreadable(**given) or _other_formats(**given)
     if not reasons and delta is not None and delta.dtype != x.dtype:
         reasons = [f"delta is {delta.dtype}, x is {x.dtype}"]
-    apart = any(size > 1 and not stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    if x.numel() and (apart or x.stride(-1) != 1 or _rows(x) is None):
+    if x.numel() and (_meets_itself(x) or x.stride(-1) != 1 or _rows(x) is None):
         reasons.append(f"x has strides {list(x.stride())}")
+    if not reasons and delta is not None and _changes_with(x, delta):
+        reasons = ["delta shares memory with x"]
     return reasons
+
+
+def _meets_itself(x: Tensor) -> bool:
+    """Whether two entries may lie in one place: rows of one matrix that overlap, one row for all."""
+    length = 1  # of what lies within the axis
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1:
+            if stride < length:
+                return True
+            length += (size - 1) * stride
+    return False
+
+
+def _changes_with(x: Tensor, delta: Tensor) -> bool:
+    """Whether an entry of ``x`` changes another one of ``delta``, which is read where it lies if it is contiguous."""
+    apart = (delta.data_ptr() - x.data_ptr()) // x.element_size()
+    if not x.numel() or not delta.is_contiguous() or (not apart and x.stride() == delta.stride()):
+        return False
+    length = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return -delta.numel() < apart < length
 
 
 def _refuses_text_maps(
     alpha: Tensor, value: Tensor, text_basis: Tensor, out: Tensor, heads: Tensor | None = None
 ) -> list[str]:
     given = {"alpha": alpha, "value": value, "text_basis": text_basis, "out": out}
-    return _unreadable(**given) or _other_formats(**given)
+    return _unreadable(**given | ({} if heads is None else {"heads": heads})) or _other_formats(**given)
 
 
 def _refuses_layered_text_maps(
     alpha: Tensor, values: Sequence[Tensor], text_basis: Tensor, heads: Tensor | None
 ) -> list[str]:
     given = {"alpha": alpha, "text_basis": text_basis} | {f"values[{i}]": value for i, value in enumerate(values)}
-    return _unreadable(**given) or _other_formats(**given)
+    return _unreadable(**given | ({} if heads is None else {"heads": heads})) or _other_formats(**given)
 
 
 def _refuses_text_maps_from_tokens(
     alpha: Tensor, tokens: Tensor, value_weight: Tensor, value_bias: Tensor, text_basis: Tensor, out: Tensor
 ) -> list[str]:
-    return _unreadable(alpha=alpha, tokens=tokens, value_weight=value_weight, value_bias=value_bias, out=out)
+    given = {"alpha": alpha, "tokens": tokens, "value_weight": value_weight, "value_bias": value_bias}
+    given |= {"text_basis": text_basis, "out": out}
+    return _unreadable(**given) or [
+        f"{name} is {tensor.dtype}" for name, tensor in given.items() if tensor.dtype not in (*FORMATS, torch.float64)
+    ]
 
 
 def _refuses_moments(codes: Tensor, shared: Tensor, centre: Tensor, total: Tensor, second: Tensor) -> list[str]:
-    return _unreadable(codes=codes, shared=shared, centre=centre)
+    read = {"codes": codes, "shared": shared, "centre": centre}
+    reasons = _unreadable(**read, total=total, second=second)
+    return reasons or [f"{name} is {each.dtype}" for name, each in read.items() if not each.dtype.is_floating_point]
 
 
 def _refuses_span(texts: Tensor, factor: Tensor, size: int, floor: float) -> list[str]:

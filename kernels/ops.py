@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clipfast.kernels.checks import expect, expect_heads, expect_out, expect_together, expect_weighted_values
+from clipfast.kernels.checks import SOME, expect, expect_heads, expect_out, expect_together, expect_weighted_values
 from clipfast.kernels.dispatch import AUTO
 from clipfast.kernels.layer_ops import add_layer_norm, layer_statistics, linear, linear_activation
 from clipfast.kernels.library import call
@@ -51,7 +51,7 @@ def attention(qkv: Tensor, row: Row | None = "cls", *, backend: str = AUTO) -> t
     Raises:
         ValueError: wrong shape, unknown row or backend.
     """
-    expect("qkv", qkv, (None, None, 3, None, None))
+    expect("qkv", qkv, (None, None, 3, None, SOME))
     if row not in ("cls", "mean", None):
         raise ValueError(f"row is {row!r}, expected 'cls', 'mean' or None")
     if row == "mean" and qkv.shape[1] < 2:
@@ -75,7 +75,7 @@ def query_row(query: Tensor, key: Tensor, value: Tensor, *, backend: str = AUTO)
     Raises:
         ValueError: wrong shape, no tokens, or unknown backend.
     """
-    expect("query", query, (None, None, None))
+    expect("query", query, (None, None, SOME))
     images, heads, head_dim = query.shape
     expect("key", key, (images, None, heads, head_dim))
     expect("value", value, tuple(key.shape))
@@ -111,7 +111,7 @@ def query_row_from_tokens(
     Raises:
         ValueError: wrong shape or unknown backend.
     """
-    expect("query", query, (None, None, None))
+    expect("query", query, (None, None, SOME))
     images, heads, head_dim = query.shape
     expect("tokens", tokens, (images, None, None))
     width = tokens.shape[2]

@@ -104,7 +104,7 @@ def examine() -> dict[str, Any]:
         "devices": found,
         "no_devices_because": why_none,
         "backends": {backend.name: backend.refusals() for backend in BACKENDS},
-        "native": {"library": str(native.LIBRARY), "instructions": native.isa(), "known": list(native.ISAS)},
+        "native": {"library": str(native.path()), "instructions": native.isa(), "known": list(native.ISAS)},
         "cuda": {"library": str(cuda.LIBRARY), "capability": cuda.CAPABILITY / 10, "missing": cuda.load().reason},
         "operations": choices(device),
         "timed": timed(device),

@@ -1,6 +1,7 @@
 """What all parts of the contract suite share: inputs, and memory that nobody wrote being NaN."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
@@ -46,6 +47,21 @@ def floor(expected: Tensor) -> float:
     return OP_FLOAT32 * float(expected.abs().max())
 
 
+@contextmanager
+def poisoned(device: str) -> Iterator[None]:
+    """Memory that nobody wrote is NaN, so that reading it shows."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        assert torch.empty(8, device=device).isnan().all(), "uninitialised memory is not poisoned"
+        yield
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+        torch.use_deterministic_algorithms(deterministic)
+
+
 class Contract:
     """What every part starts from; a backend's class says which backend and on which device."""
 
@@ -66,17 +82,8 @@ class Contract:
 
     @pytest.fixture(autouse=True)
     def _poisoned(self) -> Iterator[None]:
-        """Memory that nobody wrote is NaN, so that reading it shows."""
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        fill = torch.utils.deterministic.fill_uninitialized_memory
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = True
-        try:
-            assert torch.empty(8, device=self.device).isnan().all(), "uninitialised memory is not poisoned"
+        with poisoned(self.device):
             yield
-        finally:
-            torch.utils.deterministic.fill_uninitialized_memory = fill
-            torch.use_deterministic_algorithms(deterministic)
 
     def reasons(self, operation: str, *arguments: Any) -> list[str]:
         """Why the backend, or eager for an operation that it does not have, cannot compute this."""

@@ -1,17 +1,19 @@
-"""The library in C++: what is said when it cannot be used, and that threads and instruction sets change nothing."""
+"""The library in C++: what is said when it cannot be used, or cannot compute with given tensors."""
 
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from builders import ROOT
 from contracting import draw
+from measures import error
+from tolerances import OP_FLOAT32
 from torch import Tensor
 
 from clipfast.kernels import dispatch, native, ops, reference
@@ -23,6 +25,7 @@ SPAN = (draw(0, 5, 100, 12), draw(1, 5, 12, 12), 12)
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder in which the library is looked for."""
+    monkeypatch.delenv(native.OTHER, raising=False)
     kernels = tmp_path / "kernels"
     kernels.mkdir()
     for name in ("LIBRARY", "FAILURE"):
@@ -69,6 +72,28 @@ def test_sources_that_were_changed_after_the_build(place: Path, tmp_path: Path) 
     os.utime(native.LIBRARY, (0, 0))
     source.touch()
     assert_refused("csrc/ was changed after the build")
+
+
+def test_a_library_of_another_name(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = place / "other.so"
+    monkeypatch.setenv(native.OTHER, str(other))
+    assert_refused(f"CLIPFAST_NATIVE_LIBRARY is '{other}', and there is no such file$")
+    other.write_text("x", encoding="utf-8")
+    native.load.cache_clear()
+    assert_refused(r"other.so cannot be loaded \(OSError: ")
+    if not (ROOT / "kernels" / "_native.so").is_file():
+        return
+    shutil.copyfile(ROOT / "kernels" / "_native.so", other)
+    native.load.cache_clear()
+    assert native.refusals() == []
+    assert native.path() == other
+
+
+@pytest.mark.skipif(native.OTHER not in os.environ, reason="no library was named")
+def test_the_library_that_was_named_is_the_one_under_test() -> None:
+    """``make sanitize`` names one, and must not pass because it cannot be loaded and all tests are skipped."""
+    assert native.refusals() == []
+    assert str(native.path()) in Path("/proc/self/maps").read_text(encoding="utf-8")
 
 
 @BUILT
@@ -145,45 +170,7 @@ def has_setuptools() -> bool:
         return False
 
 
-# ------------------------------------------------------------------------------------ one answer
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def moments(codes: Tensor, shared: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-    groups, columns = centre.shape
-    total, second = (torch.zeros(groups, *[columns] * n, dtype=torch.float64) for n in (1, 2))
-    ops.moments(codes, shared, centre, total, second, backend="native")
-    return total, second
-
-
-COMPUTATIONS: dict[str, Callable[[], tuple[Tensor | None, ...]]] = {
-    "span": lambda: ops.span(*SPAN, backend="native"),
-    "add_layer_norm": lambda: (
-        ops.add_layer_norm(draw(0, 60, 700), draw(1, 60, 700), draw(2, 700), draw(3, 700), 1e-5, backend="native"),
-    ),
-    "attention": lambda: ops.attention(draw(0, 3, 19, 3, 2, 24), "mean", backend="native"),
-    "linear_activation": lambda: (
-        ops.linear_activation(draw(0, 60, 3), draw(1, 700, 3), draw(2, 700), "gelu", backend="native"),
-    ),
-    "moments": lambda: moments(draw(0, 300, 7, 20), draw(1, 300, 3), draw(2, 7, 23)),
-}
-
-
-@BUILT
-@pytest.mark.parametrize("name", COMPUTATIONS)
-def test_the_number_of_threads_changes_nothing(name: str, threads: None) -> None:
-    torch.set_num_threads(1)
-    want = COMPUTATIONS[name]()
-    for count in range(2, (os.cpu_count() or 1) + 3):
-        torch.set_num_threads(count)
-        for have, one in zip(COMPUTATIONS[name](), want, strict=True):
-            assert torch.equal(have, one)
+# ---------------------------------------------------------------------------------- what it cannot read or change
 
 
 @BUILT
@@ -198,6 +185,58 @@ def test_memory_that_does_not_hold_what_a_tensor_says() -> None:
         ops.span(texts.to("meta"), factor.to("meta"), size, backend="native")
     want = reference.span(-texts.double(), factor.double(), size, 1e-10)[0]
     assert ops.span(negated, factor, size)[0].tolist() == want.tolist()
+
+
+NORM = torch.ones(8), torch.zeros(8), 1e-5
+
+
+def layer_norm(x: Tensor, backend: str = "native") -> Tensor:
+    return ops.add_layer_norm(x, None, *NORM, backend=backend)
+
+
+@BUILT
+def test_tensors_without_memory_of_their_own() -> None:
+    """torch hands out tensors at no address, which only its own operations can read."""
+    x = draw(0, 3, 4, 8)
+    want = torch.nn.functional.layer_norm(x, (8,))
+    for transformed in (torch.vmap, torch.func.functionalize):
+        with pytest.raises(dispatch.BackendUnavailable, match="x has no memory of its own"):
+            transformed(layer_norm)(x)
+        have = transformed(lambda x: layer_norm(x, "auto"))(x)
+        assert error(have, want) <= OP_FLOAT32
+    for unwritten in (torch._efficientzerotensor((4, 8)), torch.zeros(4, 8).to_sparse(), torch.zeros(4, 8).to_mkldnn()):
+        with pytest.raises(dispatch.BackendUnavailable, match="x has no memory of its own"):
+            layer_norm(unwritten)
+
+
+@BUILT
+def test_what_would_change_while_it_is_read_is_refused() -> None:
+    """Rows that overlap, and a term that lies in the stream's own memory: threads would race for them."""
+    memory = draw(0, 40)
+    with pytest.raises(dispatch.BackendUnavailable, match=r"x has strides \[4, 1\]$"):
+        layer_norm(memory.as_strided((5, 8), (4, 1)))
+    x, delta = memory[:32].view(4, 8), memory[8:].view(4, 8)
+    with pytest.raises(dispatch.BackendUnavailable, match=r"delta shares memory with x$"):
+        ops.add_layer_norm(x, delta, *NORM, backend="native")
+    for beside in (memory[8:16].view(1, 8), memory.clone()[8:16].view(1, 8)):
+        row = memory[:8].view(1, 8)
+        want = row + beside
+        ops.add_layer_norm(row, beside, *NORM, backend="native")
+        assert torch.equal(row, want)
+    want = memory[:8].view(1, 8) * 2
+    ops.add_layer_norm(memory[:8].view(1, 8), memory[:8].view(1, 8), *NORM, backend="native")
+    assert torch.equal(memory[:8].view(1, 8), want)
+
+
+@BUILT
+def test_codes_that_are_no_floating_point_numbers_are_left_to_others() -> None:
+    """Of 2⁵³ float32, to which smaller formats are widened, would keep 24 bits."""
+    codes, shared, centre = torch.full((1, 1, 1), 2**53 - 1), torch.zeros(1, 0), torch.zeros(1, 1)
+    total, second = torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, dtype=torch.float64)
+    with pytest.raises(dispatch.BackendUnavailable, match=r"codes is torch.int64$"):
+        ops.moments(codes, shared, centre, total, second, backend="native")
+    ops.moments(codes, shared, centre, total, second)
+    assert total.item() == 2**53 - 1
 
 
 @BUILT

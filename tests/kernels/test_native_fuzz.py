@@ -1,0 +1,206 @@
+"""Fuzzing the library in C++: whatever it is called with, it is right or says no, and the process lives.
+
+Every operation of :data:`clipfast.kernels.native_ops.IMPLEMENTATIONS` needs a line in :data:`OPERATIONS`. The draws are
+the same in every run; ``make fuzz`` makes more of them, and others each time. Under ``make sanitize`` a read or write
+beside any tensor ends the process.
+"""
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from contracting import floor, poisoned
+from fuzz_operations import OPERATIONS, Operation
+from fuzzing import WRONGS, Drawn, again, bits, has_memory, memory
+from hypothesis import HealthCheck, Phase, given, reject, settings
+from hypothesis import strategies as st
+from instructions import THREADS, capped, threads, usable
+from measures import error
+from tolerances import FLOAT64, LOW_PRECISION_FACTOR, OP_FLOAT32
+from torch import Tensor
+
+from clipfast.kernels import library, native, native_ops, ops
+from clipfast.kernels.dispatch import BackendUnavailable
+
+MORE = int(os.environ.get("CLIPFAST_FUZZ", "0"))
+"""Examples per operation and property where a machine has time for more; then they differ from run to run."""
+
+fuzzed = settings(
+    max_examples=MORE or 100,
+    derandomize=not MORE,
+    deadline=None,
+    database=None,
+    phases=(Phase.explicit, Phase.generate, Phase.shrink),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+pytestmark = pytest.mark.skipif(bool(native.refusals()), reason="; ".join(native.refusals()))
+
+ISAS = usable()
+
+
+EVERY_OPERATION = pytest.mark.parametrize("name", native_ops.IMPLEMENTATIONS)
+
+
+def test_every_operation_is_fuzzed() -> None:
+    assert OPERATIONS.keys() == native_ops.IMPLEMENTATIONS.keys()
+
+
+# ------------------------------------------------------------------------------------------------------ running
+
+
+def copied(argument: Any) -> Any:
+    if isinstance(argument, list):
+        return [again(each) for each in argument]
+    return again(argument) if isinstance(argument, Tensor) else argument
+
+
+def compute(name: str, given: list[Any], isa: str, count: int) -> list[Tensor]:
+    """Everything that a call returns and changes, computed from copies; an assertion that it changes nothing else."""
+    arguments = [copied(each) for each in given]
+    tensors = [at for at, each in enumerate(arguments) if isinstance(each, Tensor) and has_memory(each)]
+    changed: list[Tensor] = []
+    with capped(isa), threads(count), poisoned("cpu"):
+        try:
+            returned = getattr(ops, name)(*arguments, backend="native")
+            returned = [
+                each.clone() for each in (returned if isinstance(returned, tuple) else (returned,)) if each is not None
+            ]
+            changed = [arguments[at].clone() for at in library.MUTATED[name]]
+        finally:
+            for at in tensors:
+                if changed and at in library.MUTATED[name]:
+                    arguments[at].copy_(given[at])
+                assert torch.equal(bits(memory(arguments[at])), bits(memory(given[at]))), f"argument {at} was changed"
+    return [*returned, *changed]
+
+
+def products_agree(operation: Operation, given: list[Any], count: int) -> bool:
+    """Whether torch's part of an operation is the same on one thread."""
+    with threads(1):
+        one = operation.product(*given)
+    with threads(count):
+        other = operation.product(*given)
+    return one is None or other is None or torch.equal(bits(one), bits(other))
+
+
+def doubled(arguments: tuple[Any, ...] | list[Any]) -> list[Any]:
+    """All numbers in float64; indices stay."""
+
+    def one(each: Any) -> Any:
+        if isinstance(each, list):
+            return doubled(each)
+        return each.double() if isinstance(each, Tensor) and each.is_floating_point() else each
+
+    return [one(each) for each in arguments]
+
+
+def assert_right(name: str, given: list[Any], have: list[Tensor], kinds: set[str]) -> None:
+    """What is finite by the definition in float64 is near to it, and nothing else is finite."""
+    if name == "span":
+        assert_spans(given, have, kinds)
+        return
+    operation = OPERATIONS[name]
+    settled = operation.settle(*given)
+    want = operation.define(*doubled(settled))
+    tensors = [each for each in given if isinstance(each, Tensor) and each.is_floating_point()]
+    low_precision = any(each.dtype.itemsize == 2 for each in tensors) and not operation.exact
+    plain = operation.define(*settled) if low_precision else want
+    if "huge" in kinds:  # float32 has other infinities than float64
+        return
+    sizes = operation.terms(*doubled(settled))[: len(want)]
+    for got, exact, low, terms in zip(have, want, plain, sizes, strict=True):
+        finite = exact.isfinite()
+        assert torch.equal(got.isfinite(), finite)
+        got, exact, low, terms = got[finite], exact[finite], low[finite], terms[terms.isfinite()]
+        if exact.numel():
+            limit = FLOAT64 * float(terms.abs().max()) if operation.exact else floor(terms) + smallest(got.dtype)
+            if low_precision:
+                once = torch.finfo(got.dtype).eps / 2 * float(terms.abs().max())  # as good as the definition may be
+                limit += LOW_PRECISION_FACTOR * max(error(low.to(got.dtype), exact), once)
+            assert error(got, exact) <= limit
+
+
+def smallest(dtype: torch.dtype) -> float:
+    """What rounding to a denormal number may cost: sums of them in float32, and the result's own."""
+    units = [torch.finfo(each).smallest_normal * torch.finfo(each).eps for each in (torch.float32, dtype)]
+    return 64 * units[0] + units[1]
+
+
+def assert_spans(given: list[Any], have: list[Tensor], kinds: set[str]) -> None:
+    """Picks of the definition, each once, and then an end; none for a head that is not finite."""
+    texts, factor, _, floor = given
+    for head, (picks, variance, directions) in enumerate(zip(*have, strict=True)):
+        picked = int((picks >= 0).sum())
+        assert picks[:picked].unique().numel() == picked
+        assert picks.tolist()[picked:] == [-1] * (len(picks) - picked)
+        assert not variance[picked:].any()
+        assert not directions[picked:].any()
+        if not (texts[head].isfinite().all() and factor[head].isfinite().all()):
+            assert not picked
+        elif "huge" not in kinds and not ("denormal" in kinds and torch.float64 in (texts.dtype, factor.dtype)):
+            assert_head(texts[head].double(), factor[head].double(), floor, picks, variance.double())
+            known = directions[:picked].double()
+            assert error(known @ known.T, torch.eye(picked)) <= OP_FLOAT32
+
+
+def assert_head(left: Tensor, factor: Tensor, floor: float, picks: Tensor, variances: Tensor) -> None:
+    """The definition follows the picks: none explains less than another would, and they end where they should.
+
+    Not its own picks: of texts that are equal rounding chooses one here, where products of any size cancel.
+    """
+    covariance = factor @ factor.T
+    noise = FLOAT64 * float(((left.abs() @ covariance.abs()) * left.abs()).sum(1).max()) if left.numel() else 0.0
+    first = None
+    for pick, variance in zip(picks[: left.shape[1]].tolist(), variances.tolist(), strict=False):
+        would = ((left @ covariance) * left).sum(1)
+        best = float(would.max())
+        first = best if first is None else first
+        if pick < 0:
+            assert best <= floor * first + noise
+            return
+        assert best >= floor * first - noise
+        assert float(would[pick]) >= best - noise
+        assert abs(variance - float(would[pick])) <= OP_FLOAT32 * best + noise + smallest(torch.float32)
+        direction = left[pick] / left[pick].norm()
+        left = left - torch.outer(left @ direction, direction)
+        away = torch.eye(len(direction), dtype=torch.float64) - torch.outer(direction, direction)
+        covariance = away @ covariance @ away
+
+
+# ---------------------------------------------------------------------------------------------------- properties
+
+
+@EVERY_OPERATION
+@fuzzed
+@given(data=st.data())
+def test_right_whatever_the_instructions_and_threads(name: str, data: st.DataObject) -> None:
+    drawn = Drawn(data.draw)
+    given = OPERATIONS[name].draw(drawn)
+    isa, count = data.draw(st.sampled_from(ISAS)), data.draw(st.sampled_from(THREADS))
+    try:
+        have = compute(name, given, isa, count)
+    except BackendUnavailable as refusal:
+        if "x has strides" not in str(refusal):
+            raise
+        reject()
+    assert_right(name, given, have, drawn.kinds)
+    if products_agree(OPERATIONS[name], given, count):
+        for got, one in zip(have, compute(name, given, isa, 1), strict=True):
+            assert torch.equal(bits(got), bits(one))
+
+
+@EVERY_OPERATION
+@fuzzed
+@given(data=st.data())
+def test_wrong_arguments_are_refused_or_no_matter(name: str, data: st.DataObject) -> None:
+    """Where the definition has no answer either, a ValueError; where it has one, that or a ValueError."""
+    drawn = Drawn(data.draw)
+    given = OPERATIONS[name].draw(drawn)
+    place = data.draw(st.sampled_from([at for at, each in enumerate(given) if isinstance(each, Tensor)]))
+    given[place] = WRONGS[data.draw(st.sampled_from(sorted(WRONGS)))](data.draw, given[place])
+    try:
+        have = compute(name, given, data.draw(st.sampled_from(ISAS)), data.draw(st.sampled_from(THREADS)))
+    except ValueError:
+        return
+    assert_right(name, given, have, drawn.kinds)
