@@ -229,14 +229,20 @@ def test_nothing_has_no_layer_norm_and_no_head_dim_no_attention() -> None:
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
-def test_attention_of_denormal_numbers(dtype: torch.dtype) -> None:
-    """Weights are equal, and what they weigh is neither flushed to zero nor anything but rounded once."""
+def test_attention_of_denormal_numbers(isa: str, dtype: torch.dtype) -> None:
+    """Weights are equal, and what they weigh is neither flushed to zero nor anything but rounded once.
+
+    Save for AVX512-BF16's instruction for pairs, to which denormal numbers are zero.
+    """
     unit = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     qkv = (torch.randint(-99, 99, (1, 16, 3, 2, 20), generator=torch.Generator().manual_seed(0)) * unit).to(dtype)
     assert qkv.abs().max() < torch.finfo(dtype).smallest_normal
     out, alpha = ops.attention(qkv, backend="native")
     assert alpha is not None
     assert torch.equal(alpha, torch.full_like(alpha, 1 / 16))
+    if isa == "avx512_bf16" and dtype == torch.bfloat16:
+        assert not out.any()
+        return
     want = qkv.double()[:, :, 2].mean(1, keepdim=True).expand_as(out)
     assert error(out, want) <= (4 if dtype == torch.float32 else 0.5) * unit  # of float32 all sums are denormal, too
     assert out.any()
