@@ -170,6 +170,7 @@ TARGET static void span_head(const SpanHead<Stored>& head) {
     while (pick < head.count && !(head.left[pick] >= least)) ++pick;
     if (pick == head.count) return;
     const double q = direction_of(head, pick, step);
+    if (q == 0) return;  // of a square that overflowed or vanished: nothing would change, and the pick be the next, too
     head.picks[step] = pick;
     head.variance[step] = static_cast<Stored>(head.left[pick]);
     double* known = head.known + step * head.width;

@@ -240,10 +240,11 @@ def test_codes_that_are_no_floating_point_numbers_are_left_to_others() -> None:
 
 
 @BUILT
-@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e150, 1e300])
-def test_variances_beyond_what_float64_holds_end_the_picks(scale: float) -> None:
-    """Squares that overflow or vanish: no crash, no endless loop, no pick twice."""
-    texts, factor = SPAN[0].double() * scale, SPAN[1].double()
+@pytest.mark.parametrize("unit", [1, 1e-160, 1e-200, 1e200])
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e150, 1e160, 1e300])
+def test_variances_beyond_what_float64_holds_end_the_picks(scale: float, unit: float) -> None:
+    """Squares that overflow or vanish, of texts or of all: no crash, no endless loop, no pick twice."""
+    texts, factor = SPAN[0].double() * scale, SPAN[1].double() * unit
     picks, variance, _ = ops.span(texts, factor, 12, backend="native")
     for row in picks.tolist():
         picked = [pick for pick in row if pick >= 0]
