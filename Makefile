@@ -57,7 +57,7 @@ EXAMPLES ?= 2000
 
 sanitize: $(STAMP)  ## the tests of csrc/ under AddressSanitizer and UBSan
 	@$(MAKE) --no-print-directory -j 4 $(WATCHED)/_native.so
-	@$(WATCHING) $(addprefix tests/kernels/test_native,.py _edges.py _fuzz.py)
+	@$(WATCHING) $(addprefix tests/kernels/test_native,.py _edges.py _fuzz.py _linear.py)
 
 fuzz: $(STAMP)   ## random calls of csrc/ under the same, EXAMPLES=2000 of each kind, others each time
 	@$(MAKE) --no-print-directory -j 4 $(WATCHED)/_native.so

@@ -1,6 +1,7 @@
 // f(x + b), every value read and written once. Included by each_isa.h, once per instruction set.
 
 #include "floats.h"
+#include "transpose.h"
 
 template <int ACTIVATION>
 INLINE Floats activate(Floats x) {
@@ -42,4 +43,23 @@ TARGET static void activated(const Activated<From, To>& given) {
     default:
       return activate_rows<identity>(given);
   }
+}
+
+// One tile, of which `from` has the columns one after the other.
+template <typename To>
+TARGET static void activated_tile(const Activated<float, To>& tile) {
+  alignas(64) float turned[TILE_ROWS * TILE_COLUMNS];
+  const int64_t stride = tile.from_stride, fours = tile.rows / 4 * 4;
+  int64_t vectors = 0;
+  for (; vectors + WIDE <= tile.columns; vectors += WIDE) {
+    const char* columns = reinterpret_cast<const char*>(tile.from + vectors * stride);
+    transpose(turned + vectors, TILE_COLUMNS, columns, stride * static_cast<int64_t>(sizeof(float)), fours);
+  }
+  for (int64_t row = 0; row < tile.rows; ++row)
+    for (int64_t i = row < fours ? vectors : 0; i < tile.columns; ++i)
+      turned[row * TILE_COLUMNS + i] = tile.from[i * stride + row];
+  Activated<float, To> upright = tile;
+  upright.from = turned;
+  upright.from_stride = TILE_COLUMNS;
+  activated(upright);
 }

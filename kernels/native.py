@@ -35,6 +35,7 @@ _ARGUMENTS: dict[str, list[type]] = {
     "clipfast_limit_isa": [_INT],
     "clipfast_span": [_INT, _POINTER, *[_SIZE] * 3, _POINTER, *[_SIZE] * 4, _DOUBLE, *[_POINTER] * 3],
     "clipfast_activation": [_INT, _POINTER, _SIZE, _POINTER, *[_SIZE] * 2, _INT, _INT, _POINTER, _SIZE],
+    "clipfast_activation_turned": [_POINTER, _SIZE, _POINTER, *[_SIZE] * 2, _INT, _INT, _POINTER, _SIZE],
     "clipfast_pairs_everywhere": [_INT],
     "clipfast_attention": [_INT, _POINTER, *[_SIZE] * 8, _DOUBLE, *[_POINTER] * 2, _INT],
     "clipfast_layer_norm": [_INT, _POINTER, *[_SIZE] * 5, *[_POINTER] * 3, _DOUBLE, _POINTER],

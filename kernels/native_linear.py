@@ -4,6 +4,10 @@ A CPU without instructions for 16 bits is no reason to wait: torch then multipli
 number, eight times as slowly as float32. Here the weights are widened, a piece at a time that fits the cache, torch's
 float32 product is formed, and bias, activation and the one rounding are a pass over it while it is there. Nothing is
 rounded in between, so the results are closer to the exact ones, too.
+
+MKL divides the rows of ``x`` among its threads, whatever the shapes, and every thread reads the whole weight. For the
+few tokens of one image that is what takes the time, so there the product is formed the other way round, ``W xᵀ``: the
+threads divide the weight. It comes out turned, and the pass that adds the bias turns it back.
 """
 
 from functools import cache
@@ -21,6 +25,10 @@ ACTIVATIONS: dict[str | None, int] = {"gelu": 0, "gelu_tanh": 1, "quick_gelu": 2
 """As ``csrc/activation.h`` numbers them."""
 PIECE = 2**20
 """Weights that are widened at a time: 4 MB of float32."""
+FEW = (32, 128)
+"""Rows for which threads divide a weight: fewer are no matter of threads, more repay the reading."""
+LARGE = 2**21
+"""Entries of such a weight: 8 MB, which no core keeps near."""
 
 
 @cache
@@ -37,9 +45,11 @@ def multiplies(dtype: torch.dtype) -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """:func:`clipfast.kernels.reference.linear`."""
-    if multiplies(x.dtype):
-        return F.linear(x, weight, bias).contiguous()
-    return _widened(x, weight, bias, None)
+    if not multiplies(x.dtype):
+        return _in_pieces(x, weight, bias, None)
+    if divides_weight(x, weight):
+        return _in_one(x, weight, bias, None)
+    return F.linear(x, weight, bias).contiguous()
 
 
 def linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Tensor:
@@ -49,7 +59,9 @@ def linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: Activ
     needed.
     """
     if not multiplies(x.dtype):
-        return _widened(x, weight, bias, activation)
+        return _in_pieces(x, weight, bias, activation)
+    if divides_weight(x, weight):
+        return _in_one(x, weight, bias, activation)
     exact = x.dtype == torch.float32
     hidden = F.linear(x, weight, None if exact else bias).contiguous()
     if hidden.numel():
@@ -59,13 +71,37 @@ def linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: Activ
 
 
 def activate(x: Tensor, bias: Tensor | None, activation: Activation | None, out: Tensor) -> None:
-    """``out ← f(x + bias)``, both ``[rows, columns]`` with contiguous columns; a float32 ``x`` into any format."""
-    formats = FORMATS[x.dtype], FORMATS[out.dtype]
-    sizes = x.shape[0], x.shape[1], ACTIVATIONS[activation]
-    native.call("activation", formats[0], x, x.stride(0), bias, *sizes, formats[1], out, out.stride(0))
+    """``out ← f(x + bias)``, both ``[rows, columns]`` with contiguous columns; a float32 ``x`` into any format.
+
+    ``x`` may also be the transpose of such a matrix, in float32 and not of the memory of ``out``.
+    """
+    rows, columns = x.shape
+    what = bias, rows, columns, ACTIVATIONS[activation], FORMATS[out.dtype], out, out.stride(0)
+    if x.stride(1) != 1 and x.stride(0) == 1:
+        native.call("activation_turned", x, x.stride(1), *what)
+    else:
+        native.call("activation", FORMATS[x.dtype], x, x.stride(0), *what)
 
 
-def _widened(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
+def divides_weight(x: Tensor, weight: Tensor) -> bool:
+    """Whether threads had better divide the weight ``[M, I]`` than the rows of ``x [..., I]``.
+
+    However many there are: results do not depend on their number.
+    """
+    if x.dtype != torch.float32 or weight.numel() < LARGE or not torch.backends.mkl.is_available():
+        return False
+    return FEW[0] <= x.numel() // weight.shape[1] <= FEW[1]
+
+
+def _in_one(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
+    columns, depth = weight.shape
+    out = x.new_empty(*x.shape[:-1], columns)
+    product = torch.mm(weight, x.reshape(-1, depth).T)
+    activate(product.T, None if bias is None else bias.contiguous(), activation, out.view(-1, columns))
+    return out
+
+
+def _in_pieces(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
     columns, depth = weight.shape
     out = x.new_empty(*x.shape[:-1], columns)
     if not out.numel():
@@ -77,6 +113,6 @@ def _widened(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activat
     step = -(-columns // pieces)
     for start in range(0, columns, step):
         part = slice(start, start + step)
-        product = wide @ weight[part].float().T
-        activate(product, None if shift is None else shift[part], activation, flat[:, part])
+        piece = weight[part].float()
+        activate(wide @ piece.T, None if shift is None else shift[part], activation, flat[:, part])
     return out
