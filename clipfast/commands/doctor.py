@@ -23,7 +23,7 @@ OPTIONAL = {
     ),
     "sentencepiece": ("hf", "tokenizers of T5 and mT5 text encoders"),
     "ray": ("ray", "nothing yet"),
-    "jinja2": ("report", "nothing yet"),
+    "jinja2": ("report", "clipfast report"),
     "pytest_benchmark": ("dev", "make bench"),
 }
 """Packages that clipfast runs without: the extra that installs each, and what it adds."""
