@@ -12,6 +12,7 @@ from torch import Tensor
 from clipfast.kernels.checks import expect, expect_dtype, expect_together
 from clipfast.kernels.dispatch import AUTO, check
 from clipfast.kernels.library import call
+from clipfast.kernels.native_linear import divides_weight
 from clipfast.kernels.reference import Activation
 
 
@@ -37,8 +38,8 @@ def layer_statistics(residual: Tensor, eps: float, *, backend: str = AUTO) -> tu
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str = AUTO) -> Tensor:
     """A linear layer, ``x Wᵀ + b`` (:func:`.reference.linear`).
 
-    Torch's own product, which nothing here beats; except for 16 bits on CPUs that have no product for them, where
-    torch's takes eight times as long as its float32 one.
+    Torch's own product, which nothing here beats; except on the CPU for 16 bits where that has no product for them,
+    which takes torch eight times as long as float32, and for the few tokens of one image.
 
     Args:
         x: ``[..., K]``.
@@ -58,12 +59,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
         expect("bias", bias, (weight.shape[0],))
     expect_together(x=x, weight=weight, bias=bias)
     expect_dtype(x.dtype, weight=weight, bias=bias)
-    if x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float16):
-        if not torch.compiler.is_compiling():
-            check(backend)
-        return F.linear(x, weight, bias)  # no operation: a compiler shall see through it
-    result: Tensor = call("linear", x, weight, bias, backend)
-    return result
+    compiled = torch.compiler.is_compiling()
+    watched = compiled or torch.is_grad_enabled()  # a compiler and gradients shall see through it
+    low = x.dtype in (torch.bfloat16, torch.float16)
+    if x.device.type == "cpu" and (low or (not watched and divides_weight(x, weight))):
+        result: Tensor = call("linear", x, weight, bias, backend)
+        return result
+    if not compiled:
+        check(backend)
+    return F.linear(x, weight, bias)
 
 
 def linear_activation(

@@ -27,6 +27,21 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     native.limit(before)
 
 
+@pytest.fixture(autouse=True)
+def without_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The functions of the library as they are called."""
+    names: list[str] = []
+    call = native.call
+    monkeypatch.setattr(native, "call", lambda name, *arguments: (names.append(name), call(name, *arguments))[1])
+    return names
+
+
 @pytest.fixture(scope="module")
 def weight() -> Tensor:
     return draw(1, COLUMNS, DEPTH) * DEPTH**-0.5
@@ -48,9 +63,8 @@ def test_a_turned_product_gives_the_same_bits(isa: str, activation: Activation |
 
 
 @pytest.mark.parametrize("rows", [32, 50, 128])
-def test_the_product_is_that_of_the_definition(rows: int, weight: Tensor) -> None:
+def test_the_product_is_that_of_the_definition(rows: int, weight: Tensor, called: list[str]) -> None:
     x, bias = draw(4, 2, rows // 2, DEPTH), draw(5, COLUMNS)
-    assert native_linear.divides_weight(x, weight) == torch.backends.mkl.is_available()
     for shift in (bias, None):
         have = ops.linear(x, weight, shift, backend="native")
         want = reference.linear(x.double(), weight.double(), None if shift is None else shift.double())
@@ -60,6 +74,15 @@ def test_the_product_is_that_of_the_definition(rows: int, weight: Tensor) -> Non
     want = reference.linear_activation(x.double(), weight.double(), bias.double(), "gelu")
     assert have.is_contiguous()
     assert relative_error(have, want) <= OP_FLOAT32
+    assert called == ["activation_turned"] * 3 or not torch.backends.mkl.is_available()
+
+
+def test_with_gradients_a_layer_is_torchs_own(weight: Tensor, called: list[str]) -> None:
+    x = draw(4, 50, DEPTH).requires_grad_()
+    with torch.enable_grad():
+        ops.linear(x, weight).sum().backward()
+    assert x.grad is not None
+    assert not called
 
 
 def test_strides_are_nobodys_business(weight: Tensor) -> None:
