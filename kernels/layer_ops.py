@@ -12,7 +12,7 @@ from torch import Tensor
 from clipfast.kernels.checks import expect, expect_dtype, expect_together
 from clipfast.kernels.dispatch import AUTO, check
 from clipfast.kernels.library import call
-from clipfast.kernels.native_linear import divides_weight
+from clipfast.kernels.native_linear import divides_weight, product
 from clipfast.kernels.reference import Activation
 
 
@@ -67,7 +67,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
         return result
     if not compiled:
         check(backend)
-    return F.linear(x, weight, bias)
+    return F.linear(x, weight, bias) if watched or x.device.type != "cpu" else product(x, weight, bias)
 
 
 def linear_activation(

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipfast.kernels import native
+from clipfast.kernels import native, rooms
 from clipfast.kernels.reference import Activation
 
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -49,7 +49,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return _in_pieces(x, weight, bias, None)
     if divides_weight(x, weight):
         return _in_one(x, weight, bias, None)
-    return F.linear(x, weight, bias).contiguous()
+    return product(x, weight, bias)
 
 
 def linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Tensor:
@@ -63,7 +63,7 @@ def linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: Activ
     if divides_weight(x, weight):
         return _in_one(x, weight, bias, activation)
     exact = x.dtype == torch.float32
-    hidden = F.linear(x, weight, None if exact else bias).contiguous()
+    hidden = product(x, weight, None if exact else bias)
     if hidden.numel():
         flat = hidden.view(-1, weight.shape[0])
         activate(flat, bias.contiguous() if exact else None, activation, flat)
@@ -83,6 +83,20 @@ def activate(x: Tensor, bias: Tensor | None, activation: Activation | None, out:
         native.call("activation", FORMATS[x.dtype], x, x.stride(0), *what)
 
 
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Torch's own product ``[..., I] → [..., M]``, contiguous, in a room where there are rooms."""
+    if not rooms.any_open() or not x.numel():
+        return F.linear(x, weight, bias).contiguous()
+    columns, depth = weight.shape
+    out = rooms.empty(x, *x.shape[:-1], columns)
+    rows, flat = x.reshape(-1, depth), out.view(-1, columns)
+    if bias is None:
+        torch.mm(rows, weight.T, out=flat)
+    else:
+        torch.addmm(bias, rows, weight.T, out=flat)
+    return out
+
+
 def divides_weight(x: Tensor, weight: Tensor) -> bool:
     """Whether threads had better divide the weight ``[M, I]`` than the rows of ``x [..., I]``.
 
@@ -95,7 +109,7 @@ def divides_weight(x: Tensor, weight: Tensor) -> bool:
 
 def _in_one(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
     columns, depth = weight.shape
-    out = x.new_empty(*x.shape[:-1], columns)
+    out = rooms.empty(x, *x.shape[:-1], columns)
     product = torch.mm(weight, x.reshape(-1, depth).T)
     activate(product.T, None if bias is None else bias.contiguous(), activation, out.view(-1, columns))
     return out
@@ -103,7 +117,7 @@ def _in_one(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activati
 
 def _in_pieces(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
     columns, depth = weight.shape
-    out = x.new_empty(*x.shape[:-1], columns)
+    out = rooms.empty(x, *x.shape[:-1], columns)
     if not out.numel():
         return out
     flat = out.view(-1, columns)
