@@ -9,17 +9,21 @@ SOME = -1
 
 def expect(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
     """Raises ValueError unless the tensor has this shape; None is any size, :data:`SOME` any but none."""
-    fits = tensor.ndim == len(shape) and all(
-        want is None or have == want or (want == SOME and have) for have, want in zip(tensor.shape, shape, strict=True)
-    )
+    given = tensor.shape
+    if given == shape:
+        return
+    fits = len(given) == len(shape)
+    if fits:
+        for have, want in zip(given, shape, strict=True):  # a loop: this is asked of every argument of every call
+            fits = fits and (want is None or have == want or (want == SOME and have > 0))
     if not fits:
         wanted = ", ".join("?" if size is None else "1 or more" if size == SOME else str(size) for size in shape)
-        raise ValueError(f"{name} has shape {list(tensor.shape)}, expected [{wanted}]")
+        raise ValueError(f"{name} has shape {list(given)}, expected [{wanted}]")
 
 
 def expect_together(**tensors: Tensor | None) -> None:
     """Raises ValueError unless all are on one device: torch's own message would name no argument."""
-    devices = {name: str(tensor.device) for name, tensor in tensors.items() if tensor is not None}
+    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
     if len(set(devices.values())) > 1:
         places = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise ValueError(f"the tensors are on different devices: {places}")

@@ -8,6 +8,7 @@ operations that a named backend does not have at all are left to ``eager``, whic
 """
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -63,7 +64,8 @@ class Backend:
 
     def implementations(self) -> Mapping[str, Implementation]:
         """Its implementations by operation."""
-        found: Mapping[str, Implementation] = importlib.import_module(self.module).IMPLEMENTATIONS
+        module = sys.modules.get(self.module) or importlib.import_module(self.module)
+        found: Mapping[str, Implementation] = module.IMPLEMENTATIONS
         return found
 
 
@@ -111,7 +113,7 @@ def _cuda_unasked(tensor: Tensor) -> list[str]:
 
 
 def _native_unasked(tensor: Tensor) -> list[str]:
-    return [] if tensor.device.type == "cpu" else ["the tensors are not on the CPU"]
+    return [] if tensor.is_cpu else ["the tensors are not on the CPU"]
 
 
 def _triton_unasked(tensor: Tensor) -> list[str]:
@@ -210,21 +212,32 @@ def choose(operation: str, arguments: Sequence[Any], name: str = AUTO) -> Choice
     return _fastest(operation, arguments, [backend], {})
 
 
-def candidates(operation: str, arguments: Sequence[Any]) -> tuple[list[Backend], dict[str, Sequence[str]]]:
-    """The backends that ``"auto"`` may take for a call, the preferred first, and the reasons of the others by name."""
+def candidates(
+    operation: str, arguments: Sequence[Any], most: int | None = None
+) -> tuple[list[Backend], dict[str, Sequence[str]]]:
+    """The backends that ``"auto"`` may take for a call, the preferred first, and the reasons of the others by name.
+
+    Args:
+        operation: its name in :mod:`clipfast.kernels.ops`.
+        arguments: what the operation is called with, a tensor first.
+        most: how many are enough: no more are asked; None asks all.
+    """
     able: list[Backend] = []
     refused: dict[str, Sequence[str]] = {}
     for backend in BACKENDS:
         reasons = refusals(backend, operation, arguments, asked=False)
         if reasons:
             refused[backend.name] = reasons
-        else:
-            able.append(backend)
+            continue
+        able.append(backend)
+        if len(able) == most:
+            break
     return able, refused
 
 
 def _best(operation: str, arguments: Sequence[Any]) -> Choice:
-    able, refused = candidates(operation, arguments)
+    timed = arguments[0].is_cuda  # only there several are timed against each other
+    able, refused = candidates(operation, arguments, None if timed else 1)
     if not able:
         told = "; ".join(f"{backend}: {', '.join(reasons)}" for backend, reasons in refused.items())
         raise BackendUnavailable(f"nothing computes {operation}: {told}")
@@ -248,6 +261,9 @@ def ways(
 def _fastest(
     operation: str, arguments: Sequence[Any], able: Sequence[Backend], refused: Mapping[str, Sequence[str]]
 ) -> Choice:
+    first = able[0].implementations()[operation]
+    if first.variants is None and (len(able) == 1 or not arguments[0].is_cuda):
+        return Choice(able[0].name, "", first.run, refused)
     known = ways(operation, arguments, able)
     if len(known) == 1 or not arguments[0].is_cuda:
         (backend_name, variant), run = next(iter(known.items()))

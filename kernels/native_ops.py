@@ -18,7 +18,7 @@ from clipfast.kernels.reference import Activation, Row
 
 def _unreadable(**tensors: Tensor) -> list[str]:
     """The reasons why memory does not hold what these tensors say."""
-    reasons = [f"{name} is on {tensor.device}" for name, tensor in tensors.items() if tensor.device.type != "cpu"]
+    reasons = [f"{name} is on {tensor.device}" for name, tensor in tensors.items() if not tensor.is_cpu]
     return reasons or [f"{name} {fault}" for name, tensor in tensors.items() if (fault := _fault(tensor))]
 
 
@@ -213,6 +213,8 @@ def _refuses_add_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bia
 
 def _meets_itself(x: Tensor) -> bool:
     """Whether two entries may lie in one place: rows of one matrix that overlap, one row for all."""
+    if x.is_contiguous():
+        return False
     length = 1  # of what lies within the axis
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
         if size > 1:
@@ -225,10 +227,10 @@ def _meets_itself(x: Tensor) -> bool:
 def _changes_with(x: Tensor, delta: Tensor) -> bool:
     """Whether an entry of ``x`` changes another one of ``delta``, which is read where it lies if it is contiguous."""
     apart = (delta.data_ptr() - x.data_ptr()) // x.element_size()
-    if not x.numel() or not delta.is_contiguous() or (not apart and x.stride() == delta.stride()):
+    if not x.numel() or apart <= -delta.numel() or (not apart and x.stride() == delta.stride()):
         return False
     length = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return -delta.numel() < apart < length
+    return apart < length and delta.is_contiguous()
 
 
 def _refuses_text_maps(
