@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from contracting import draw
+from instructions import THREADS, capped, threads
 from measures import relative_error
 from tolerances import OP_FLOAT32
 from torch import Tensor
@@ -19,12 +20,10 @@ EITHER_ACTIVATION = pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", 
 
 @pytest.fixture(params=native.ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = native.isa()
-    if native.limit(request.param) != request.param:
-        native.limit(before)
-        pytest.skip(f"the CPU has no {request.param}")
-    yield request.param
-    native.limit(before)
+    with capped(request.param) as used:
+        if not used:
+            pytest.skip(f"this CPU has no {request.param}")
+        yield request.param
 
 
 @pytest.fixture(autouse=True)
@@ -105,12 +104,8 @@ def test_which_products_are_turned(weight: Tensor) -> None:
 
 def test_results_do_not_depend_on_the_number_of_threads(weight: Tensor) -> None:
     x, bias = draw(9, 50, DEPTH), draw(10, COLUMNS)
-    threads, found = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
+    found = []
+    for count in THREADS:
+        with threads(count):
             found.append(ops.linear_activation(x, weight, bias, "quick_gelu", backend="native"))
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    assert all(torch.equal(found[0], each) for each in found[1:])
