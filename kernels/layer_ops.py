@@ -39,7 +39,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
     """A linear layer, ``x Wᵀ + b`` (:func:`.reference.linear`).
 
     Torch's own product, which nothing here beats; except on the CPU for 16 bits where that has no product for them,
-    which takes torch eight times as long as float32, and for the few tokens of one image.
+    which takes torch eight times as long as float32, and for the tokens of a few images.
 
     Args:
         x: ``[..., K]``.

@@ -6,7 +6,7 @@ float32 product is formed, and bias, activation and the one rounding are a pass 
 rounded in between, so the results are closer to the exact ones, too.
 
 MKL divides the rows of ``x`` among its threads, whatever the shapes, and every thread reads the whole weight. For the
-few tokens of one image that is what takes the time, so there the product is formed the other way round, ``W xᵀ``: the
+tokens of a few images that is what takes the time, so there the product is formed the other way round, ``W xᵀ``: the
 threads divide the weight. It comes out turned, and the pass that adds the bias turns it back.
 """
 
@@ -25,10 +25,12 @@ ACTIVATIONS: dict[str | None, int] = {"gelu": 0, "gelu_tanh": 1, "quick_gelu": 2
 """As ``csrc/activation.h`` numbers them."""
 PIECE = 2**20
 """Weights that are widened at a time: 4 MB of float32."""
-FEW = (32, 128)
+FEW = (32, 512)
 """Rows for which threads divide a weight: fewer are no matter of threads, more repay the reading."""
-LARGE = 2**21
-"""Entries of such a weight: 8 MB, which no core keeps near."""
+LARGE = 3 * 2**19
+"""Entries of such a weight: 6 MB, which no core keeps near."""
+ALIGNED = 8
+"""Numbers between the starts of a turned product's rows are a multiple of this: MKL takes a third longer otherwise."""
 
 
 @cache
@@ -100,18 +102,21 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def divides_weight(x: Tensor, weight: Tensor) -> bool:
     """Whether threads had better divide the weight ``[M, I]`` than the rows of ``x [..., I]``.
 
-    However many there are: results do not depend on their number.
+    However many they are, if only more than one: then results do not depend on their number.
     """
     if x.dtype != torch.float32 or weight.numel() < LARGE or not torch.backends.mkl.is_available():
         return False
-    return FEW[0] <= x.numel() // weight.shape[1] <= FEW[1]
+    return FEW[0] <= x.numel() // weight.shape[1] <= FEW[1] and torch.get_num_threads() > 1
 
 
 def _in_one(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
     columns, depth = weight.shape
     out = rooms.empty(x, *x.shape[:-1], columns)
-    product = torch.mm(weight, x.reshape(-1, depth).T)
-    activate(product.T, None if bias is None else bias.contiguous(), activation, out.view(-1, columns))
+    flat = x.reshape(-1, depth)
+    turned = rooms.empty(x, columns, -(-len(flat) // ALIGNED) * ALIGNED)
+    torch.mm(weight, flat.T, out=turned[:, : len(flat)])
+    activate(turned[:, : len(flat)].T, None if bias is None else bias.contiguous(), activation, out.view(-1, columns))
+    rooms.free(turned)
     return out
 
 

@@ -83,6 +83,13 @@ def empty(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape) if rooms is None or like.device.type != "cpu" else rooms.take(like, shape)
 
 
+def free(tensor: Tensor) -> None:
+    """Gives back what :func:`empty` lent, where there are rooms."""
+    rooms: Rooms | None = getattr(_OPEN, "rooms", None)
+    if rooms is not None:
+        rooms.free(tensor)
+
+
 def any_open() -> bool:
     """Whether there are rooms."""
     return getattr(_OPEN, "rooms", None) is not None
