@@ -23,10 +23,15 @@ def expect(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
 
 def expect_together(**tensors: Tensor | None) -> None:
     """Raises ValueError unless all are on one device: torch's own message would name no argument."""
-    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
-    if len(set(devices.values())) > 1:
-        places = ", ".join(f"{name} on {device}" for name, device in devices.items())
-        raise ValueError(f"the tensors are on different devices: {places}")
+    first: torch.device | None = None
+    for tensor in tensors.values():
+        if tensor is None:
+            continue
+        if first is None:
+            first = tensor.device
+        elif tensor.device != first:
+            places = ", ".join(f"{name} on {each.device}" for name, each in tensors.items() if each is not None)
+            raise ValueError(f"the tensors are on different devices: {places}")
 
 
 def expect_dtype(dtype: torch.dtype, **tensors: Tensor | None) -> None:

@@ -179,5 +179,8 @@ def _observed(given: tuple[Any, ...]) -> bool:
     if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
         return True
     traced = torch.is_grad_enabled()
-    tensors = (one for each in given for one in (each if isinstance(each, list) else [each]) if isinstance(one, Tensor))
-    return any(type(tensor) not in _PLAIN or (traced and tensor.requires_grad) for tensor in tensors)
+    for each in given:
+        for one in each if isinstance(each, list) else (each,):
+            if isinstance(one, Tensor) and (type(one) not in _PLAIN or (traced and one.requires_grad)):
+                return True
+    return False

@@ -173,7 +173,7 @@ def call(name: str, *arguments: object) -> None:
         MemoryError: no memory for what it needs besides its arguments.
         RuntimeError: the thread pool failed.
     """
-    plain = (given.data_ptr() if isinstance(given, torch.Tensor) else given for given in arguments)
+    plain = [given.data_ptr() if isinstance(given, torch.Tensor) else given for given in arguments]
     status = getattr(load().library, f"clipfast_{name}")(*plain)
     if status:
         raise (MemoryError if status == 1 else RuntimeError)(f"{name}: {_STATUS[status]}")

@@ -18,12 +18,13 @@ from clipfast.kernels.reference import Activation, Row
 
 def _unreadable(**tensors: Tensor) -> list[str]:
     """The reasons why memory does not hold what these tensors say."""
-    reasons = [f"{name} is on {tensor.device}" for name, tensor in tensors.items() if not tensor.is_cpu]
-    return reasons or [f"{name} {fault}" for name, tensor in tensors.items() if (fault := _fault(tensor))]
+    return [f"{name} {fault}" for name, tensor in tensors.items() if (fault := _fault(tensor))]
 
 
 def _fault(tensor: Tensor) -> str:
-    """What keeps a tensor on the CPU from being read at its address, empty for nothing."""
+    """What keeps a tensor from being read at its address, empty for nothing."""
+    if not tensor.is_cpu:
+        return f"is on {tensor.device}"
     if tensor.is_neg():
         return "is a negated view"
     try:
@@ -189,7 +190,9 @@ def _refuses_query_row(query: Tensor, key: Tensor, value: Tensor) -> list[str]:
 
 
 def _refuses_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> list[str]:
-    given = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
+    given = {"x": x, "weight": weight}
+    if bias is not None:
+        given["bias"] = bias
     return _unreadable(**given) or [
         f"{name} is {tensor.dtype}, x is {x.dtype}" for name, tensor in given.items() if tensor.dtype != x.dtype
     ]
@@ -200,7 +203,9 @@ def _refuses_linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activati
 
 
 def _refuses_add_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> list[str]:
-    given = {"x": x, "weight": weight, "bias": bias} | ({} if delta is None else {"delta": delta})
+    given = {"x": x, "weight": weight, "bias": bias}
+    if delta is not None:
+        given["delta"] = delta
     reasons = _unreadable(**given) or _other_formats(**given)
     if not reasons and delta is not None and delta.dtype != x.dtype:
         reasons = [f"delta is {delta.dtype}, x is {x.dtype}"]
@@ -227,7 +232,10 @@ def _meets_itself(x: Tensor) -> bool:
 def _changes_with(x: Tensor, delta: Tensor) -> bool:
     """Whether an entry of ``x`` changes another one of ``delta``, which is read where it lies if it is contiguous."""
     apart = (delta.data_ptr() - x.data_ptr()) // x.element_size()
-    if not x.numel() or apart <= -delta.numel() or (not apart and x.stride() == delta.stride()):
+    count = x.numel()
+    if not count or apart <= -count or (apart >= count and x.is_contiguous()):
+        return False
+    if not apart and x.stride() == delta.stride():
         return False
     length = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
     return apart < length and delta.is_contiguous()
