@@ -23,7 +23,7 @@ HEADER = ("case", "time", "against", "times as fast (q10–q90)", "peak memory",
 
 def _bar(bar: dict[str, Any]) -> str:
     sign, limit = ("≥", bar["at_least"]) if "at_least" in bar else ("≤", bar["at_most"])
-    return f"{bar['value']:.3g} {sign} {limit:g} {'met' if bar['met'] else '**missed**'}"
+    return f"{bar['value']:.4g} {sign} {limit:g} {'met' if bar['met'] else '**missed**'}"
 
 
 def row(name: str, case: dict[str, Any]) -> list[str]:

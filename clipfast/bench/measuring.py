@@ -219,7 +219,7 @@ class Bar:
 
     def __str__(self) -> str:
         sign = "≥" if self.at_least else "≤"
-        return f"{self.what} {self.value:.3g} (bar {sign} {self.limit:g}: {'met' if self.met else 'MISSED'})"
+        return f"{self.what} {self.value:.4g} (bar {sign} {self.limit:g}: {'met' if self.met else 'MISSED'})"
 
     def to_json(self) -> dict[str, Any]:
         """The bar as it stands in a result file."""
