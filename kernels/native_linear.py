@@ -102,7 +102,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def divides_weight(x: Tensor, weight: Tensor) -> bool:
     """Whether threads had better divide the weight ``[M, I]`` than the rows of ``x [..., I]``.
 
-    However many they are, if only more than one: then results do not depend on their number.
+    One thread has nothing to divide. The number of several does not matter: results do not depend on it.
     """
     if x.dtype != torch.float32 or weight.numel() < LARGE or not torch.backends.mkl.is_available():
         return False
