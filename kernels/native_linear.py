@@ -102,20 +102,25 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def divides_weight(x: Tensor, weight: Tensor) -> bool:
     """Whether threads had better divide the weight ``[M, I]`` than the rows of ``x [..., I]``.
 
-    One thread has nothing to divide. The number of several does not matter: results do not depend on it.
+    However many there are: results do not depend on their number.
     """
     if x.dtype != torch.float32 or weight.numel() < LARGE or not torch.backends.mkl.is_available():
         return False
-    return FEW[0] <= x.numel() // weight.shape[1] <= FEW[1] and torch.get_num_threads() > 1
+    return FEW[0] <= x.numel() // weight.shape[1] <= FEW[1]
 
 
 def _in_one(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
     columns, depth = weight.shape
     out = rooms.empty(x, *x.shape[:-1], columns)
-    flat = x.reshape(-1, depth)
+    flat, into = x.reshape(-1, depth), out.view(-1, columns)
+    shift = None if bias is None else bias.contiguous()
+    if torch.get_num_threads() == 1:  # nothing to divide: MKL gives the same bits this way, before the bias is added
+        torch.mm(flat, weight.T, out=into)
+        activate(into, shift, activation, into)
+        return out
     turned = rooms.empty(x, columns, -(-len(flat) // ALIGNED) * ALIGNED)
     torch.mm(weight, flat.T, out=turned[:, : len(flat)])
-    activate(turned[:, : len(flat)].T, None if bias is None else bias.contiguous(), activation, out.view(-1, columns))
+    activate(turned[:, : len(flat)].T, shift, activation, into)
     rooms.free(turned)
     return out
 
