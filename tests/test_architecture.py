@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "clipfast": {"clipfast.analyses", "clipfast.contributions", "clipfast.errors", "clipfast.model"},  # names, lazily
     "clipfast.errors": set(),
     "clipfast.files": set(),
-    "clipfast.storage": {"clipfast.errors"},
+    "clipfast.storage": {"clipfast.files", "clipfast.errors"},
     "clipfast.kernels": set(),
     "clipfast.towers.tower": set(),
     "clipfast.towers": {"clipfast.towers.tower", "clipfast.errors"},
@@ -54,15 +54,16 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.kernels.ops",
         "clipfast.errors",
     },
-    "clipfast.descriptions": {"clipfast.scenes", "clipfast.errors"},
+    "clipfast.descriptions": {"clipfast.scenes", "clipfast.files", "clipfast.errors"},
     "clipfast.dataset": {
         "clipfast.analyses.moments",
         "clipfast.contributions",
+        "clipfast.storage",
         "clipfast.images",
         "clipfast.files",
         "clipfast.errors",
     },
-    "clipfast.scenes": {"clipfast.errors"},
+    "clipfast.scenes": {"clipfast.files", "clipfast.errors"},
     "clipfast.report": {
         "clipfast.analyses",
         "clipfast.contributions",

@@ -23,7 +23,7 @@ from clipfast.commands import console
 from clipfast.commands.files import prepare_folder, write_json
 from clipfast.commands.loading import check_device
 from clipfast.commands.outcome import FAILED, INTERRUPTED
-from clipfast.files import replacing
+from clipfast.files import write_text
 
 WRONG_RESULT = 1
 """Exit code: a fault of clipfast."""
@@ -130,18 +130,13 @@ def _say(entry: Mapping[str, Any], place: str) -> None:
 def _finish(options: Options, found: dict[str, Any]) -> None:
     """Writes the three files and prints the table, or the document."""
     write_json(options.out / "bench.json", found)
-    _write(options.out / "bench.md", table.markdown(found))
-    _write(options.out / "bench.svg", chart.svg(found))
+    write_text(options.out / "bench.md", table.markdown(found))
+    write_text(options.out / "bench.svg", chart.svg(found))
     if options.json:
         console.say(json.dumps(found, indent=2))
         return
     console.table(*table.cells(found))
     console.note(f"results are in {options.out}: bench.json, bench.md, bench.svg")
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
 
 
 def _exit_code(entries: Sequence[Mapping[str, Any]]) -> int:

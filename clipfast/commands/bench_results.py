@@ -6,7 +6,7 @@ from clipfast.bench import chart, compare
 from clipfast.bench.document import read
 from clipfast.commands import console
 from clipfast.errors import InputError
-from clipfast.files import replacing
+from clipfast.files import write_text
 
 
 def compare_files(a: Path, b: Path) -> int:
@@ -31,7 +31,6 @@ def draw(results: Path) -> int:
     """
     found = read(results)
     path = results.with_suffix(".svg")
-    with replacing(path) as partial:
-        partial.write_text(chart.svg(found), encoding="utf-8")
+    write_text(path, chart.svg(found))
     console.say(f"chart: {path}")
     return 0

@@ -26,6 +26,7 @@ from clipfast.commands.loading import check_device, encode_texts, load_model, ve
 from clipfast.commands.outcome import FAILED, INTERRUPTED, memory_for
 from clipfast.commands.reading import reading
 from clipfast.contributions import Contributions
+from clipfast.dataset.collection import refuse_collection
 from clipfast.dataset.files import Source, find_images
 from clipfast.dataset.store import ShardWriter
 from clipfast.errors import ImageError, InputError
@@ -98,6 +99,7 @@ def run(options: Options) -> int:
     """
     started = perf_counter()
     prepare_folder(options.out)
+    refuse_collection(options.out)
     texts = read_texts(options.texts, options.texts_file)
     if options.per_head and not texts:
         raise InputError("--per-head draws maps for texts: give --texts or --texts-file")

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from clipfast.contributions import Contributions
-from clipfast.files import replacing
+from clipfast.files import atomic_write
 from clipfast.report.panels import HeadMaps, Maps, TextMaps, heads_panel, text_panel
 from clipfast.report.shares import TextShares
 
@@ -49,5 +49,5 @@ def write_panel(panel: Image.Image, path: Path) -> None:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
+    with atomic_write(path, durable=False) as partial:
         panel.save(partial, format="PNG", compress_level=3)

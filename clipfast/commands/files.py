@@ -1,35 +1,38 @@
-"""Files out, and texts in."""
+"""Output folders, result files in JSON, and files of texts."""
 
 import json
-import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from clipfast.errors import InputError
-from clipfast.files import replacing
+from clipfast.files import PARTIAL, write_text
 
 
 def prepare_folder(folder: Path) -> Path:
-    """Makes a folder and checks that files can be written in it, before anything slow begins.
+    """Creates a folder and checks that files can be written in it, before anything slow begins.
 
     Raises:
-        InputError: it is a file, or cannot be made or written.
+        InputError: it is a file, or it cannot be created or written to.
     """
-    probe = folder / f".clipfast-{os.getpid()}"
     try:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"cannot write to {folder}: it is a file, not a folder")
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=PARTIAL, suffix=".part"):
+            pass
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}") from None
     return folder
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes JSON that a person can read too, all at once: a line per key, and per item of a list of objects."""
+    """Writes JSON with a line per key, and per item of a list of objects.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     entries = []
     for key, value in content.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -37,28 +40,29 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         else:
             text = json.dumps(value)
         entries.append(f"  {json.dumps(key)}: {text}")
-    with replacing(path) as partial:
-        partial.write_text("{\n" + ",\n".join(entries) + "\n}\n", encoding="utf-8")
+    write_text(path, "{\n" + ",\n".join(entries) + "\n}\n")
 
 
 def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:
-    """Texts as given, then those of a file with one per line; blank lines do not count.
+    """The texts of the command line, then those of a file, one a line; without blank lines and duplicates.
+
+    Only a newline ends a line: U+2028 or U+0085 in a text are part of it.
 
     Raises:
-        InputError: a file that is missing, no text, or empty; a text of blanks only.
+        InputError: a text of the command line is blank; the file is missing, not UTF-8, or empty.
     """
     if any(not text.strip() for text in texts):
         raise InputError("one of --texts is empty")
-    found = list(texts)
+    all_texts = list(texts)
     if file is not None:
         try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
+            lines = file.read_text(encoding="utf-8-sig").split("\n")
         except OSError as error:
             raise InputError(f"cannot read the texts in {file}: {error.strerror}") from None
         except UnicodeDecodeError:
             raise InputError(f"cannot read the texts in {file}: not UTF-8 text") from None
-        inside = [line.strip() for line in lines if line.strip()]
-        if not inside:
+        texts_of_file = [line.strip() for line in lines if line.strip()]
+        if not texts_of_file:
             raise InputError(f"the texts file {file} is empty")
-        found += inside
-    return list(dict.fromkeys(found))
+        all_texts += texts_of_file
+    return list(dict.fromkeys(all_texts))

@@ -20,7 +20,7 @@ from PIL import Image
 from clipfast.commands import console
 from clipfast.commands.files import prepare_folder
 from clipfast.errors import InputError
-from clipfast.files import replacing
+from clipfast.files import atomic_write
 from clipfast.scenes.captions import prompts
 from clipfast.scenes.drawing import render_with_masks
 from clipfast.scenes.scene import SPLITS, Scene, sample_scene
@@ -74,7 +74,7 @@ def write_scene(scene: Scene, folder: Path, name: str) -> str:
     for item, covered in zip(scene.objects, masks, strict=True):
         mask[covered] = 1 + SHAPES.index(item.shape)
     for kind, content in (("images", pixels), ("masks", mask)):
-        with replacing(folder / kind / name) as partial:
+        with atomic_write(folder / kind / name, durable=False) as partial:
             Image.fromarray(content).save(partial, format="png")
     return f"images/{name}"
 
@@ -93,5 +93,5 @@ def write_classes(path: Path, texts: dict[str, list[str]]) -> None:
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A CSV file in UTF-8, all at once."""
-    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([columns, *rows])

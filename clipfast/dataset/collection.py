@@ -26,7 +26,7 @@ from clipfast.dataset.files import Source, found_again
 from clipfast.dataset.labels import Labels
 from clipfast.dataset.store import ShardWriter
 from clipfast.errors import InputError
-from clipfast.files import replacing
+from clipfast.files import atomic_write
 
 FORMAT = "clipfast.collection/2"
 HEADER, IMAGES, MOMENTS = "collection.json", "images.jsonl", "moments.safetensors"
@@ -77,8 +77,18 @@ def labelled(entries: Sequence[Entry], labels: Labels) -> list[Entry]:
 
 
 def is_collection(folder: Path) -> bool:
-    """Whether a folder holds a collection."""
+    """Whether a folder holds a collection, finished or not."""
     return (folder / HEADER).is_file()
+
+
+def refuse_collection(folder: Path) -> None:
+    """For commands whose results would overwrite the files of a collection: call it before the first one is written.
+
+    Raises:
+        InputError: the folder holds a collection.
+    """
+    if is_collection(folder):
+        raise InputError(f"{folder} holds a collection, and results here would overwrite it: give another --out")
 
 
 class Collection:
@@ -198,13 +208,13 @@ class CollectionWriter:
         """
         self._writer.flush()
         header = {"format": FORMAT, "complete": complete, "count": len(self.entries), **self._settings}
-        with replacing(self._folder / HEADER) as partial:
+        with atomic_write(self._folder / HEADER) as partial:
             partial.write_text(json.dumps({**header, "failed": self._failed}, indent=2) + "\n", encoding="utf-8")
         lines = [json.dumps(asdict(entry), ensure_ascii=False) for entry in self.entries]
-        with replacing(self._folder / IMAGES) as partial:
+        with atomic_write(self._folder / IMAGES) as partial:
             partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         if self.moments.count:
-            with replacing(self._folder / MOMENTS) as partial:
+            with atomic_write(self._folder / MOMENTS) as partial:
                 self.moments.save(partial)
         self._since = monotonic()
 

@@ -9,7 +9,7 @@ and so on, each readable with :meth:`Contributions.load`.
 from pathlib import Path
 
 from clipfast.contributions import Contributions
-from clipfast.files import replacing
+from clipfast.files import atomic_write
 
 _LEAST = 16 << 20
 _MOST = 512 << 20
@@ -53,7 +53,7 @@ class ShardWriter:
         """
         if not self._waiting:
             return
-        with replacing(self._folder / self._name()) as partial:
+        with atomic_write(self._folder / self._name()) as partial:
             Contributions.cat(self._waiting).save(partial)
         self._waiting, self._held = [], 0
         self._written += 1

@@ -22,6 +22,7 @@ import numpy as np
 
 from clipfast.descriptions import FOLDER, INDEX, POOLS, grammar, normalised
 from clipfast.errors import InputError
+from clipfast.files import write_text
 from clipfast.scenes.captions import phrase, prompts
 from clipfast.scenes.vocabulary import ATTRIBUTES
 
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=FOLDER, help="where to write them")
     options = parser.parse_args(arguments)
     for name, text in files().items():
-        (options.out / name).write_text(text, encoding="utf-8", newline="\n")
+        write_text(options.out / name, text)
     return 0
 
 

@@ -21,6 +21,7 @@ from open_clip.factory import create_model_from_pretrained, get_tokenizer
 from PIL import Image
 from torch import Tensor
 
+from clipfast.files import write_text
 from clipfast.scenes.captions import prompts
 from clipfast.scenes.drawing import render
 from clipfast.scenes.scene import Scene, sample_scene
@@ -214,7 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
     result = evaluate(*load(options.model), scenes=options.scenes, seed=options.seed, split=options.split)
     print(table(result))
     if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_text(options.json, json.dumps(result, indent=2) + "\n")
     return 0 if result["passed"] else 1
 
 

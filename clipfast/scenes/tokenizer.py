@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from open_clip.tokenizer import SimpleTokenizer
 
+from clipfast.files import atomic_write
 from clipfast.scenes.captions import words
 
 MERGES_FILE: Final = "bpe_merges.txt.gz"
@@ -59,7 +60,11 @@ def write_merges(path: Path) -> None:
     lines = [_HEADER, *(" ".join(pair) for pair in learn_merges([w.strip(",") for w in words()]))]
     # no newline at the end: open_clip would read an empty merge from it
     data = "\n".join(lines).encode()
-    with path.open("wb") as file, gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0) as packed:
+    with (
+        atomic_write(path) as partial,
+        partial.open("wb") as file,
+        gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0) as packed,
+    ):
         packed.write(data)
 
 

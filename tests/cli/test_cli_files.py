@@ -1,7 +1,6 @@
 """Finding, naming and writing files; exit codes."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from clipfast.commands.files import prepare_folder, read_texts, write_json
 from clipfast.commands.outcome import OutOfMemory, exit_codes, memory_for
 from clipfast.dataset.files import distinct, find_images
 from clipfast.errors import InputError
-from clipfast.files import replacing
 
 
 @given(st.lists(st.text("aAb-2.ß", min_size=0, max_size=4), max_size=12))
@@ -52,21 +50,6 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     assert list((tmp_path / "new" / "deep").iterdir()) == []
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def fail() -> None:
-        with replacing(path) as partial:
-            partial.write_text("half of the n")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fail()
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file"]
-
-
 def test_json_is_read_back(tmp_path: Path) -> None:
     content = {"a": [{"b": 1}, {"c": "ü\udcff"}], "d": [1, 2], "e": None, "f": []}
     write_json(tmp_path / "x.json", content)
@@ -77,6 +60,8 @@ def test_texts(tmp_path: Path) -> None:
     file = tmp_path / "texts.txt"
     file.write_bytes("\ufeffein Hündchen\r\n\r\n a cat \na dog".encode())
     assert read_texts(["a dog"], file) == ["a dog", "ein Hündchen", "a cat"]
+    file.write_bytes("one\u2028text\nanother\x85one\x0cof\x1cthem\n".encode())
+    assert read_texts([], file) == ["one\u2028text", "another\x85one\x0cof\x1cthem"]
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="UTF-8"):
         read_texts([], file)

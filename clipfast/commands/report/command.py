@@ -25,7 +25,7 @@ from clipfast.commands.report.pictures import Showing
 from clipfast.commands.textspan import RANDOM, chosen_heads, fitting, pool_features, read_pool
 from clipfast.dataset.collection import is_collection
 from clipfast.errors import InputError
-from clipfast.files import replacing
+from clipfast.files import write_text
 from clipfast.report.html.content import Content, Fact
 
 PAGE = "report.html"
@@ -80,8 +80,7 @@ def run(options: Options) -> int:
     found = find(collected, judge, named, (labels, features), options.size, options.showing)
     with console.status("writing the page"):
         html = render(_content(options, collected, found, len(features)))
-        with replacing(page) as partial:
-            partial.write_text(html, encoding="utf-8")
+        write_text(page, html)
     console.say(str(page))
     size, seconds = page.stat().st_size / 1e6, perf_counter() - started
     console.note(f"{len(every)} heads, {moments.count} images: {size:.1f} MB in {seconds:.0f} s")

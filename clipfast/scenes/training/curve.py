@@ -7,6 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
+from clipfast.files import write_text
+
 _WIDTH: Final = 760
 _PANEL: Final = 220
 _LEFT: Final = 50
@@ -41,7 +43,7 @@ def write_curve(log: Path, path: Path) -> None:
         *_panel("accuracy on held-out scenes", accuracies, 30 + _PANEL + _GAP, last, 1.0, starts),
         "</svg>",
     ]
-    path.write_text("\n".join(parts) + "\n")
+    write_text(path, "\n".join(parts) + "\n")
 
 
 def _series(rows: list[dict[str, str]], name: str) -> Series:

@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from safetensors.torch import save_file
 
+from clipfast.files import write_text
 from clipfast.scenes.tokenizer import MERGES_FILE, write_merges
 from clipfast.scenes.training.curve import write_curve
 from clipfast.scenes.training.network import MEAN, STD, model_config
@@ -37,7 +38,7 @@ def export(run: Run, config: Path, folder: Path) -> None:
             "resize_mode": "shortest",
         },
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+    write_text(folder / CONFIG_FILE, json.dumps(settings, indent=2) + "\n")
     write_merges(folder / MERGES_FILE)
     shutil.copyfile(config, folder / "training.toml")
     if (run.out / LOG).exists():

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from clipfast.files import atomic_write
 from clipfast.scenes.drawing import render_with_masks
 from clipfast.scenes.encoding import encode_scene
 from clipfast.scenes.scene import Scene, sample_scene
@@ -75,9 +76,8 @@ def _draw_chunk(job: _Job) -> None:
     _, seed, start, count = job
     chunk = draw(seed, "train", range(start, start + count))
     path = _chunk_path(*job)
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, **{name: getattr(chunk, name) for name in _FIELDS})
-    partial.replace(path)
+    with atomic_write(path, durable=False) as partial, partial.open("wb") as file:
+        np.savez(file, **{name: getattr(chunk, name) for name in _FIELDS})
 
 
 def draw(seed: int, split: str, indices: range) -> Pool:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipfast.files import atomic_write
 from clipfast.scenes.tokenizer import MERGES_FILE, load_tokenizer, write_merges
 from clipfast.scenes.training.batches import Batch, Batches, dense_truth, normalise
 from clipfast.scenes.training.config import Config, Stage
@@ -199,11 +200,11 @@ class Run:
             "samples": self.samples,
             "seconds": self.seconds,
         }
-        partial = self.out / (CHECKPOINT + ".partial")
-        torch.save(state, partial)
-        partial.replace(self.out / CHECKPOINT)
+        with atomic_write(self.out / CHECKPOINT) as partial:
+            torch.save(state, partial)
         if ended:
-            torch.save(state["model"], self.out / f"after-{self.config.stages[self.stage].name}.pt")
+            with atomic_write(self.out / f"after-{self.config.stages[self.stage].name}.pt") as partial:
+                torch.save(state["model"], partial)
 
     def _resume(self) -> None:
         state = torch.load(self.out / CHECKPOINT, map_location=self.device, weights_only=True)
@@ -222,7 +223,7 @@ def _cut_log(path: Path, samples: int) -> None:
         return
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    with path.open("w", newline="") as file:
+    with atomic_write(path) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(row for row in rows if int(row["samples"]) <= samples)
