@@ -1,77 +1,154 @@
-"""Opening image files: whatever a camera, a scanner or the web hands over becomes RGB, or one clear error."""
+"""Opening image files: whatever a camera, a scanner or the web hands over becomes RGB, or one clear error.
 
+Every image that clipfast reads is opened here. Only regular files are opened, and only the formats in :data:`FORMATS`
+are decoded: Pillow knows others, and runs another program (Ghostscript) for PostScript, whatever the file is called.
+
+Memory is bounded in three ways. Pillow refuses images above twice ``PIL.Image.MAX_IMAGE_PIXELS``. Images that threads
+hold decoded at the same time share one budget (:func:`decoding`). Conversions work on strips of an image, so that
+nothing larger than the RGB image itself is made.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from os import PathLike, fspath
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import (  # the plugins register their formats when they are imported
+    AvifImagePlugin,  # noqa: F401
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    Image,
+    ImageOps,
+    Jpeg2KImagePlugin,  # noqa: F401
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    PpmImagePlugin,  # noqa: F401
+    TgaImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
 
-from clipfast.errors import ImageError
+from clipfast.errors import ImageError, is_out_of_memory
+from clipfast.inputs import open_regular, printable
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+Value = TypeVar("Value")
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What is decoded, by Pillow's names, whatever a file is called; TGA too, but only where the name ends in ``.tga``."""
+_NAMES = "jpg jpeg jpe jfif png apng webp gif bmp tif tiff avif jp2 ppm pgm pbm pnm tga"
+SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 """File name endings taken as images when a folder is given."""
+
+_TGA = ".tga"  # its files have no signature, so that any bytes may look like one
+_STRIP_PIXELS = 1 << 20
+_BUDGET = 768 << 20  # 16 photographs of 12 megapixels
+_UNIT_RANGE, _BYTE_RANGE = 1.0, 255.0
+_OVERSHOOT = 0.5
+"""How far floating-point pixels may leave their range, in ranges: resampling overshoots at edges."""
+_PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "LA": 4, "I;16": 2, "I;16B": 2, "I;16L": 2}
+_CODEC_BYTES = {"WEBP": 4, "AVIF": 8, "JPEG2000": 16}
+"""Bytes per pixel that a decoder needs beside the image that Pillow keeps, where it decodes a whole image at once."""
+
+
+class _OutOfMemoryError(ImageError):
+    """Memory ran out while an image was read."""
+
+
+# ------------------------------------------------------------------------------------------------------------ opening
 
 
 def open_image(path: str | PathLike[str]) -> Image.Image:
     """Reads and decodes an image file as 8-bit RGB, upright.
 
-    Greyscale, palette, CMYK and 16-bit images are converted (16-bit by its full range, not cut at 255), transparency
-    is laid on white, and the EXIF orientation is applied.
+    Greyscale, palette and CMYK images are converted, 16-bit ones by their full range. Floating-point pixels are taken
+    as 0 … 1 or 0 … 255, see :func:`as_rgb`. Transparency is laid on white, and the EXIF orientation is applied.
 
     Raises:
-        ImageError: no such file, not an image, truncated or damaged; the message names the file.
+        ImageError: no such file, not a regular file, not an image, truncated, damaged or too large; the message names
+            the file.
     """
-    name = fspath(path)
-    try:
-        with open(name, "rb") as file:
-            return decode_image(file, name)
-    except FileNotFoundError:
-        raise ImageError(f"{name}: no such file") from None
-    except IsADirectoryError:
-        raise ImageError(f"{name}: a folder, not an image") from None
-    except PermissionError:
-        raise ImageError(f"{name}: no permission to read") from None
-    except OSError as error:
-        raise ImageError(f"{name}: {error.strerror or error}") from None
+    return _open(path, as_rgb)
+
+
+def open_pixels(path: str | PathLike[str]) -> Image.Image:
+    """Reads and decodes an image file in its own mode, upright: for masks, whose pixels are numbers.
+
+    Raises:
+        ImageError: as :func:`open_image`.
+    """
+    return _open(path, _unchanged)
 
 
 def decode_image(file: IO[bytes], name: str) -> Image.Image:
     """:func:`open_image` of a file that is open, or of bytes in memory; ``name`` is for messages.
 
     Raises:
-        ImageError: not an image, truncated or damaged.
+        ImageError: not an image, truncated, damaged or too large.
     """
+    return _decode(file, name, as_rgb)
+
+
+def decode_pixels(file: IO[bytes], name: str) -> Image.Image:
+    """:func:`open_pixels` of a file that is open, or of bytes in memory; ``name`` is for messages.
+
+    Raises:
+        ImageError: not an image, truncated, damaged or too large.
+    """
+    return _decode(file, name, _unchanged)
+
+
+def _unchanged(image: Image.Image) -> Image.Image:
+    return image
+
+
+def _open(path: str | PathLike[str], convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    name = fspath(path)
     try:
-        with Image.open(file) as image:
+        with open_regular(name) as file:
+            return _decode(file, name, convert)
+    except FileNotFoundError:
+        reason = "no such file"
+    except IsADirectoryError:
+        reason = "a folder, not an image"
+    except PermissionError:
+        reason = "no permission to read"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except ValueError:  # a name with a zero byte
+        reason = "not a file name"
+    raise ImageError(f"{printable(name)}: {reason}")
+
+
+def _decode(file: IO[bytes], name: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    shown = printable(name)
+    try:
+        with decoding(), Image.open(file, formats=_formats(name)) as image:
+            _MEMORY.take(_decoded_bytes(image))
             image.load()
             ImageOps.exif_transpose(image, in_place=True)  # else it is copied where there is nothing to turn
-            return as_rgb(image)
+            return convert(image)
+    except ImageError as error:
+        raise ImageError(f"{shown}: {error}") from None
     except UnidentifiedImageError:
         file.seek(0)
-        raise ImageError(f"{name}: {_what_instead(file.read(512))}") from None
+        raise ImageError(f"{shown}: {_what_instead(file.read(512))}") from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: too large to decode safely ({error})") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what decoders raise on damage
-        raise ImageError(f"{name}: damaged or truncated ({error})") from None
+        raise ImageError(f"{shown}: too large to decode safely ({error})") from None
+    except Exception as error:  # decoders raise what they like on damage
+        if is_out_of_memory(error):
+            raise _OutOfMemoryError(f"{shown}: not enough memory to decode it") from None
+        raise ImageError(f"{shown}: damaged or truncated ({error})") from None
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as 8-bit RGB."""
-    if image.mode.startswith("I"):  # 16 bits, whatever the integers are kept in
-        pixels = np.asarray(image).astype(np.float64)
-        return _grey(pixels * (255 / 65535))
-    if image.mode == "F":
-        return _grey(np.asarray(image, dtype=np.float64))
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _grey(values: NDArray[np.float64]) -> Image.Image:
-    return Image.fromarray(np.nan_to_num(values).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+def _formats(name: str) -> list[str]:
+    """The formats to try for a file: those of :data:`FORMATS` that this build of Pillow has."""
+    formats = [*FORMATS, "TGA"] if name.lower().endswith(_TGA) else FORMATS
+    return [each for each in formats if each in Image.OPEN]
 
 
 def _what_instead(head: bytes) -> str:
@@ -80,4 +157,177 @@ def _what_instead(head: bytes) -> str:
         return "an empty file"
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html", b"<head")):
         return "an HTML page, not an image (a failed download?)"
+    if head.startswith((b"%!PS", b"%PDF", b"\xc5\xd0\xd3\xc6")):
+        return "PostScript or PDF, not an image: convert it to PNG"
     return "not an image that can be read"
+
+
+# --------------------------------------------------------------------------------------------------------- converting
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL image as 8-bit RGB.
+
+    Integers of more than 8 bits are scaled by the range of 16 bits. Floating-point pixels are taken as 0 … 1 where the
+    largest is below 1.5, else as 0 … 255, and cut off at the ends.
+
+    Raises:
+        ImageError: floating-point pixels that are not finite or leave both ranges by more than half.
+    """
+    if image.mode.startswith("I"):
+        return _in_strips(image, _sixteen_bits)
+    if image.mode == "F":
+        scale = _float_scale(image)
+        return _in_strips(image, lambda strip: _grey(np.asarray(strip, dtype=np.float64) * scale))
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        return _in_strips(image, _on_white)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """What ``convert`` makes of an image, strip by strip: what it allocates is as large as a strip."""
+    if image.width * image.height <= _STRIP_PIXELS:
+        return convert(image)
+    result = Image.new("RGB", image.size)
+    for top, strip in _strips(image):
+        result.paste(convert(strip), (0, top))
+    return result
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """An image as copies of its rows, of about :data:`_STRIP_PIXELS` each, with the number of their first row."""
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        yield top, image.crop((0, top, width, min(top + rows, height)))
+
+
+def _sixteen_bits(image: Image.Image) -> Image.Image:
+    return _grey(np.asarray(image).astype(np.float64) * (255 / 65535))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _grey(values: NDArray[np.float64]) -> Image.Image:
+    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _float_scale(image: Image.Image) -> float:
+    """What floating-point pixels are multiplied with to become 0 … 255."""
+    low, high = _extrema(image)
+    for full in (_UNIT_RANGE, _BYTE_RANGE):
+        if high <= full * (1 + _OVERSHOOT):
+            if low >= -full * _OVERSHOOT:
+                return 255 / full
+            break
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ImageError("some floating-point pixels are not finite numbers: save it with 8 or 16 bits")
+    raise ImageError(
+        f"floating-point pixels from {low:g} to {high:g}: expected 0 to 1 or 0 to 255, save it with 8 or 16 bits"
+    )
+
+
+def _extrema(image: Image.Image) -> tuple[float, float]:
+    """The smallest and largest pixel of a floating-point image; NaN where one is."""
+    ends = [(pixels.min(), pixels.max()) for pixels in (np.asarray(strip) for _, strip in _strips(image))]
+    return float(np.min(ends)), float(np.max(ends))
+
+
+# ------------------------------------------------------------------------------------------------------------- memory
+
+
+class _Memory:
+    """Bytes that the images of all threads share. Threads are served in the order in which they ask.
+
+    A thread that holds some does not wait for more, so that no two wait for each other. More than there is counts as
+    all of it: the largest image is decoded alone, not refused.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = self._free = total
+        self._changed = threading.Condition()
+        self._waiting: deque[object] = deque()
+        self._thread = threading.local()
+
+    @contextmanager
+    def scope(self, *, alone: bool = False) -> Iterator[None]:
+        """Returns what is taken inside at the end of the outermost scope of this thread.
+
+        Args:
+            alone: takes everything before it starts.
+        """
+        depth = getattr(self._thread, "depth", 0)
+        if depth == 0:
+            self._thread.held = 0
+        self._thread.depth = depth + 1
+        try:
+            if alone:
+                self.take(self._total)
+            yield
+        finally:
+            self._thread.depth = depth
+            if depth == 0:
+                with self._changed:
+                    self._free += self._thread.held
+                    self._changed.notify_all()
+
+    def take(self, amount: int) -> None:
+        """Waits for ``amount`` bytes, inside a :meth:`scope`."""
+        amount = min(amount, self._total)
+        with self._changed:
+            if not self._thread.held:
+                ticket = object()
+                self._waiting.append(ticket)
+                try:
+                    self._changed.wait_for(lambda: self._waiting[0] is ticket and self._free >= amount)
+                finally:
+                    self._waiting.remove(ticket)
+                    self._changed.notify_all()
+            self._thread.held += amount
+            self._free -= amount
+
+
+_MEMORY = _Memory(_BUDGET)
+
+
+def decoding() -> AbstractContextManager[None]:
+    """While an image is in use: the budget counts images that are opened inside as held until the end of the block."""
+    return _MEMORY.scope()
+
+
+def with_memory(read: Callable[[], Value], name: str) -> Value:
+    """What ``read`` makes of an image that it opens; once more, and alone, where memory runs out.
+
+    Args:
+        read: opens and uses one image.
+        name: of the image, for the message.
+
+    Raises:
+        ImageError: there is not enough memory for this image alone.
+    """
+    try:
+        with _MEMORY.scope():
+            return read()
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+    try:  # outside of the block above, whose traceback holds what was allocated
+        with _MEMORY.scope(alone=True):
+            return read()
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+    raise ImageError(f"{printable(name)}: not enough memory to read it")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, _OutOfMemoryError) or is_out_of_memory(error)
+
+
+def _decoded_bytes(image: Image.Image) -> int:
+    """About how many bytes decoding and converting an image takes, from its header."""
+    each = _PIXEL_BYTES.get(image.mode, 4) + (image.mode != "RGB") * 4 + _CODEC_BYTES.get(image.format or "", 0)
+    return image.width * image.height * each

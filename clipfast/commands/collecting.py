@@ -50,7 +50,7 @@ def collect(options: Collecting, folder: Path) -> Collected:
     if len(options.images) == 1 and is_collection(options.images[0]):
         return _open(options, options.images[0])
     prepare_folder(folder)
-    sources, missing = find_images(options.images, skip=folder)
+    sources, missing, left_out = find_images(options.images, skip=folder)
     if not sources and len(missing) == 1:
         raise missing[0].error
     for gone in missing:
@@ -95,6 +95,8 @@ def collect(options: Collecting, folder: Path) -> Collected:
         console.error(f"interrupted: {have}; run it again to go on")
     finally:
         writer.flush(complete=complete)
+    for note in left_out:
+        console.note(note)
     if not writer.entries:
         if not complete:
             raise KeyboardInterrupt

@@ -105,7 +105,7 @@ def run(options: Options) -> int:
         raise InputError("--per-head draws maps for texts: give --texts or --texts-file")
     layers = parse_layers(options.layers)
     done = _Run()
-    sources, missing = find_images(options.images, skip=options.out)
+    sources, missing, left_out = find_images(options.images, skip=options.out)
     for gone in missing:
         done.fail(str(gone.path), gone.error)
     total = len(sources) + len(missing)
@@ -134,6 +134,8 @@ def run(options: Options) -> int:
         # also after an error: what is listed in the summary is there
         writer.flush()
         code = _finish(options, model, texts, done, total, complete)
+    for note in left_out:
+        console.note(note)
     if complete:
         seconds = perf_counter() - started
         console.note(f"{len(done.images)} images in {seconds:.1f} s with loading; results are in {options.out}")

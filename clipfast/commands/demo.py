@@ -93,9 +93,11 @@ def run(options: Options) -> int:
     if not options.scenes and not options.photos:
         raise InputError("nothing to show: give photographs, or --scenes above 0")
     prepare_folder(options.out)
-    sources, missing = find_images(options.photos, skip=options.out)
+    sources, missing, left_out = find_images(options.photos, skip=options.out)
     for gone in missing:
         console.error(gone.error)
+    for note in left_out:
+        console.note(note)
     failed = len(missing)
     model = load_model(options.model, None, None)
     subjects = [scene_subject(options.seed, index) for index in range(options.scenes)]

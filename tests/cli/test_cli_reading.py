@@ -32,7 +32,7 @@ def test_good_and_bad_images_in_their_order(tmp_path: Path, model: clipfast.Mode
     bad = write_bad(tmp_path)
     for number in range(10):
         picture(number, 30 + number, 60 - number).save(tmp_path / f"z{number}.jpg")
-    sources, _ = find_images([tmp_path])
+    sources, _, _ = find_images([tmp_path])
     failed: list[tuple[str, str]] = []
 
     def fail(source: Source, error: ClipfastError) -> None:

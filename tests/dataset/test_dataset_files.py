@@ -37,7 +37,7 @@ def test_members_of_a_shard_are_opened_where_they_lie(tmp_path: Path) -> None:
         tmp_path / "a.tar",
         {"000.png": encoded(10), "000.txt": b"dog", "deep/001.JPG": encoded(200, "jpeg"), "002.txt": b"no image"},
     )
-    sources, errors = find_images([path])
+    sources, errors, _ = find_images([path])
     assert not errors
     assert [str(source) for source in sources] == [f"{path}:000.png", f"{path}:deep/001.jpg"]
     assert [source.name for source in sources] == ["a__000", "a__deep__001"]
@@ -49,7 +49,7 @@ def test_folders_hold_files_and_shards(tmp_path: Path) -> None:
     (tmp_path / "cats").mkdir()
     picture(1).save(tmp_path / "cats" / "one.png")
     shard(tmp_path / "more.tar", {"two.png": encoded(2)})
-    sources, errors = find_images([tmp_path])
+    sources, errors, _ = find_images([tmp_path])
     assert not errors
     assert [source.name for source in sources] == ["more__two", "cats__one"]
     assert all(source.folder == tmp_path for source in sources)
@@ -61,7 +61,7 @@ def test_a_shard_cut_short_keeps_what_is_whole(tmp_path: Path, cut: int) -> None
     path = shard(tmp_path / "a.tar", {f"{i}.png": encoded(i) for i in range(5)})
     whole = path.read_bytes()
     path.write_bytes(whole[:cut])  # a header and a block each
-    sources, errors = find_images([path])
+    sources, errors, _ = find_images([path])
     assert [source.key for source in sources][:3] == ["0", "1", "2"]
     assert [source.open().size for source in sources[:3]] == [(8, 6)] * 3
     assert len(errors) == 1
@@ -76,13 +76,13 @@ def test_what_is_no_shard(tmp_path: Path, data: bytes | None, message: str) -> N
     path = tmp_path / "a.tar"
     if data is not None:
         path.write_bytes(data)
-    sources, errors = find_images([path])
+    sources, errors, _ = find_images([path])
     assert not sources
     assert message in str(errors[0].error)
 
 
 def test_a_shard_without_images(tmp_path: Path) -> None:
-    _, errors = find_images([shard(tmp_path / "a.tar", {"0.txt": b"dog"})])
+    _, errors, _ = find_images([shard(tmp_path / "a.tar", {"0.txt": b"dog"})])
     assert "no images in this shard" in str(errors[0].error)
 
 
@@ -90,7 +90,7 @@ def test_a_damaged_member_is_named(tmp_path: Path) -> None:
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(file, "png")
     path = shard(tmp_path / "a.tar", {"0.png": file.getvalue()[:2000], "1.jpg": b"<html>"})
-    sources, _ = find_images([path])
+    sources, _, _ = find_images([path])
     with pytest.raises(ImageError, match=r"a\.tar:0\.png: damaged or truncated"):
         sources[0].open()
     with pytest.raises(ImageError, match=r"a\.tar:1\.jpg: an HTML page"):
@@ -101,7 +101,7 @@ def test_real_photographs() -> None:
     folder = ROOT.parent / "shared" / "photos"
     if not folder.is_dir():
         pytest.skip("no photographs beside this checkout")
-    sources, errors = find_images([folder])
+    sources, errors, _ = find_images([folder])
     assert not errors
     assert len(sources) == 160
     assert all(source.open().mode == "RGB" for source in sources[::20])

@@ -10,16 +10,17 @@ from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path, PurePath
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from clipfast.dataset.files import Source
-from clipfast.dataset.shards import read_member
-from clipfast.errors import ImageError, InputError
+from clipfast.dataset.shards import MASK_KINDS, read_member
+from clipfast.errors import InputError
+from clipfast.images import decode_pixels, open_pixels
 
 SHARD = "shard"
 ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")
 """Files that hold numbers exactly."""
-_MEMBERS = tuple(f"{kind}{ending}" for kind in ("mask", "seg") for ending in ENDINGS)
+_MEMBERS = tuple(f"{kind}{ending}" for kind in MASK_KINDS for ending in ENDINGS)
 
 
 class MissingMask(InputError):
@@ -45,11 +46,9 @@ def open_mask(source: Source, where: str) -> Image.Image:
     """
     if where == SHARD:
         member = _member(source)
-        return _decode(
-            BytesIO(read_member(source.path, source.members[member])), f"{source.path}:{source.key}.{member}"
-        )
-    path = _file(source, Path(where))
-    return _decode(path, str(path))
+        data = BytesIO(read_member(source.path, source.members[member]))
+        return decode_pixels(data, f"{source.path}:{source.key}.{member}")
+    return open_pixels(_file(source, Path(where)))
 
 
 def _member(source: Source) -> str:
@@ -74,17 +73,6 @@ def _file(source: Source, folder: Path) -> Path:
 
 def _count(found: list[str]) -> str:
     return f"two masks, {found[0]} and {found[1]}," if found else "no mask"
-
-
-def _decode(file: Path | BytesIO, name: str) -> Image.Image:
-    try:
-        with Image.open(file) as mask:
-            mask.load()
-            return ImageOps.exif_transpose(mask)
-    except UnidentifiedImageError:
-        raise ImageError(f"{name}: not an image") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{name}: damaged or truncated ({error})") from None
 
 
 def read_mask_values(file: Path) -> dict[str, frozenset[int]]:

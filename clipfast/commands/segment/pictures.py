@@ -75,7 +75,7 @@ def find_pictures(options: Collecting, out: Path, aside: Path | None, failures: 
         named = replace(options, **{name: header[name] for name in ("model", "pretrained", "dtype")})
         items = list(zip(found.collection.sources(), found.collection.entries, strict=True))
         return Pictures(items, named, lambda: found.model)
-    sources, missing = find_images(options.images, skip=out)
+    sources, missing, left_out = find_images(options.images, skip=out)
     if aside is not None:
         folder = aside.resolve()
         sources = [source for source in sources if not source.path.resolve().is_relative_to(folder)]
@@ -83,6 +83,8 @@ def find_pictures(options: Collecting, out: Path, aside: Path | None, failures: 
         raise missing[0].error
     for gone in missing:
         failures.add(str(gone.path), gone.error)
+    for note in left_out:
+        console.note(note)
     if not sources:
         raise InputError("no images are left" if aside else f"none of the {len(missing)} paths has images")
     entries = [Entry.of(source) for source in sources]
