@@ -381,13 +381,14 @@ class Contributions:
             FileNotFoundError: no such file.
         """
         header, tensors = storage.read(path, FORMAT, "Contributions.save", device)
-        layers = tuple(header["layers"])
-        values = tuple(tensors[f"values/{layer}"] for layer in layers if f"values/{layer}" in tensors)
-        return cls(
-            **{name: tensors.get(name) for name in _TENSORS},  # type: ignore[arg-type]
-            layers=layers,
-            grid=(header["grid"][0], header["grid"][1]),
-            basis=StoredBasis.of(tensors, layers, header["heads"], header["centring"]),
-            texts=None if header["texts"] is None else tuple(header["texts"]),
-            kept_values=values or None,
-        )
+        with storage.as_damage(path):
+            layers = tuple(header["layers"])
+            values = tuple(tensors[f"values/{layer}"] for layer in layers if f"values/{layer}" in tensors)
+            return cls(
+                **{name: tensors.get(name) for name in _TENSORS},  # type: ignore[arg-type]
+                layers=layers,
+                grid=(header["grid"][0], header["grid"][1]),
+                basis=StoredBasis.of(tensors, layers, header["heads"], header["centring"]),
+                texts=None if header["texts"] is None else tuple(header["texts"]),
+                kept_values=values or None,
+            )

@@ -338,9 +338,10 @@ class Moments:
         """
         header, tensors = storage.read(path, FORMAT, "Moments.save")
         moments = cls(backend=backend)
-        moments.count = header["count"]
-        moments.layers = tuple(header["layers"])
-        moments._basis = StoredBasis.of(tensors, moments.layers, header["heads"], header["centring"])
-        moments._dtype = getattr(torch, header["dtype"])
-        moments._sums = {name: tensor for name, tensor in tensors.items() if not name.startswith("basis/")}
+        with storage.as_damage(path):
+            moments.count = header["count"]
+            moments.layers = tuple(header["layers"])
+            moments._basis = StoredBasis.of(tensors, moments.layers, header["heads"], header["centring"])
+            moments._dtype = getattr(torch, header["dtype"])
+            moments._sums = {name: tensor for name, tensor in tensors.items() if not name.startswith("basis/")}
         return moments

@@ -305,13 +305,14 @@ class Index:
             FileNotFoundError: no such file.
         """
         header, tensors = storage.read(path, FORMAT, "Index.save", device)
-        index = cls([(layer, head) for layer, head in header["retrieved by"]])
-        layers = sorted({layer for layer, _ in index.heads})
-        index._basis = StoredBasis.of(tensors, layers, header["heads"], header["centring"])
-        index._parts, index._total = [tensors["rows"]], tensors["total"]
-        index._axes, index._fold = tensors["axes"], tensors["fold"]
-        if "names" in tensors:
-            index.names = bytes(tensors["names"].cpu().numpy()).decode(_NAMES, _ERRORS).split("\0")
+        with storage.as_damage(path):
+            index = cls([(layer, head) for layer, head in header["retrieved by"]])
+            layers = sorted({layer for layer, _ in index.heads})
+            index._basis = StoredBasis.of(tensors, layers, header["heads"], header["centring"])
+            index._parts, index._total = [tensors["rows"]], tensors["total"]
+            index._axes, index._fold = tensors["axes"], tensors["fold"]
+            if "names" in tensors:
+                index.names = bytes(tensors["names"].cpu().numpy()).decode(_NAMES, _ERRORS).split("\0")
         return index
 
 
