@@ -48,9 +48,42 @@ def test_text_panels(count: int) -> None:
     rng = np.random.default_rng(count)
     texts = [f"text {number} ü\n中 {'long ' * number}" for number in range(count)]
     shown = TextMaps("a\udcffb", picture(48, 24), texts, rng.normal(size=count), rng.normal(size=(2, 4, count)))
-    panel = text_panel(shown)
-    assert panel.tobytes() == text_panel(shown).tobytes()
-    assert len(np.unique(np.asarray(panel).reshape(-1, 3), axis=0)) > 100
+    assert text_panel(shown).tobytes() == text_panel(shown).tobytes()
+
+
+# A picture of one grey, 100 of 255, and maps of one value each. Half the palette and the ground, by hand: the ground is
+# 60 + 100 · 170/255 = 126.7, covered to 92 % by (170, 50, 0) at the top of the scale and by (8, 48, 130) at its bottom.
+GREY, RAISED, LOWERED, NEUTRAL = (100, 100, 100), (167, 56, 10), (17, 54, 130), (127, 127, 127)
+
+
+def test_text_panel_has_the_colour_of_every_map_in_its_place() -> None:
+    """Three texts whose maps are 2, -2 and 0 everywhere; their mean is 0, so the second block looks like the first."""
+    maps = np.stack([np.full((2, 4), value) for value in (2.0, -2.0, 0.0)], axis=-1)
+    panel = text_panel(TextMaps("x", Image.new("RGB", (48, 24), GREY), ["a", "b", "c"], [0.3, 0.2, 0.1], maps))
+    for middle_of_row in (134 + 54, 404 + 54):  # tiles are 216 × 108 and 230 apart
+        colours = [panel.getpixel((22 + 230 * column + 108, middle_of_row)) for column in range(4)]
+        assert colours == [GREY, RAISED, LOWERED, NEUTRAL]
+    assert panel.getpixel((22 + 216 + 7, 188)) == (255, 255, 255)  # between two tiles
+
+
+def test_text_panel_keeps_the_order_of_texts_that_all_fit() -> None:
+    maps = np.stack([np.full((2, 4), value) for value in (-2.0, 2.0)], axis=-1)
+    panel = text_panel(TextMaps("x", Image.new("RGB", (48, 24), GREY), ["low", "high"], [0.1, 0.3], maps))
+    assert [panel.getpixel((22 + 230 * column + 108, 188)) for column in (1, 2)] == [LOWERED, RAISED]
+
+
+def test_heads_panel_has_the_colour_of_every_head_and_bar_in_its_place() -> None:
+    """Two heads that add 0.5 and take 0.25, and an MLP that takes 0.5."""
+    maps = np.stack([np.full((3, 3), value) for value in (4.0, -4.0)])[None]
+    shown = HeadMaps("x", Image.new("RGB", (48, 24), GREY), "a", 0.2, [5], [[0.5, -0.25]], [-0.5], maps)
+    panel = heads_panel(shown)
+    assert [panel.getpixel((84 + 137 * head + 66, 128 + 33)) for head in range(2)] == [RAISED, LOWERED]
+    middle = 84 + 2 * 137 - 5 + 28 + 104 + 73  # of the bars: zero
+    heads, mlp = 128 + 33 - 9, 128 + 33 + 9
+    assert panel.getpixel((middle + 30, heads)) == (226, 122, 24)  # heads together: +0.25, half of 73 pixels
+    assert panel.getpixel((middle + 45, heads)) == (255, 255, 255)
+    assert panel.getpixel((middle - 60, mlp)) == (33, 104, 190)  # the MLP: -0.5, all of 73 pixels
+    assert panel.getpixel((middle + 5, mlp)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize(("layers", "heads"), [(1, 1), (6, 3), (24, 16)])
