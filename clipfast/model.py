@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from clipfast.basis import Basis, Centring, FoldedTower, check_centring, fold
 from clipfast.contributions import Contributions
 from clipfast.errors import InputError
+from clipfast.fingerprint import fingerprint
 from clipfast.forward import Maps, Request, decompose
 from clipfast.graphs import Graphs
 from clipfast.kernels import dispatch
@@ -93,6 +94,13 @@ class Model:
     def dtype(self) -> torch.dtype:
         """Dtype of the weights."""
         return self.tower.dtype
+
+    def fingerprint(self) -> str:
+        """A digest of all vision weights, 32 hexadecimal digits: see :func:`clipfast.fingerprint.fingerprint`.
+
+        Every byte is read each time, about 13 ms for ViT-B-32 on a CPU.
+        """
+        return fingerprint(self.tower)
 
     def basis(self, centring: Centring = "uniform") -> FoldedTower:
         """The model's part of every contribution, made once per centring and again when weights change."""

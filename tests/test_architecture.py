@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "clipfast.reading": {"clipfast.images", "clipfast.inputs", "clipfast.errors"},
     "clipfast.basis": {"clipfast.towers.tower", "clipfast.kernels", "clipfast.errors"},
     "clipfast.contributions": {"clipfast.basis", "clipfast.storage", "clipfast.kernels", "clipfast.errors"},
+    "clipfast.fingerprint": {"clipfast.towers.tower", "clipfast.errors"},
     "clipfast.graphs": {"clipfast.contributions"},
     "clipfast.forward": {
         "clipfast.towers.tower",
@@ -39,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "clipfast.model": {
         "clipfast.towers",
+        "clipfast.fingerprint",
         "clipfast.forward",
         "clipfast.analyses.ablated",
         "clipfast.graphs",

@@ -1,0 +1,119 @@
+"""The fingerprint of a tower's weights: every byte counts; devices, threads and wrapping do not."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from builders import clip_model, vision_tower
+
+from clipfast import InputError, wrap
+from clipfast.fingerprint import fingerprint
+from clipfast.towers import openclip
+from clipfast.towers.tower import Tower
+
+TENSORS = len(list(openclip.read(vision_tower()).tensors()))
+
+
+def tower(**changes: object) -> Tower:
+    return openclip.read(vision_tower(**changes))
+
+
+def test_equal_weights_have_equal_fingerprints() -> None:
+    assert fingerprint(tower()) == fingerprint(tower())
+    assert len(fingerprint(tower())) == 32
+    assert int(fingerprint(tower()), 16)
+
+
+def test_a_clip_and_its_vision_tower_have_the_same_fingerprint() -> None:
+    clip = clip_model()
+    assert wrap(clip).fingerprint() == wrap(clip.visual).fingerprint()
+
+
+@pytest.mark.parametrize("index", range(TENSORS))
+def test_the_lowest_bit_of_every_tensor_counts(index: int) -> None:
+    changed = tower()
+    weight = list(changed.tensors())[index]
+    weight.data.view(torch.int32).view(-1)[-1] ^= 1
+    assert fingerprint(changed) != fingerprint(tower())
+
+
+def swap_equal_shapes(visual: torch.nn.Module) -> None:
+    first, second = visual.transformer.resblocks[0].ln_1, visual.transformer.resblocks[1].ln_1
+    first.weight.data, second.weight.data = second.weight.data, first.weight.data
+
+
+def swap_rows(visual: torch.nn.Module) -> None:
+    visual.proj.data = visual.proj.data.flip(0)
+
+
+@pytest.mark.parametrize("change", [swap_equal_shapes, swap_rows])
+def test_the_place_of_a_weight_counts(change: Callable[[torch.nn.Module], None]) -> None:
+    visual = vision_tower()
+    before = wrap(visual).fingerprint()
+    change(visual)
+    assert wrap(visual).fingerprint() != before
+
+
+def test_dtype_and_settings_count() -> None:
+    prints = {
+        fingerprint(tower()),
+        fingerprint(tower(dtype=torch.float64)),
+        fingerprint(tower(dtype=torch.bfloat16)),
+        fingerprint(tower(dtype=torch.float16)),
+        fingerprint(tower(act_layer=openclip.QuickGELU)),
+        fingerprint(tower(pool_type="avg", final_ln_after_pool=True)),
+        fingerprint(tower(heads=4)),
+        fingerprint(tower(norm_layer=lambda width: openclip.OpenClipLayerNorm(width, eps=1e-6))),
+    }
+    assert len(prints) == 8
+
+
+def test_threads_and_strides_do_not_count() -> None:
+    want, threads = fingerprint(tower()), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert fingerprint(tower()) == want
+        torch.set_num_threads(3)
+        assert fingerprint(tower()) == want
+    finally:
+        torch.set_num_threads(threads)
+    visual = vision_tower()
+    visual.proj.data = visual.proj.data.T.contiguous().T
+    assert not visual.proj.is_contiguous()
+    assert wrap(visual).fingerprint() == want
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_device_does_not_count() -> None:
+    assert fingerprint(openclip.read(vision_tower().cuda())) == fingerprint(tower())
+
+
+@pytest.mark.parametrize("change", ["mul_", "single", "no_grad", "replaced"])
+def test_a_models_fingerprint_follows_its_weights(change: str) -> None:
+    clip = clip_model()
+    model = wrap(clip)
+    before = model.fingerprint()
+    weight = clip.visual.transformer.resblocks[1].mlp.c_fc.weight
+    if change == "mul_":
+        weight.data.mul_(2)  # counts no version
+    elif change == "single":
+        weight.data[3, 5] += 1
+    elif change == "no_grad":
+        with torch.no_grad():
+            weight += 1
+    else:
+        clip.visual.transformer.resblocks[1].mlp.c_fc.weight = torch.nn.Parameter(weight.detach() * 2)
+    assert model.fingerprint() != before
+    assert model.fingerprint() == wrap(clip).fingerprint()
+
+
+def test_text_weights_do_not_count() -> None:
+    clip = clip_model()
+    before = wrap(clip).fingerprint()
+    clip.text_projection.data.mul_(2)
+    assert wrap(clip).fingerprint() == before
+
+
+def test_weights_without_values_have_no_fingerprint() -> None:
+    with pytest.raises(InputError, match=r"^the weights are on the meta device and have no values: load them first$"):
+        fingerprint(openclip.read(vision_tower().to("meta")))
