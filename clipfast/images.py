@@ -46,7 +46,7 @@ SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 
 _TGA = ".tga"  # its files have no signature, so that any bytes may look like one
 _STRIP_PIXELS = 1 << 20
-_BUDGET = 768 << 20  # 16 photographs of 12 megapixels
+_BUDGET = 640 << 20  # 13 photographs of 12 megapixels, which take 4 bytes a pixel
 _UNIT_RANGE, _BYTE_RANGE = 1.0, 255.0
 _OVERSHOOT = 0.5
 """How far floating-point pixels may leave their range, in ranges: resampling overshoots at edges."""

@@ -1,15 +1,15 @@
-"""Images on their way to a model's input: prepared in threads, the next batch while the last one is used.
+"""Reading images into a model's input: threads prepare the next batch while the last one is used.
 
-Decoding and resizing are C code that gives Python's lock away, so threads do, and nothing has to be started, copied or
-sent between processes. What is in a batch, and in what order, does not depend on them.
+Decoding and resizing are C code that releases Python's lock, so threads suffice; no processes are started, and nothing
+is copied between them. The contents and the order of batches do not depend on the number of threads.
 
-A forward on a GPU leaves the CPU to the threads that read. One on the CPU waits at the end of every operation for the
-slowest of its own threads, so a core that is taken from one of them is taken from all: while it runs, no more images
-are begun than there are cores without a thread of its own (:func:`computing`). They are read by all threads at once
-before it, and while its results are drawn or written.
+A forward on a GPU leaves the CPU to the reading threads. A forward on the CPU waits at the end of every operation for
+its slowest thread, so taking a core from one of its threads slows all of them. While it runs, no more images are begun
+than there are cores without one of its threads (:func:`computing`). All threads read before it, and while its results
+are drawn or written.
 
-JPEGs are decoded whole, as open_clip does: decoding them at half or a quarter of their size would be faster, and give
-other pixels.
+JPEGs are decoded at full size, as open_clip does: decoding at half or a quarter of it would be faster, but give other
+pixels.
 """
 
 import os
@@ -17,84 +17,30 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
-from os import PathLike
-from typing import Any, Generic, TypeAlias, TypeVar, cast
+from os import PathLike, fspath
+from typing import Generic, Literal, TypeAlias, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import Compose
 
-from clipfast.errors import ClipfastError, InputError
-from clipfast.images import as_rgb, open_image
+from clipfast.errors import ClipfastError, ImageError, InputError
+from clipfast.images import as_rgb, open_image, with_memory
+from clipfast.preprocessing import Prepare, Transform
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
-Transform: TypeAlias = Callable[[Image.Image], Tensor]
 Picture: TypeAlias = Image.Image | str | PathLike[str]
+OnError: TypeAlias = Literal["raise", "skip"]
 
-MOST_THREADS = 16
-_LEVELS = 256
-_LAST = (["_convert_to_rgb", "ToTensor", "Normalize"], ["MaybeConvertMode", "MaybeToTensor", "Normalize"])
-"""How open_clip's preprocessing ends, in its versions."""
+MAX_THREADS = 16
 
 
-class Prepare:
-    """A model's preprocessing, as it is: PIL image → ``[3, height, width]``, bit for bit what it gives itself.
-
-    open_clip's ends by making a float of every byte and normalising it. A channel has 256 bytes, so those two steps are
-    asked once what becomes of each and looked up from then on; torch's operations on a picture would also wake as many
-    threads for themselves as they run on, in every thread that reads.
-
-    Args:
-        transform: the preprocessing; called in several threads at once.
-    """
-
-    def __init__(self, transform: Transform) -> None:
-        self._transform = transform
-        self._steps, self._table = _split(transform)
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """The image as the model's input, ``[3, height, width]``."""
-        if self._table is None:
-            return self._transform(image)
-        seen = image
-        for step in self._steps:
-            seen = step(seen)
-        bytes_ = np.asarray(seen)
-        prepared = np.empty((3, *bytes_.shape[:2]), np.float32)
-        for channel, levels in enumerate(self._table):
-            # every byte is a place in the table: "clip" only says that this need not be checked
-            np.take(levels, bytes_[:, :, channel], out=prepared[channel], mode="clip")
-        return torch.from_numpy(prepared)
-
-
-def _split(transform: Transform) -> tuple[list[Callable[[Image.Image], Image.Image]], NDArray[np.float32] | None]:
-    """The steps up to an 8-bit RGB picture, and what the others make of its bytes, ``[3, 256]``.
-
-    No table for anything but open_clip's own order: … → RGB → ToTensor → Normalize.
-    """
-    steps: list[Any] = list(cast(Any, transform).transforms) if type(transform) is Compose else []
-    if [_name(step) for step in steps[-3:]] not in _LAST or getattr(steps[-3], "mode", "RGB") != "RGB":
-        return [], None
-    ramp = np.broadcast_to(np.arange(_LEVELS, dtype=np.uint8)[None, :, None], (1, _LEVELS, 3))
-    levels = steps[-1](steps[-2](Image.fromarray(np.ascontiguousarray(ramp))))
-    if levels.dtype != torch.float32:
-        return [], None
-    return steps[:-2], levels[:, 0].contiguous().numpy()
-
-
-def _name(step: object) -> str:
-    return getattr(step, "__name__", type(step).__name__)
-
-
-class _Turns:
-    """Who may take a core: forwards on the CPU, and the threads that read."""
+class _Cores:
+    """Shares the cores between forwards on the CPU and the threads that read."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -102,7 +48,7 @@ class _Turns:
 
     @contextmanager
     def forward(self, spare: int) -> Iterator[None]:
-        """While a forward runs, which leaves some cores alone."""
+        """While a forward runs that leaves ``spare`` cores to reading threads."""
         with self._changed:
             self._forwards += 1
             self._spare = spare
@@ -115,7 +61,7 @@ class _Turns:
 
     @contextmanager
     def read(self, is_awaited: Callable[[], bool]) -> Iterator[None]:
-        """While an image is read: at once where somebody waits for it, else when there is a core for it."""
+        """While an image is read: starts at once if its batch is awaited, else when a core is free."""
         with self._changed:
             self._changed.wait_for(lambda: not self._forwards or self._reading < self._spare or is_awaited())
             self._reading += 1
@@ -126,30 +72,30 @@ class _Turns:
                 self._reading -= 1
                 self._changed.notify_all()
 
-    def changed(self) -> None:
-        """Has everybody ask again."""
+    def notify(self) -> None:
+        """Has every waiting thread check its condition again."""
         with self._changed:
             self._changed.notify_all()
 
 
-_TURNS = _Turns()
+_CORES = _Cores()
 
 
 @contextmanager
 def computing() -> Iterator[None]:
-    """While a model computes on the CPU: images are read ahead on the cores that torch has no thread for."""
-    with _TURNS.forward(max(0, _cores() - torch.get_num_threads())):
+    """While a model computes on the CPU: images are read ahead only on cores that none of torch's threads uses."""
+    with _CORES.forward(max(0, _available_cores() - torch.get_num_threads())):
         yield
 
 
-def _cores() -> int:
+def _available_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
 class Read(Generic[Item, Value]):
-    """What came of one item.
+    """The result of reading one item.
 
     Attributes:
         item: the item.
@@ -176,22 +122,21 @@ class Read(Generic[Item, Value]):
 def read_ahead(
     read: Callable[[Item], Value], items: Iterable[Item], size: int, threads: int | None = None
 ) -> Generator[list[Read[Item, Value]], None, None]:
-    """Batches of what ``read`` makes of items, in their order; the next batch is read while one is used.
+    """Batches of the results of ``read``, in the order of the items; the next batch is read while one is used.
 
-    No more than two batches are held or under way. Closing the iterator, which may be left early, drops what has not
-    been begun.
+    At most two batches are read or waiting at any time. Closing the iterator early drops what has not been started.
 
     Args:
-        read: what to do with an item, in a thread. A :class:`ClipfastError` it raises is kept for its item; anything
-            else is raised when its batch is asked for.
-        items: taken two batches ahead.
-        size: items of a batch.
-        threads: how many read; default as many as torch computes with, at most 16.
+        read: reads an item, in a thread. A :class:`ClipfastError` it raises is kept for its item; any other exception
+            is raised when its batch is asked for.
+        items: consumed up to two batches ahead.
+        size: items per batch.
+        threads: number of reading threads; default the number of threads that torch computes with, at most 16.
 
     Raises:
-        InputError: a batch of nothing, or no threads.
+        InputError: ``size`` or ``threads`` is below 1.
     """
-    threads = min(torch.get_num_threads(), MOST_THREADS) if threads is None else threads
+    threads = min(torch.get_num_threads(), MAX_THREADS) if threads is None else threads
     if size < 1 or threads < 1:
         raise InputError(f"batches of {size} images, read in {threads} threads: at least one is needed of either")
     return _read_ahead(read, iter(items), size, threads)
@@ -201,63 +146,155 @@ def _read_ahead(
     read: Callable[[Item], Value], items: Iterator[Item], size: int, threads: int
 ) -> Generator[list[Read[Item, Value]], None, None]:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="clipfast-reading")
-    begun: deque[list[Future[Read[Item, Value]]]] = deque()
+    started: deque[list[Future[Read[Item, Value]]]] = deque()
     numbers, awaited = count(), -1
 
-    def kept(item: Item, batch: int) -> Read[Item, Value]:
-        with _TURNS.read(lambda: batch <= awaited):
+    def read_item(item: Item, batch: int) -> Read[Item, Value]:
+        with _CORES.read(lambda: batch <= awaited):
             try:
                 return Read(item, read(item))
             except ClipfastError as error:
                 return Read(item, None, error)
 
-    def begin() -> None:
+    def start() -> None:
         number = next(numbers)
-        batch = [pool.submit(kept, item, number) for item in islice(items, size)]
+        batch = [pool.submit(read_item, item, number) for item in islice(items, size)]
         if batch:
-            begun.append(batch)
+            started.append(batch)
 
     try:
-        begin()
-        while begun:
-            begin()  # before waiting for the batch before it: no thread is idle while there is something to read
+        start()
+        while started:
+            start()  # before waiting for the previous batch: no thread is idle while there is something to read
             awaited += 1
-            _TURNS.changed()
-            yield [each.result() for each in begun.popleft()]
+            _CORES.notify()
+            yield [future.result() for future in started.popleft()]
     finally:
-        awaited = next(numbers)  # nobody waits for a core any more
-        _TURNS.changed()
+        awaited = next(numbers)  # threads that wait for a core go on, and end
+        _CORES.notify()
         pool.shutdown(cancel_futures=True)
 
 
-def prepared(transform: Transform, images: Iterable[Picture], size: int) -> Iterator[Tensor]:
-    """Images ``size`` at a time, ``[size, 3, height, width]``, by :class:`Prepare` and :func:`read_ahead`.
+@dataclass(frozen=True)
+class Skipped:
+    """An image that could not be read.
+
+    Attributes:
+        index: its position among all images.
+        image: the image as it was given.
+        error: why it could not be read.
+    """
+
+    index: int
+    image: Picture
+    error: ClipfastError
+
+
+class ImageBatches(Iterator[Tensor]):
+    """Batches of images as a model's input, see :func:`prepared`.
+
+    Attributes:
+        skipped: the images left out so far, in their order; always empty with ``on_error="raise"``.
+        indices: positions of the last batch's images among all images.
+    """
+
+    def __init__(
+        self,
+        batches: Generator[list[Read["_Item", Tensor]], None, None],
+        on_error: OnError,
+        convert: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        self.skipped: list[Skipped] = []
+        self.indices: list[int] = []
+        self._batches, self._on_error, self._convert = batches, on_error, convert
+
+    def __next__(self) -> Tensor:
+        """The next batch, ``[images, 3, height, width]``; at most as many images as asked for, at least one."""
+        for batch in self._batches:
+            if self._on_error == "raise":
+                for row in batch:
+                    if row.error is not None:
+                        self.close()
+                        raise row.error
+            rows = [row for row in batch if row.error is None]
+            self.skipped += [
+                Skipped(row.item.index, row.item.image, row.error) for row in batch if row.error is not None
+            ]
+            if rows:
+                self.indices = [row.item.index for row in rows]
+                pixels = torch.stack([row.result() for row in rows])
+                return pixels if self._convert is None else self._convert(pixels)
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stops reading ahead; what has not been started is dropped."""
+        self._batches.close()
+
+    def __del__(self) -> None:
+        self._batches.close()
+
+
+@dataclass(frozen=True)
+class _Item:
+    """An image with its position, and why it cannot be read where that is known already."""
+
+    index: int
+    image: Picture
+    error: ClipfastError | None = None
+
+    @property
+    def name(self) -> str:
+        filename = getattr(self.image, "filename", "") if isinstance(self.image, Image.Image) else fspath(self.image)
+        return filename or f"image {self.index}"
+
+
+def prepared(
+    transform: Transform,
+    images: Iterable[Picture],
+    size: int,
+    on_error: OnError = "raise",
+    convert: Callable[[Tensor], Tensor] | None = None,
+) -> ImageBatches:
+    """Batches of ``size`` images, ``[size, 3, height, width]``, by :class:`Prepare` and :func:`read_ahead`.
 
     Args:
         transform: the preprocessing.
-        images: paths, or PIL images. Those are decoded where this is called if they have not been: two of them may
-            read from one file.
-        size: images of a batch.
+        images: paths, or PIL images. PIL images that are not decoded yet are decoded in the calling thread: two of them
+            may read from one file.
+        size: images per batch.
+        on_error: ``"raise"`` raises the error of an image that cannot be read; ``"skip"`` leaves the image out and
+            reports it in :attr:`ImageBatches.skipped`.
+        convert: applied to every batch, such as a move to a device.
 
     Raises:
-        ImageError: a file that cannot be read, when its batch is asked for.
-        InputError: batches of nothing.
+        ImageError: a file that cannot be read, when its batch is asked for and ``on_error`` is ``"raise"``.
+        InputError: ``size`` is below 1, another ``on_error``, or something that is neither a path nor a PIL image.
     """
+    if on_error not in ("raise", "skip"):
+        raise InputError(f"on_error is {on_error!r}: expected 'raise' or 'skip'")
     prepare = Prepare(transform)
 
-    def read(image: Picture) -> Tensor:
-        return prepare(as_rgb(image) if isinstance(image, Image.Image) else open_image(image))
+    def read(item: _Item) -> Tensor:
+        if item.error is not None:
+            raise item.error
+        image = item.image
 
-    return _stacked(read_ahead(read, map(_loaded, images), size))
+        def read_image() -> Tensor:
+            return prepare(as_rgb(image) if isinstance(image, Image.Image) else open_image(image), item.name)
+
+        return with_memory(read_image, item.name)
+
+    return ImageBatches(read_ahead(read, _items(images), size), on_error, convert)
 
 
-def _loaded(image: Picture) -> Picture:
-    if isinstance(image, Image.Image):
-        image.load()
-    return image
-
-
-def _stacked(batches: Generator[list[Read[Picture, Tensor]], None, None]) -> Iterator[Tensor]:
-    with closing(batches):
-        for batch in batches:
-            yield torch.stack([each.result() for each in batch])
+def _items(images: Iterable[Picture]) -> Iterator[_Item]:
+    for index, image in enumerate(images):
+        if isinstance(image, Image.Image):
+            try:
+                image.load()
+            except Exception as error:  # decoders raise what they like on damage
+                yield _Item(index, image, ImageError(f"image {index}: damaged or truncated ({error})"))
+                continue
+        elif not isinstance(image, str | PathLike):
+            raise InputError(f"image {index} is a {type(image).__name__}: expected a path or a PIL image")
+        yield _Item(index, image)

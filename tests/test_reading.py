@@ -19,7 +19,8 @@ from torchvision.transforms import Compose, ToTensor
 
 from clipfast import ImageError, InputError, Model, forward, reading, wrap
 from clipfast.images import decode_image, open_image
-from clipfast.reading import Prepare, Transform, computing, read_ahead
+from clipfast.preprocessing import Prepare, Transform
+from clipfast.reading import computing, read_ahead
 
 WAIT = 30.0  # seconds until a test that waits for a thread gives up
 SIZES = ((224, 224), (640, 480), (479, 641), (1, 1), (3, 500), (333, 100), (224, 300), (1200, 225))
@@ -223,7 +224,7 @@ def test_nothing_is_read_on_when_it_is_left() -> None:
 
 def test_a_model_that_has_every_core_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is begun while it computes, all is when it is done."""
-    monkeypatch.setattr(reading, "_cores", torch.get_num_threads)
+    monkeypatch.setattr(reading, "_available_cores", torch.get_num_threads)
     begun = [threading.Event() for _ in range(4)]
     with closing(read_ahead(lambda item: begun[item].set(), range(4), 2, threads=2)) as batches:
         with computing():
@@ -236,7 +237,7 @@ def test_a_model_that_has_every_core_keeps_them(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_core_that_a_model_leaves_is_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of two threads may read on while it computes, an image after the other."""
-    monkeypatch.setattr(reading, "_cores", lambda: torch.get_num_threads() + 1)
+    monkeypatch.setattr(reading, "_available_cores", lambda: torch.get_num_threads() + 1)
     lock, reading_now, most = threading.Lock(), 0, 0
     done = threading.Semaphore(0)
 
@@ -259,7 +260,7 @@ def test_a_core_that_a_model_leaves_is_read_on(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_forward_that_fails_gives_the_cores_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_cores", torch.get_num_threads)
+    monkeypatch.setattr(reading, "_available_cores", torch.get_num_threads)
     with pytest.raises(KeyboardInterrupt), computing():
         raise KeyboardInterrupt
     begun = threading.Event()
@@ -269,7 +270,7 @@ def test_a_forward_that_fails_gives_the_cores_back(monkeypatch: pytest.MonkeyPat
 
 
 def test_leaving_waits_for_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_cores", torch.get_num_threads)
+    monkeypatch.setattr(reading, "_available_cores", torch.get_num_threads)
     batches = read_ahead(lambda item: item, range(40), 4, threads=2)
     with computing():
         next(batches)
@@ -279,7 +280,7 @@ def test_leaving_waits_for_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_models_own_forward_keeps_its_cores(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
     """What is asked for just as it begins is read; the batch after that is not until it has ended."""
-    monkeypatch.setattr(reading, "_cores", torch.get_num_threads)
+    monkeypatch.setattr(reading, "_available_cores", torch.get_num_threads)
     pixels = torch.zeros(1, 3, 24, 24)
     begun = threading.Event()
     during: list[bool] = []

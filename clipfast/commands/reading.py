@@ -1,4 +1,4 @@
-"""The images of a pass, read and prepared while the model computes: for every command that looks at many."""
+"""Reading and preparing the images of a pass while the model computes, for every command that takes many images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -10,8 +10,10 @@ from torch import Tensor
 
 from clipfast.dataset.files import Source
 from clipfast.errors import ClipfastError
+from clipfast.images import with_memory
 from clipfast.model import Model
-from clipfast.reading import Prepare, Read, read_ahead
+from clipfast.preprocessing import Prepare
+from clipfast.reading import Read, read_ahead
 
 Item = TypeVar("Item")
 _Row = tuple[Tensor, tuple[int, int]]
@@ -22,10 +24,10 @@ class Prepared(Generic[Item]):
     """The images of a batch that could be read.
 
     Attributes:
-        items: what they belong to.
-        pixels: the model's input but for its device and dtype, ``[B, 3, height, width]``.
-        sizes: width and height of each before it was prepared.
-        failed: how many of the batch could not be read.
+        items: the items of these images.
+        pixels: the model's input, ``[B, 3, height, width]``, float32 on the CPU.
+        sizes: width and height of each image before it was prepared.
+        failed: number of images in the batch that could not be read.
     """
 
     items: list[Item]
@@ -42,20 +44,26 @@ def reading(
     size: int,
     fail: Callable[[Item, ClipfastError], None],
 ) -> Iterator[Iterator[Prepared[Item]]]:
-    """Images ``size`` at a time, in their order, without those that cannot be read; nothing is read on when it is left.
+    """Batches of images in their order, without those that cannot be read; reading stops at the end of the block.
 
     Args:
-        model: whose preprocessing it is.
+        model: the model whose preprocessing is used.
         items: what to read.
-        source: the image of an item.
-        size: files per batch.
-        fail: told of every item that cannot be read, and why.
+        source: returns the image of an item.
+        size: items per batch.
+        fail: called with every item that cannot be read, and the reason.
     """
     prepare = Prepare(model.preprocess)
 
     def read(item: Item) -> _Row:
-        picture = source(item).open()
-        return prepare(picture), picture.size
+        image = source(item)
+        name = str(image)
+
+        def read_image() -> _Row:
+            picture = image.open()
+            return prepare(picture, name), picture.size
+
+        return with_memory(read_image, name)
 
     with closing(read_ahead(read, items, size)) as batches:
         yield (_prepared(batch, fail) for batch in batches)
