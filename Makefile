@@ -4,10 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types bench sanitize fuzz clean help
+.PHONY: demo test test-all mutation lint types bench sanitize fuzz clean help
 
 help:            ## list the targets
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/'
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/'
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/cuda/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -19,8 +19,16 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/cuda/
 demo: $(STAMP)   ## decompose the bundled model on scenes it draws; panels in out/demo
 	@$(BIN)/clipfast demo --out out/demo
 
-test: $(STAMP)   ## run the tests, a process per core, each with whole files
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -p no:benchmark
+TESTING := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -p no:benchmark
+
+test: $(STAMP)   ## run the tests, one process per core
+	@$(TESTING) -m "not slow"
+
+test-all: $(STAMP)  ## the same with the slow tests: every Triton kernel compiled, dry runs of the benchmarks
+	@$(TESTING)
+
+mutation: $(STAMP)  ## do the tests notice changes to the mathematics? 250 mutants, about 20 minutes
+	@$(BIN)/python tests/mutation/run.py
 
 lint: $(STAMP)   ## ruff: style and imports
 	@$(BIN)/ruff check .

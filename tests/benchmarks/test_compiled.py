@@ -26,6 +26,7 @@ def run(*arguments: str, interpret: bool = False) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_every_kernel_compiles_for_every_generation(tmp_path: Path) -> None:
     """The committed table is of this run: what a kernel becomes changes with Triton, its rules do not."""
     done = run("--out", str(tmp_path))
@@ -82,6 +83,7 @@ def test_programs_per_multiprocessor(registers: int, warps: int, shared: int, pr
     assert compiled.resident(registers, warps, shared, 90) == programs
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_where_triton_interprets() -> None:
     done = run(interpret=True)
     assert (done.returncode, done.stdout) == (2, "")

@@ -22,6 +22,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a dry run interprets the kernels, which a GPU would run")
 def test_a_dry_run_answers_every_question_and_writes_nothing() -> None:
     before = sorted(RESULTS.iterdir())

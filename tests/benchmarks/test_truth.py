@@ -50,6 +50,7 @@ def test_accuracies_are_those_of_the_embeddings() -> None:
     assert scenes.accuracies(scenes.found.total())["background"] == sum(right) / 40
 
 
+@pytest.mark.slow
 def test_everything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth.main(["--scenes", "3", "--pools", "scenes,random", "--out", str(tmp_path)])
     document = json.loads((tmp_path / "truth.json").read_text())
