@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-all mutation lint types bench sanitize fuzz clean help
+.PHONY: demo test test-all mutation lint types bench docs sanitize fuzz clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/'
@@ -70,6 +70,9 @@ sanitize: $(STAMP)  ## the tests of csrc/ under AddressSanitizer and UBSan
 fuzz: $(STAMP)   ## random calls of csrc/ under the same, EXAMPLES=2000 of each kind, others each time
 	@$(MAKE) --no-print-directory -j 4 $(WATCHED)/_native.so
 	@CLIPFAST_FUZZ=$(EXAMPLES) $(WATCHING) tests/kernels/test_native_fuzz.py
+
+docs: $(STAMP)   ## build the documentation into out/docs; warnings are errors
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(STAMP)  ## benchmarks on this machine; JSON in benchmarks/results
 	@$(BIN)/python -m pytest benchmarks --benchmark-only

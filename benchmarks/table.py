@@ -1,7 +1,6 @@
 """The results as Markdown: ``python -m benchmarks.table [FILE …]``. Reads result files and nothing else.
 
-``python -m benchmarks.table --readme`` writes every question's tables into the README, between the comments that name
-it.
+``python -m benchmarks.table --write`` writes the tables into :data:`PAGES`, between the comments that name a question.
 """
 
 import json
@@ -16,8 +15,10 @@ from clipfast.bench.document import provenance
 from clipfast.bench.table import duration, markdown_table, size
 
 FOLDER = Path(__file__).resolve().parent / "results"
-README = FOLDER.parents[1] / "README.md"
-BLOCK = re.compile(r"(<!-- results: (?P<question>\w+) -->\n).*?(\n<!-- end of results -->)", re.DOTALL)
+ROOT = FOLDER.parents[1]
+PAGES = tuple(ROOT / page for page in ("README.md", "docs/results/speed.md", "docs/results/gpu.md"))
+"""The pages that have tables of results."""
+BLOCK = re.compile(r"(<!-- results: (?P<question>\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 HEADER = ("case", "time", "against", "times as fast (q10–q90)", "peak memory", "largest error", "bars")
 
 
@@ -48,22 +49,57 @@ def table(document: dict[str, Any]) -> str:
     return "\n".join([f"**{document['sentence']}**", "", provenance(document), "", *markdown_table(HEADER, rows)])
 
 
+def truth_table(document: dict[str, Any]) -> str:
+    """The bars of :mod:`benchmarks.truth` with machine and commit."""
+    from benchmarks.truth.pages import bars
+
+    return f"{provenance(document)}\n\n{bars(document)}"
+
+
+MODELLED = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14", "ViT-bigG-14")
+
+
+def roofline_table() -> str:
+    """The modelled time of a decomposed forward over that of open_clip's eager forward."""
+    from benchmarks import roofline
+
+    device = roofline.DEVICES["h200"]
+    settings = roofline.parser().parse_args([])
+    estimates = [
+        roofline.estimate(
+            roofline.Batch(roofline.shape_of(name), settings.batch, roofline.BYTES[settings.dtype]),
+            device,
+            texts=settings.texts,
+        )
+        for name in MODELLED
+    ]
+    rows = [
+        [label, *(f"{each.against(extra, 'plain_eager'):.2f}" for each in estimates)]
+        for label, extra in (("heads + attention", "alpha"), (f"… + {settings.texts} text maps", "maps"))
+    ]
+    return "\n".join([roofline.sentence(device, settings), "", *markdown_table(("", *MODELLED), rows)])
+
+
+def tables(question: str, folder: Path = FOLDER) -> str:
+    """The tables of one question as Markdown, made from the files in ``folder``."""
+    if question == "roofline":
+        return roofline_table()
+    if question == "truth":
+        return truth_table(json.loads((folder / "truth.json").read_text(encoding="utf-8")))
+    documents = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob(f"{question}-*.json"))]
+    return "\n\n".join(map(table, documents)) or f"*Not measured yet: `benchmarks/bench_{question}.py`.*"
+
+
 def written(text: str, folder: Path = FOLDER) -> str:
-    """A page with the tables of every question that it has a place for, by the files in ``folder``."""
-
-    def block(found: re.Match[str]) -> str:
-        question = found["question"]
-        files = sorted(folder.glob(f"{question}-*.json"))
-        tables = [table(json.loads(file.read_text(encoding="utf-8"))) for file in files]
-        return found[1] + ("\n\n".join(tables) or f"*Not measured yet: `benchmarks/bench_{question}.py`.*") + found[3]
-
-    return BLOCK.sub(block, text)
+    """A page with the tables of every question that it has a place for."""
+    return BLOCK.sub(lambda match: f"{match[1]}\n{tables(match['question'], folder)}\n\n{match[3]}", text)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Prints the files named, or every file with measured cases; or writes the README."""
-    if list(arguments) == ["--readme"]:
-        README.write_text(written(README.read_text(encoding="utf-8")), encoding="utf-8")
+    """Prints the files named, or every file with measured cases; or writes :data:`PAGES`."""
+    if list(arguments) == ["--write"]:
+        for page in PAGES:
+            page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
         return
     files = [Path(argument) for argument in arguments] or sorted(FOLDER.glob("*.json"))
     documents = [json.loads(file.read_text(encoding="utf-8")) for file in files]

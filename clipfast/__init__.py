@@ -11,7 +11,7 @@ Importing the package imports neither torch nor a device: names below are loaded
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "load": "clipfast.model",

@@ -63,9 +63,9 @@ def texts(judged_on: Scenes, moments: clipfast.Moments, names: Sequence[str] = P
         "heads": len(heads),
         "pools": pools,
         "bars": [
-            Bar(f"share of the accuracy kept by {MARK} texts per head, pool {best}", at_mark[best] / base, 0.9),
+            Bar(f"accuracy kept with {MARK} texts in place of each head, pool {best}", at_mark[best] / base, 0.9),
             *(
-                Bar(f"pool {best} less {what}, {MARK} texts", at_mark[best] - at_mark[pool], 0)
+                Bar(f"the same accuracy minus that with {what} in place of texts", at_mark[best] - at_mark[pool], 0)
                 for pool, what in controls
             ),
         ],
@@ -102,7 +102,17 @@ def spurious(named_from: Scenes, alike: Scenes, judged_on: Scenes) -> dict[str, 
         "average": [before.mean_of_groups, after.mean_of_groups],
         "shapes": [whole["shape"], rest["shape"]],
         "bars": [
-            Bar("worst group gained, points", 100 * (after.worst_group - before.worst_group), 15, percent=False),
-            Bar("average gained, points", 100 * (after.mean_of_groups - before.mean_of_groups), -2, percent=False),
+            Bar(
+                "gain of the worst group without the background heads, points",
+                100 * (after.worst_group - before.worst_group),
+                15,
+                percent=False,
+            ),
+            Bar(
+                "gain of the mean over groups without the background heads, points",
+                100 * (after.mean_of_groups - before.mean_of_groups),
+                -2,
+                percent=False,
+            ),
         ],
     }

@@ -94,5 +94,12 @@ def experiment(named_from: Scenes, judged_on: Scenes) -> dict[str, Any]:
         "heads": len(every),
         "named": rows,
         "random_texts": random_texts,
-        "bars": [Bar("attributes whose heads cost them ≥ 2× the others when ablated", kept, 4, percent=False)],
+        "bars": [
+            Bar(
+                "attributes that lose at least 2× as much as others when their own heads are ablated",
+                kept,
+                4,
+                percent=False,
+            )
+        ],
     }

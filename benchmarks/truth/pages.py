@@ -1,6 +1,6 @@
 """The experiments as Markdown."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.truth.ablating import MARK
@@ -19,10 +19,10 @@ def page(document: Mapping[str, Any]) -> str:
     """The whole document of :mod:`benchmarks.truth`."""
     found = document["experiments"]
     parts = [
-        "# The paper's experiments, where the truth is known",
+        "# Experiments with known truth",
         f"`python -m benchmarks.truth`: {document['seconds']} s. {provenance(document)}",
         "## Bars",
-        *_lines(("what", "found", "bar"), [list(bar.values())[:3] for bar in _bars(found)]),
+        bars(document),
         *_names(found["names"]),
         *_terms(found["terms"]),
         *_texts(found["texts"]),
@@ -33,9 +33,12 @@ def page(document: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _bars(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for experiment in found.values():
-        yield from experiment.get("bars", ())
+def bars(document: Mapping[str, Any]) -> str:
+    """The bars of all experiments as a table."""
+    rows = [
+        list(bar.values())[:3] for experiment in document["experiments"].values() for bar in experiment.get("bars", ())
+    ]
+    return "\n".join(markdown_table(("what", "measured", "bar"), rows))
 
 
 def _lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -47,19 +50,30 @@ def _heads(heads: Sequence[Sequence[int]]) -> str:
 
 
 def _names(found: Mapping[str, Any]) -> list[str]:
-    header = ("called", "heads", "costs its own", "costs others", "ratio", "random heads: own, others, ratio")
+    header = (
+        "attribute",
+        "heads",
+        "loss of the attribute",
+        "loss of others",
+        "ratio",
+        "random heads: own, others, ratio",
+    )
     rows = []
     for row in found["named"]:
         chance = row["random_heads"]
         control = f"{percent(chance['own'])}, {percent(chance['others'])}, {chance['ratio']:.1f}"
         own, others = percent(row["own"]), percent(row["others"])
         rows.append([row["attribute"], _heads(row["heads"]), own, others, f"{row['ratio']:.1f}", control])
-    control = "; ".join(f"{row['attribute']}: {row['ratio']:.1f}" for row in found["random_texts"]) or "none is named"
+    control = (
+        "; ".join(f"{row['attribute']}: {row['ratio']:.1f}" for row in found["random_texts"]) or "no head is named"
+    )
     return [
         "## Names",
-        f"Of {found['heads']} heads, those that at least three of their first five texts call by one attribute.",
+        "A head is named after an attribute if at least three of its first five texts name it;"
+        f" {found['heads']} heads were tried. The table has the accuracy lost when the heads of an attribute are"
+        " mean-ablated.",
         *_lines(header, rows),
-        f"Named by random vectors in place of texts, ratio: {control}.",
+        f"Ratio with random vectors in place of texts: {control}.",
     ]
 
 
@@ -73,12 +87,11 @@ def _terms(found: Mapping[str, Any]) -> list[str]:
 def _texts(found: Mapping[str, Any]) -> list[str]:
     sizes = [size for size in _SIZES if all(size < len(values) for values in found["pools"].values())]
     rows = [[pool, *(percent(values[size]) for size in sizes)] for pool, values in found["pools"].items()]
-    some = (
-        f"{found['heads']} heads of the last four layers replaced by their projection on m texts; accuracy, mean over"
-    )
     return [
         "## Heads replaced by texts",
-        f"{some} attributes; whole {percent(found['base'])}, a bar at m = {MARK}.",
+        f"The {found['heads']} heads of the last four layers are replaced by their projection onto m texts. The table"
+        f" has the accuracy, mean over attributes; without replacement it is {percent(found['base'])}. The bar is at"
+        f" m = {MARK}.",
         *_lines(("pool", *(f"m = {size}" for size in sizes)), rows),
     ]
 
@@ -91,7 +104,7 @@ def _spurious(found: Mapping[str, Any]) -> list[str]:
     rows.append(["all ten shapes, other scenes", *(percent(value) for value in found["shapes"])])
     return [
         "## A spurious cue removed by its name",
-        f"Heads with texts of backgrounds, mean-ablated: {_heads(found['heads'])}.",
+        f"Mean-ablated are the heads whose texts name backgrounds: {_heads(found['heads'])}.",
         *_lines(("flower or gear", "before", "after"), rows),
     ]
 
@@ -101,7 +114,7 @@ def _retrieval(found: Mapping[str, Any]) -> list[str]:
         [row["attribute"], row["heads"], percent(row["same"]), percent(row["chance"]), str(row["queries"])]
         for row in found["rows"]
     ]
-    return ["## Retrieval", *_lines(("attribute", "by", "of the top 5 share it", "chance", "queries"), rows)]
+    return ["## Retrieval", *_lines(("attribute", "by", "of the 5 nearest images have it", "chance", "queries"), rows)]
 
 
 def _segmentation(found: Mapping[str, Any]) -> list[str]:

@@ -41,5 +41,7 @@ def experiment(scenes: Scenes, named: list[dict[str, Any]], base_heads: list[tup
     for attribute in WANTED:
         own = [row for row in rows if row["attribute"] == attribute and row["heads"].startswith("L")]
         best = max(own, key=lambda row: row["same"], default={"heads": "no head", "same": 0.0})
-        bars.append(Bar(f"top {COUNT} share the {attribute}, by {best['heads']}", best["same"], 0.8))
+        bars.append(
+            Bar(f"share of the {COUNT} nearest images with the same {attribute}, by {best['heads']}", best["same"], 0.8)
+        )
     return {"rows": rows, "bars": bars}

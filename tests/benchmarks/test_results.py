@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.results import FORMAT, Results
-from benchmarks.table import FOLDER, README, main, table, written
+from benchmarks.table import FOLDER, PAGES, main, table, written
 from clipfast.bench import machine
 from clipfast.bench.measuring import Bar, Check, Comparison, WrongResult
 from clipfast.bench.memory import Peak
@@ -97,7 +97,7 @@ def test_the_table_names_machine_and_commit(results: Results, monkeypatch: pytes
 
 
 def test_every_committed_result_reads_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    """The README's tables come from this command; files of other formats lie beside those that it reads."""
+    """The tables of the pages come from this command; it skips files of other formats."""
     main([])
     printed = capsys.readouterr().out
     for file in FOLDER.glob("*.json"):
@@ -105,13 +105,23 @@ def test_every_committed_result_reads_as_a_table(capsys: pytest.CaptureFixture[s
         assert (document.get("sentence", "no sentence") in printed) == (document.get("format") == FORMAT)
 
 
-def test_the_readme_has_the_tables_of_the_committed_results() -> None:
-    text = README.read_text(encoding="utf-8")
-    questions = {file.name.split("-")[0] for file in FOLDER.glob("*.json")}
-    marked = [line.split()[2] for line in text.splitlines() if line.startswith("<!-- results: ")]
-    assert len(marked) == text.count("<!-- end of results -->") == len(set(marked)) >= 4
-    assert {"forward", "naive", "textspan"} <= questions & set(marked)
-    assert written(text) == text, "python -m benchmarks.table --readme"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_have_the_tables_of_the_committed_results(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    marked = questions(text)
+    assert len(marked) == text.count("<!-- end of results -->") == len(set(marked)) >= 1
+    assert written(text) == text, "run: python -m benchmarks.table --write"
+
+
+def test_every_question_with_results_has_a_place_in_the_pages() -> None:
+    measured = {file.name.split("-")[0] for file in FOLDER.glob("*-*.json")} | {"truth"}
+    placed = [question for page in PAGES for question in questions(page.read_text(encoding="utf-8"))]
+    assert measured <= set(placed)
+    assert {"forward", "truth"} <= set(questions(PAGES[0].read_text(encoding="utf-8")))
+
+
+def questions(text: str) -> list[str]:
+    return [line.split()[2] for line in text.splitlines() if line.startswith("<!-- results: ")]
 
 
 def test_a_page_gets_the_tables_it_has_a_place_for(results: Results) -> None:
@@ -121,8 +131,8 @@ def test_a_page_gets_the_tables_it_has_a_place_for(results: Results) -> None:
     record(results)
     filled = written(empty, results.path.parent)
     assert table(json.loads(results.path.read_text())) in filled
-    assert filled.startswith("before\n<!-- results: forward -->\n**")
-    assert filled.endswith("|\n<!-- end of results -->\nafter\n")
+    assert filled.startswith("before\n<!-- results: forward -->\n\n**")
+    assert filled.endswith("|\n\n<!-- end of results -->\nafter\n")
     assert written(filled, results.path.parent) == filled
     assert "old" not in filled + empty
     assert "Is it faster?" not in written(page.format("naive"), results.path.parent)

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import span_costs
 from benchmarks.span_costs import FLOAT32, FLOAT64, H200, best_cluster, cluster, shared_bytes, triton
 
-README = Path(span_costs.__file__).resolve().parents[1] / "kernels" / "README.md"
+PAGE = Path(span_costs.__file__).resolve().parents[1] / "docs" / "kernels" / "index.md"
 
 
 def test_shared_memory_by_hand() -> None:
@@ -54,5 +54,5 @@ def test_the_case_for_clusters_does_not_hang_on_the_barriers(
             assert triton(device, call, loop=loop).seconds > 1.5 * best_cluster(device, call)[1].seconds
 
 
-def test_the_readme_has_the_table_that_the_command_prints() -> None:
-    assert span_costs.markdown() in README.read_text(encoding="utf-8")
+def test_the_page_has_the_table_that_the_command_prints() -> None:
+    assert span_costs.markdown() in PAGE.read_text(encoding="utf-8")
