@@ -1,9 +1,10 @@
 """What TEXTSPAN costs on an H200, clock by clock: the Triton kernel and the cluster of ``csrc/cuda``. Nothing runs.
 
-``python -m benchmarks.span_costs`` prints the table in ``docs/kernels/index.md``. Counted: instructions of the inner loops,
-in the machine code for sm_90 (``cuobjdump`` and ``nvdisasm`` of Triton's package); bytes; programs that fit. Assumed:
-the rates and latencies of :data:`H200`, and that a kernel takes what its busiest unit takes plus the waits that nothing
-can overlap. So this orders designs and is no forecast: the table is repeated with barriers of half and twice the time.
+``python -m benchmarks.span_costs`` prints the table in ``docs/kernels/index.md``. Counted: instructions of the inner
+loops, in the machine code for sm_90 (``cuobjdump`` and ``nvdisasm`` of Triton's package); bytes; programs that fit.
+Assumed: the rates and latencies of :data:`H200`, and that a kernel takes the time of its busiest unit plus the waits
+that nothing can overlap. So this orders designs and is no forecast: the table is repeated with barriers of half and
+twice the time.
 """
 
 from dataclasses import dataclass, replace

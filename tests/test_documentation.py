@@ -13,7 +13,11 @@ from clipfast.kernels import library
 PAGES = list(pages())
 BLOCKS = {page: blocks(page) for page in PAGES}
 OPERATIONS = "docs/kernels/operations.md"
-AHEAD = {"README.md", "docs/tutorial.md", *(f"docs/howto/{name}.md" for name in ("ablation", "segmentation", "spurious"))}
+AHEAD = {
+    "README.md",
+    "docs/tutorial.md",
+    *(f"docs/howto/{name}.md" for name in ("ablation", "segmentation", "spurious")),
+}
 """Pages in the names of 0.2.0 that the code does not have yet."""
 
 
