@@ -90,7 +90,7 @@ def test_against_naive(
         if setup.answer == "arrays":
             return checks + cases.against_naive(found, kept, wanted)
         maps = wanted.attentions.sum((1, 3)) @ texts.T  # [B, N, T]
-        summed = naive.Result(wanted.embedding, wanted.heads(), wanted.mlps)
+        summed = naive.Result(wanted.embedding, wanted.heads(), wanted.start_and_mlps)
         checks += cases.against_naive(found, kept, summed)
         return [*checks, Check("maps against the naive ones", cases.relative(found.maps, maps), cases.BOUND)]
 

@@ -66,7 +66,7 @@ def test_against_published(
         found, kept = subject()
         errors = {
             "tokens" if spatial else "heads": cases.relative(kept, published.attentions),
-            "mlps": cases.relative(found.mlps, published.mlps),
+            "mlps": cases.relative(found.start_and_mlps(), published.start_and_mlps),
             "embedding": cases.difference(cases.unit(found.embedding), cases.unit(published.embedding)),
         }
         checks = [Check(f"{what} against the published code's", error, BOUND) for what, error in errors.items()]

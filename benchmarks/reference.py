@@ -92,4 +92,4 @@ class Reference:
 
 def to(result: Result, device: torch.device) -> Result:
     """A result on another device."""
-    return Result(result.embedding.to(device), result.attentions.to(device), result.mlps.to(device))
+    return Result(result.embedding.to(device), result.attentions.to(device), result.start_and_mlps.to(device))

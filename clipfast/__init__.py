@@ -2,8 +2,8 @@
 
 >>> import clipfast
 >>> model = clipfast.load("scenes")
->>> found = model.decompose(["photo.jpg"], texts=["a red star", "a forest"])
->>> found.heads().shape, found.maps.shape, found.check()
+>>> contributions = model.decompose(["photo.jpg"], texts=["a red star", "a forest"])
+>>> contributions.heads().shape, contributions.maps.shape, contributions.max_error()
 
 Importing the package imports neither torch nor a device: names below are loaded at first use.
 """

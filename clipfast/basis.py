@@ -25,8 +25,8 @@ Centring = Literal["uniform", "termwise"]
 _ROWS = ("biases", "mean_row", "std_row")
 
 
-def full_precision(like: Tensor) -> torch.autocast:
-    """Switches an autocast around the caller off: precision is that of the tensors, and kept results stay exact."""
+def autocast_disabled(like: Tensor) -> torch.autocast:
+    """A context without autocast on the device of a tensor, so that products have the dtype of their operands."""
     return torch.autocast(like.device.type, enabled=False)
 
 
@@ -50,6 +50,7 @@ class Basis:
         self.heads = heads
         self.centring = centring
         self._made: dict[int, Tensor] = {}
+        self._moved: dict[tuple[torch.device, torch.dtype], Basis] = {}
 
     @property
     def layers(self) -> int:
@@ -90,6 +91,14 @@ class Basis:
             texts: ``[T, C]``.
         """
         return _Projected(self, texts)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Basis":
+        """The same basis on another device or in another dtype: made once, its layers converted when first read."""
+        if (self.biases.device, self.biases.dtype) == (device, dtype):
+            return self
+        if (device, dtype) not in self._moved:
+            self._moved[device, dtype] = _Moved(self, device, dtype)
+        return self._moved[device, dtype]
 
     def constants(self, mean: Tensor, std: Tensor, layers: Sequence[int]) -> Tensor:
         """What a head adds besides its values, before the division by σ n: ``b_O γP/H + μ·… + σ·…``.
@@ -163,6 +172,18 @@ class _Projected(Basis):
         return self._basis.values(layer) @ self._texts.T
 
 
+class _Moved(Basis):
+    """Another basis on another device or in another dtype."""
+
+    def __init__(self, basis: Basis, device: torch.device, dtype: torch.dtype) -> None:
+        biases, mean_row, std_row = (row.to(device, dtype) for row in (basis.biases, basis.mean_row, basis.std_row))
+        super().__init__(biases, mean_row, std_row, basis.heads, basis.centring)
+        self._basis = basis
+
+    def _make(self, layer: int) -> Tensor:
+        return self._basis.values(layer).to(self.biases)
+
+
 def check_centring(centring: str) -> Centring:
     """``centring`` if it is one, else an :class:`InputError`."""
     if centring not in get_args(Centring):
@@ -180,13 +201,13 @@ class Readout:
     """
 
     def __init__(self, tower: Tower, centring: Centring, texts: Tensor | None = None) -> None:
-        exact = accumulation_dtype(tower.dtype)
-        projection = tower.projection.detach().to(exact)
+        acc_dtype = accumulation_dtype(tower.dtype)
+        projection = tower.projection.detach().to(acc_dtype)
         if texts is not None:
-            projection = projection @ texts.to(exact).T
-        self.matrix = tower.ln_post.weight.detach().to(exact)[:, None] * projection
+            projection = projection @ texts.to(acc_dtype).T
+        self.matrix = tower.ln_post.weight.detach().to(acc_dtype)[:, None] * projection
         self.mean_row = -self.matrix.sum(0) / tower.terms
-        self.std_row = tower.ln_post.bias.detach().to(exact) @ projection / tower.terms
+        self.std_row = tower.ln_post.bias.detach().to(acc_dtype) @ projection / tower.terms
         if centring == "termwise":
             self.matrix = self.matrix - self.matrix.mean(0)
             self.mean_row = torch.zeros_like(self.mean_row)
@@ -236,7 +257,7 @@ class FoldedTower(Basis):
         columns = self.readout.matrix
         if block.attention_scale is not None:
             columns = block.attention_scale.to(columns.dtype)[:, None] * columns
-        with torch.no_grad(), full_precision(columns):
+        with torch.no_grad(), autocast_disabled(columns):
             return (block.out_weight.to(columns.dtype).T @ columns).view(self._tower.heads, -1, columns.shape[1])
 
 
@@ -253,5 +274,5 @@ def fold(tower: Tower, centring: Centring, texts: Tensor | None = None) -> Folde
         A basis whose per-layer values are made at first use; it raises :class:`InputError` then if a weight of the
         tower has changed in the meantime.
     """
-    with full_precision(tower.projection):
+    with autocast_disabled(tower.projection):
         return FoldedTower(tower, Readout(tower, centring, texts), centring)

@@ -1,41 +1,85 @@
-"""What a decomposed forward returns: every term of the embedding, as codes, expanded when asked.
+"""What a decomposed forward returns: every term of the embedding, as codes that are expanded on request.
 
 Axes are always in the order images, layers, heads, tokens, (width | texts): ``B`` images, ``L`` layers kept, ``H``
 heads, ``N`` tokens (class token first, then patches row by row), ``E`` head_dim, ``D`` embed_dim, ``T`` texts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
+from html import escape
 from os import PathLike
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from clipfast import storage
-from clipfast.basis import Basis, StoredBasis, full_precision
+from clipfast.basis import Basis, StoredBasis, autocast_disabled
 from clipfast.errors import InputError, NotKept
+from clipfast.indices import resolve_head, resolve_heads, resolve_layer
 from clipfast.kernels import ops
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def _exact(method: Method) -> Method:
-    """A method that computes in the precision of the codes, also where an autocast surrounds the call."""
+def _without_autocast(method: Method) -> Method:
+    """A method that computes in the dtype of the codes, also where the caller uses autocast."""
 
     @wraps(method)
-    def exactly(self: "Contributions", *args: Any, **kwargs: Any) -> Any:
-        with full_precision(self.codes):
+    def wrapped(self: "Contributions", *args: Any, **kwargs: Any) -> Any:
+        with autocast_disabled(self.codes):
             return method(self, *args, **kwargs)
 
-    return cast(Method, exactly)
+    return cast(Method, wrapped)
 
 
-FORMAT = "clipfast.contributions/1"
-_KEPT = ("kept_attention", "kept_maps", "kept_class_codes")
-_TENSORS = ("embedding", "norm", "mean", "std", "codes", "mlps", "rest", *_KEPT)
-"""Every tensor with an image axis but the kept values, which are one per layer."""
+FORMAT = "clipfast.contributions/2"
+_OPTIONAL = {"attention": "_attention", "maps": "_maps", "class_codes": "_class_codes"}
+_TENSORS = {
+    **{name: name for name in ("embedding", "norm", "mean", "std", "codes", "start", "mlps", "rest")},
+    **_OPTIONAL,
+}
+"""Name in a file → attribute, of every tensor with an image axis but the values, which are one per layer."""
+_AXES = {
+    "embedding": "images, embed_dim",
+    "codes": "images, layers, heads, head_dim",
+    "start": "images, embed_dim",
+    "mlps": "images, layers of the model, embed_dim",
+    "rest": "images, embed_dim",
+    "attention": "images, layers, heads, tokens",
+    "class_codes": "images, layers, heads, head_dim",
+}
+
+
+def refuse_gradients(**tensors: Tensor | None) -> None:
+    """Raises :class:`InputError` where a gradient is asked for: grad mode is on and a tensor requires one."""
+    names = [name for name, tensor in tensors.items() if tensor is not None and tensor.requires_grad]
+    if names and torch.is_grad_enabled():
+        raise InputError(
+            f"{names[0]} require gradients, and a decomposition has none: call it under torch.no_grad() or pass "
+            f"{names[0]}.detach(); clipfast.analyses.gradients.forward is differentiable"
+        )
+
+
+class Scores(NamedTuple):
+    """The similarity of images with texts as a sum over terms: ``embedding/norm · text`` is the sum of all entries.
+
+    Attributes:
+        start: ``[B, T]``, of the start of the residual stream.
+        heads: ``[B, L, H, T]``, of every head of the kept layers.
+        mlps: ``[B, layers of the model, T]``, of every MLP.
+        rest: ``[B, T]``, of the attention of the layers that were not kept.
+    """
+
+    start: Tensor
+    heads: Tensor
+    mlps: Tensor
+    rest: Tensor
+
+    def total(self) -> Tensor:
+        """The sum of all terms, ``[B, T]``: the similarity itself, up to rounding."""
+        return self.start + self.heads.sum((1, 2)) + self.mlps.sum(1) + self.rest
 
 
 @dataclass(eq=False, repr=False)
@@ -46,18 +90,22 @@ class Contributions:
     LayerNorm is split evenly over the terms, as the paper's code does (arXiv 2310.05916); with ``"termwise"`` each
     term loses its own mean.
 
+    ``len``, iteration and slices are over images: ``contributions[0]`` and ``contributions[2:5]`` are batches of one
+    and of three images.
+
     Attributes:
         embedding: ``[B, D]`` as the model gives it, not normalised.
         norm: ``[B]``, ‖embedding‖.
         mean: ``[B]``, μ of the final LayerNorm's input.
         std: ``[B]``, σ of it, ``√(var + ε)``, biased.
         codes: ``[B, L, H, E]``, each head's output before its output projection, divided by ``std · norm``.
-        mlps: ``[B, layers of the model + 1, D]``: the start of the residual stream, then every MLP.
-        rest: ``[B, D]``, the attention of layers that were not kept, summed; zero when all were.
-        layers: which layers of the model ``codes`` and the other per-layer results hold, in order.
+        start: ``[B, D]``, the residual stream before the first layer.
+        mlps: ``[B, layers of the model, D]``, the MLP of every layer.
+        rest: ``[B, D]``, the attention of the layers that were not kept, summed; zero when all were.
+        layers: which layers of the model ``codes`` and the other per-layer results hold, ascending.
         grid: rows and columns of patches.
         basis: turns codes into contributions.
-        texts: labels of the text axis of ``maps`` when they were given as strings.
+        texts: labels of the text axis of ``maps``, where they are known.
     """
 
     embedding: Tensor
@@ -65,36 +113,120 @@ class Contributions:
     mean: Tensor
     std: Tensor
     codes: Tensor
+    start: Tensor
     mlps: Tensor
     rest: Tensor
     layers: tuple[int, ...]
     grid: tuple[int, int]
     basis: Basis
     texts: tuple[str, ...] | None = None
-    kept_attention: Tensor | None = None
-    kept_maps: Tensor | None = None
-    kept_class_codes: Tensor | None = None
-    kept_values: tuple[Tensor, ...] | None = None
+    _attention: Tensor | None = None
+    _maps: Tensor | None = None
+    _class_codes: Tensor | None = None
+    _values: tuple[Tensor, ...] | None = None  # [B, N, H, E] per kept layer
 
     def __len__(self) -> int:
         return self.embedding.shape[0]
 
+    def __getitem__(self, images: int | slice) -> "Contributions":
+        """One image, negative from the end, or a slice of them; the image axis stays.
+
+        Raises:
+            InputError: an image that does not exist.
+        """
+        if not isinstance(images, slice):
+            if not -len(self) <= images < len(self):
+                raise InputError(f"image {images} does not exist: there are {len(self)}")
+            images = slice(images % len(self), images % len(self) + 1)
+        if images.step is not None and images.step < 0:  # tensors have no negative steps
+            return self.select(range(*images.indices(len(self))))
+        return self._with({name: tensor[images] for name, tensor in self._tensors().items()})
+
+    def __iter__(self) -> Iterator["Contributions"]:
+        return (self[image] for image in range(len(self)))
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Which optional results there are, of ``"attention"``, ``"maps"``, ``"tokens"`` and ``"class_token"``."""
+        optional = {
+            "attention": self._attention,
+            "maps": self._maps,
+            "tokens": self._values,
+            "class_token": self._class_codes,
+        }
+        return tuple(name for name, value in optional.items() if value is not None)
+
     def __repr__(self) -> str:
         images, layers, heads, head_dim = self.codes.shape
-        kept = [
-            name
-            for name, value in (
-                ("attention", self.kept_attention),
-                ("maps", self.kept_maps),
-                ("tokens", self.kept_values),
-                ("class_token", self.kept_class_codes),
-            )
-            if value is not None
-        ]
         return (
             f"Contributions({images} images, {layers} layers, {heads} heads, head_dim {head_dim}, "
-            f"embed_dim {self.embedding.shape[1]}, centring {self.basis.centring!r}, kept {kept})"
+            f"embed_dim {self.embedding.shape[1]}, centring {self.basis.centring!r}, kept {list(self.kept)})"
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: every tensor with its axes."""
+        tensors = self._tensors()
+        axes = dict(_AXES)
+        if self._maps is not None:
+            axes["maps"] = "images, tokens, texts" if self._maps.ndim == 3 else "images, layers, heads, tokens, texts"
+        rows = [
+            f"<tr><td><code>{name}</code></td><td>{' × '.join(map(str, tensors[name].shape))}</td>"
+            f"<td>{names}</td><td>{str(tensors[name].dtype).removeprefix('torch.')}</td></tr>"
+            for name, names in axes.items()
+            if name in tensors
+        ]
+        notes = [f"layers {list(self.layers)} of {self.basis.layers}", f"centring {self.basis.centring}"]
+        notes += [] if self.texts is None else [f"texts: {', '.join(self.texts)}"]
+        notes += ["tokens kept"] if self._values is not None else []
+        head = "<tr><th>tensor</th><th>shape</th><th>axes</th><th>dtype</th></tr>"
+        return (
+            f"<p><b>Contributions</b> of {len(self)} images ({escape('; '.join(notes))})</p>"
+            f"<table>{head}{''.join(rows)}</table>"
+        )
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The name of every term, in the order of the sum: ``start``, ``L0.attn.H0``, …, ``L0.mlp``, ``L1.attn.H0``, ….
+
+        ``rest`` is the last one where layers were left out.
+        """
+        names = ["start"]
+        for layer in range(self.basis.layers):
+            if layer in self.layers:
+                names += [f"L{layer}.attn.H{head}" for head in range(self.basis.heads)]
+            names.append(f"L{layer}.mlp")
+        return (*names, "rest") if len(self.layers) < self.basis.layers else tuple(names)
+
+    def stack(self) -> tuple[Tensor, tuple[str, ...]]:
+        """Every term in one tensor.
+
+        Returns:
+            ``[B, terms, D]``, which sums to ``embedding / norm`` over its terms, and their names, :attr:`terms`.
+        """
+        heads = self.heads()
+        parts = [self.start[:, None]]
+        for layer in range(self.basis.layers):
+            if layer in self.layers:
+                parts.append(heads[:, self.layers.index(layer)])
+            parts.append(self.mlps[:, layer : layer + 1])
+        if len(self.layers) < self.basis.layers:
+            parts.append(self.rest[:, None])
+        return torch.cat(parts, 1), self.terms
+
+    def start_and_mlps(self) -> Tensor:
+        """:attr:`start` and :attr:`mlps` in one tensor, ``[B, 1 + layers of the model, D]``."""
+        return torch.cat([self.start[:, None], self.mlps], 1)
+
+    def is_finite(self) -> Tensor:
+        """Which images have an embedding that can be taken apart, bool ``[B]``.
+
+        False where a value of a term is infinite or not a number, or where the embedding is zero.
+        """
+        finite = self.norm > 0
+        for tensor in (self.embedding, self._scale(), self.mean, self.codes, self.start, self.mlps, self.rest):
+            values = tensor.isfinite()
+            finite = finite & (values if values.ndim == 1 else values.flatten(1).all(1))
+        return finite
 
     @property
     def attention(self) -> Tensor:
@@ -103,9 +235,9 @@ class Contributions:
         Raises:
             NotKept: decomposed without ``attention=True``.
         """
-        if self.kept_attention is None:
+        if self._attention is None:
             raise NotKept("attention was not kept: decompose with attention=True")
-        return self.kept_attention
+        return self._attention
 
     @property
     def maps(self) -> Tensor:
@@ -116,9 +248,9 @@ class Contributions:
         Raises:
             NotKept: decomposed without ``texts`` and ``maps``.
         """
-        if self.kept_maps is None:
+        if self._maps is None:
             raise NotKept('maps were not kept: decompose with texts=… and maps="summed" or maps="per_head"')
-        return self.kept_maps
+        return self._maps
 
     @property
     def class_codes(self) -> Tensor:
@@ -127,9 +259,9 @@ class Contributions:
         Raises:
             NotKept: decomposed without ``class_token=True``.
         """
-        if self.kept_class_codes is None:
+        if self._class_codes is None:
             raise NotKept("the class token was not kept: decompose with class_token=True")
-        return self.kept_class_codes
+        return self._class_codes
 
     @property
     def token_count(self) -> int:
@@ -150,21 +282,13 @@ class Contributions:
 
     def _position(self, layer: int) -> int:
         """Where a layer of the model (negative from the end) stands in ``codes``."""
-        count = self.basis.layers
-        label = layer + count if layer < 0 else layer
-        if label not in self.layers:
-            raise InputError(f"layer {layer} was not kept: the layers here are {list(self.layers)}")
-        return self.layers.index(label)
-
-    def _check_head(self, head: int) -> None:
-        if not 0 <= head < self.basis.heads:
-            raise InputError(f"head {head} does not exist: heads are 0 to {self.basis.heads - 1}")
+        return self.layers.index(resolve_layer(layer, self.basis.layers, self.layers))
 
     def heads(self) -> Tensor:
         """Every head's contribution, ``[B, L, H, D]``, made from the codes at each call."""
         return self._heads(self.basis)
 
-    @_exact
+    @_without_autocast
     def _heads(self, basis: Basis) -> Tensor:
         """Contributions of all kept heads in the columns of ``basis``, ``[B, L, H, C]``."""
         out = self.codes.new_empty((*self.codes.shape[:3], basis.columns))
@@ -174,7 +298,7 @@ class Contributions:
             torch.add(part, constants[:, position, None], out=out[:, position])
         return out
 
-    @_exact
+    @_without_autocast
     def head(self, layer: int, head: int) -> Tensor:
         """One head's contribution, ``[B, D]``.
 
@@ -185,13 +309,12 @@ class Contributions:
         Raises:
             InputError: no such head, or a layer that was not kept.
         """
-        position = self._position(layer)
-        self._check_head(head)
+        position, head = self._position(layer), resolve_head(head, self.basis.heads)
         label = self.layers[position]
         constants = self.basis.constants(self.mean, self.std, [label])[:, 0] * self._scale()[:, None]
         return self.codes[:, position, head] @ self.basis.values(label)[head] + constants
 
-    @_exact
+    @_without_autocast
     def tokens(self, layer: int, head: int | None = None) -> Tensor:
         """Every token's part of one layer's heads, or of one head.
 
@@ -207,20 +330,20 @@ class Contributions:
             NotKept: decomposed without ``tokens=True``.
         """
         position = self._position(layer)
-        if self.kept_values is None:
+        if self._values is None:
             raise NotKept("tokens were not kept: decompose with tokens=True")
-        value = self.kept_values[position]  # [B, N, H, E]
+        value = self._values[position]  # [B, N, H, E]
         alpha = self.attention[:, position]  # [B, H, N]
         label = self.layers[position]
         basis = self.basis.values(label)
         if head is not None:
-            self._check_head(head)
+            head = resolve_head(head, self.basis.heads)
             value, alpha, basis = value[:, :, head : head + 1], alpha[:, head : head + 1], basis[head : head + 1]
         constants = self.basis.constants(self.mean, self.std, [label])[:, 0] / value.shape[1]  # [B, D]
         parts = ops.token_contributions(alpha, value, basis, constants, self._scale())
         return parts if head is None else parts[:, :, 0]
 
-    @_exact
+    @_without_autocast
     def class_token(self) -> Tensor:
         """The class token's own part of each layer's attention, ``[B, L, D]``: ``tokens(layer)[:, 0]``, heads summed.
 
@@ -236,25 +359,27 @@ class Contributions:
             parts[:, position] += codes[:, position].flatten(1) @ self.basis.values(layer).flatten(0, 1)
         return parts
 
-    @_exact
-    def scores(self, text_features: Tensor) -> tuple[Tensor, Tensor]:
-        """Every term's share of the similarity with texts.
+    @_without_autocast
+    def scores(self, text_features: Tensor) -> Scores:
+        """The similarity with texts as a sum over terms.
 
         Args:
             text_features: ``[T, D]``, unit norm for cosine similarity.
-
-        Returns:
-            ``[B, L, H, T]`` for the heads and ``[B, layers of the model + 1, T]`` for the start and the MLPs. Added up
-            (with :attr:`rest`) they give ``embedding/norm · text``.
 
         Raises:
             InputError: features of another width.
         """
         self._check_texts(text_features)
         features = text_features.to(self.codes)
-        return self._heads(self.basis.towards(features)), self.mlps @ features.T
+        residual = self.start_and_mlps() @ features.T  # [B, 1 + layers of the model, T]
+        return Scores(
+            start=residual[:, 0],
+            heads=self._heads(self.basis.towards(features)),
+            mlps=residual[:, 1:],
+            rest=self.rest @ features.T,
+        )
 
-    @_exact
+    @_without_autocast
     def text_maps(self, text_features: Tensor, heads: Sequence[tuple[int, int]] | None = None) -> Tensor:
         """Scores of every token for texts chosen after the forward, summed over kept heads or some of them.
 
@@ -270,17 +395,17 @@ class Contributions:
             NotKept: decomposed without ``tokens=True``.
         """
         self._check_texts(text_features)
-        if self.kept_values is None:
+        if self._values is None:
             raise NotKept("tokens were not kept: decompose with tokens=True")
         count = self.basis.heads
-        wanted = [(self._position(layer), head) for layer, head in heads or ()]
-        for _, head in wanted:
-            self._check_head(head)
-        chosen = None if heads is None else sorted({position * count + head for position, head in wanted})
+        index = None
+        if heads is not None:
+            pairs = resolve_heads(heads, self.basis.layers, count, self.layers)
+            chosen = sorted({self.layers.index(layer) * count + head for layer, head in pairs})
+            index = torch.tensor(chosen, dtype=torch.long, device=self.codes.device)
         basis = self.basis.towards(text_features.to(self.codes))
         values = torch.stack([basis.values(layer) for layer in self.layers])  # [L, H, E, T]
-        index = None if chosen is None else torch.tensor(chosen, dtype=torch.long, device=self.codes.device)
-        maps = ops.layered_text_maps(self.attention, self.kept_values, values, index)
+        maps = ops.layered_text_maps(self.attention, self._values, values, index)
         share = torch.full((len(self.layers),), count, dtype=maps.dtype, device=maps.device)
         if index is not None:
             share = torch.bincount(index // count, minlength=len(self.layers)).to(maps.dtype)
@@ -292,35 +417,42 @@ class Contributions:
             raise InputError(
                 f"text_features has shape {list(text_features.shape)}, expected [texts, {self.embedding.shape[1]}]"
             )
+        refuse_gradients(text_features=text_features)
 
-    @_exact
+    @_without_autocast
     def total(self) -> Tensor:
         """The sum of all terms, ``[B, D]``."""
-        total = self.mlps.sum(1) + self.rest
+        total = self.start_and_mlps().sum(1) + self.rest
         constants = self.basis.constants(self.mean, self.std, self.layers) * self._scale()[:, None, None]
         total += self.basis.heads * constants.sum(1)
         for position, layer in enumerate(self.layers):
             total += self.codes[:, position].flatten(1) @ self.basis.values(layer).flatten(0, 1)
         return total
 
-    def check(self) -> float:
-        """The largest ``|sum of all terms − embedding/norm|``: how exact this decomposition is (0 for no images)."""
+    def max_error(self) -> float:
+        """The largest ``|sum of all terms − embedding/norm|``, rounding alone if all is well (0 for no images)."""
         if not len(self):
             return 0.0
         return float((self.total() - self.embedding.to(self.norm.dtype) / self.norm[:, None]).abs().max())
 
-    def _tensors(self) -> dict[str, Tensor]:
-        """Every tensor with an image axis, by name."""
-        kept = {name: tensor for name in _TENSORS if (tensor := getattr(self, name)) is not None}
-        values = zip(self.layers, self.kept_values or (), strict=False)
-        return kept | {f"values/{layer}": value for layer, value in values}
+    def check(self) -> float:
+        """:meth:`max_error` under its older name."""
+        return self.max_error()
 
-    def _with(self, tensors: dict[str, Tensor]) -> "Contributions":
+    def _tensors(self) -> dict[str, Tensor]:
+        """Every tensor with an image axis, by its name in a file."""
+        tensors = {name: getattr(self, attribute) for name, attribute in _TENSORS.items()}
+        values = zip(self.layers, self._values or (), strict=False)
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None} | {
+            f"values/{layer}": value for layer, value in values
+        }
+
+    def _with(self, tensors: dict[str, Tensor], basis: Basis | None = None) -> "Contributions":
         """The same with other tensors, named as :meth:`_tensors` names them."""
-        changed: dict[str, Any] = {name: tensors[name] for name in _TENSORS if name in tensors}
-        if self.kept_values is not None:
-            changed["kept_values"] = tuple(tensors[f"values/{layer}"] for layer in self.layers)
-        return replace(self, **changed)
+        changed: dict[str, Any] = {attribute: tensors[name] for name, attribute in _TENSORS.items() if name in tensors}
+        if self._values is not None:
+            changed["_values"] = tuple(tensors[f"values/{layer}"] for layer in self.layers)
+        return replace(self, basis=basis or self.basis, **changed)
 
     @property
     def nbytes(self) -> int:
@@ -328,13 +460,27 @@ class Contributions:
         return sum(tensor.nbytes for tensor in self._tensors().values())
 
     def select(self, images: Sequence[int]) -> "Contributions":
-        """Some images of the batch, in the order given."""
-        index = torch.tensor(images, dtype=torch.long, device=self.codes.device)
+        """Some images of the batch, by number, in the order given."""
+        index = torch.tensor(list(images), dtype=torch.long, device=self.codes.device)
         return self._with({name: tensor[index] for name, tensor in self._tensors().items()})
 
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Contributions":
+        """The same on another device or in another floating-point dtype, basis included.
+
+        The basis is converted once per device and dtype, layer by layer when it is read, and shared by all batches.
+
+        Raises:
+            InputError: a dtype that is not floating point.
+        """
+        if dtype is not None and not dtype.is_floating_point:
+            raise InputError(f"dtype is {dtype}: contributions are floating point")
+        place = self.codes.device if device is None else torch.device(device)
+        moved = {name: tensor.to(place, dtype or tensor.dtype) for name, tensor in self._tensors().items()}
+        return self._with(moved, self.basis.to(moved["norm"].device, dtype or self.basis.biases.dtype))
+
     def cpu(self) -> "Contributions":
-        """The images' data on the CPU; the basis, which is the model's, stays where it is."""
-        return self._with({name: tensor.cpu() for name, tensor in self._tensors().items()})
+        """The same on the CPU, see :meth:`to`."""
+        return self.to("cpu")
 
     def clone(self) -> "Contributions":
         """A copy of the images' data; the basis, which is the model's, is shared."""
@@ -347,14 +493,14 @@ class Contributions:
         Raises:
             InputError: no batches, or batches that keep different things.
         """
-        held = [part._tensors() for part in parts]
+        batches = [part._tensors() for part in parts]
         kinds = {
             (part.layers, part.texts, part.grid, *((name, tensor.shape[1:]) for name, tensor in tensors.items()))
-            for part, tensors in zip(parts, held, strict=True)
+            for part, tensors in zip(parts, batches, strict=True)
         }
         if len(kinds) != 1 or not all(part.basis.same_as(parts[0].basis) for part in parts):
             raise InputError("only batches of one model that keep the same results can be joined")
-        return parts[0]._with({name: torch.cat([tensors[name] for tensors in held]) for name in held[0]})
+        return parts[0]._with({name: torch.cat([tensors[name] for tensors in batches]) for name in batches[0]})
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes everything with the basis of the kept layers to one safetensors file.
@@ -385,10 +531,10 @@ class Contributions:
             layers = tuple(header["layers"])
             values = tuple(tensors[f"values/{layer}"] for layer in layers if f"values/{layer}" in tensors)
             return cls(
-                **{name: tensors.get(name) for name in _TENSORS},  # type: ignore[arg-type]
+                **{attribute: tensors.get(name) for name, attribute in _TENSORS.items()},  # type: ignore[arg-type]
                 layers=layers,
                 grid=(header["grid"][0], header["grid"][1]),
                 basis=StoredBasis.of(tensors, layers, header["heads"], header["centring"]),
                 texts=None if header["texts"] is None else tuple(header["texts"]),
-                kept_values=values or None,
+                _values=values or None,
             )

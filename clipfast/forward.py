@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipfast.basis import Basis, Centring, FoldedTower, full_precision
+from clipfast.basis import Basis, Centring, FoldedTower, autocast_disabled
 from clipfast.contributions import Contributions
 from clipfast.kernels import ops, rooms
 from clipfast.kernels.reference import accumulation_dtype
@@ -88,8 +88,8 @@ def embed(tower: Tower, images: Tensor, backend: str, room: rooms.Rooms = rooms.
 
 def pool(tower: Tower, x: Tensor) -> Tensor:
     """The row that the embedding reads, ``[B, N, ...] → [B, ...]``, in the dtype sums are carried in."""
-    exact = accumulation_dtype(x.dtype)
-    return x[:, 0].to(exact) if tower.pooling == "cls" else x[:, 1:].to(exact).mean(1)
+    acc_dtype = accumulation_dtype(x.dtype)
+    return x[:, 0].to(acc_dtype) if tower.pooling == "cls" else x[:, 1:].to(acc_dtype).mean(1)
 
 
 class _Collector:
@@ -99,26 +99,26 @@ class _Collector:
         self.tower = tower
         self.request = request
         images, tokens, width = x.shape
-        exact = accumulation_dtype(x.dtype)
+        acc_dtype = accumulation_dtype(x.dtype)
         layers, heads = len(request.layers), tower.heads
-        self.codes = x.new_empty((images, layers, heads, tower.head_dim), dtype=exact)
-        self.mlps = x.new_empty((images, tower.layers + 1, width), dtype=exact)
-        self.mlps[:, 0] = pool(tower, x)
-        self.rest = x.new_zeros((images, width), dtype=exact)
+        self.codes = x.new_empty((images, layers, heads, tower.head_dim), dtype=acc_dtype)
+        self.residual = x.new_empty((images, 1 + tower.layers, width), dtype=acc_dtype)  # the start, every MLP
+        self.residual[:, 0] = pool(tower, x)
+        self.rest = x.new_zeros((images, width), dtype=acc_dtype)
         self.values: Tensor | None = None
         if request.tokens:  # one piece for all layers: maps over layers read it in one go
             self.values = x.new_empty((layers, images, tokens, heads, tower.head_dim))
         self.attention: Tensor | None = None
         if request.attention or request.tokens:
-            self.attention = x.new_empty((images, layers, heads, tokens), dtype=exact)
+            self.attention = x.new_empty((images, layers, heads, tokens), dtype=acc_dtype)
         self.class_codes = torch.empty_like(self.codes) if request.class_token else None
         self.maps: Tensor | None = None
         if request.text_basis is not None and request.maps is not None:
             texts = request.text_basis.columns
             if request.maps == "summed":
-                self.maps = x.new_zeros((images, tokens, texts), dtype=exact)
+                self.maps = x.new_zeros((images, tokens, texts), dtype=acc_dtype)
             else:
-                self.maps = x.new_empty((images, layers, heads, tokens, texts), dtype=exact)
+                self.maps = x.new_empty((images, layers, heads, tokens, texts), dtype=acc_dtype)
 
     def wants_alpha(self, layer: int) -> bool:
         parts = (self.attention, self.maps, self.class_codes)
@@ -144,8 +144,8 @@ class _Collector:
         """
         if layer not in self.request.layers:
             block = self.tower.blocks[layer]
-            exact = self.rest.dtype
-            out = F.linear(z.to(exact).flatten(1), block.out_weight.to(exact), block.out_bias.to(exact))
+            acc_dtype = self.rest.dtype
+            out = F.linear(z.to(acc_dtype).flatten(1), block.out_weight.to(acc_dtype), block.out_bias.to(acc_dtype))
             self.rest += out if block.attention_scale is None else out * block.attention_scale
             return
         position = self.request.layers.index(layer)
@@ -155,8 +155,8 @@ class _Collector:
         if self.attention is not None:
             self.attention[:, position] = alpha
         if self.class_codes is not None and class_value is not None:
-            exact = self.class_codes.dtype
-            self.class_codes[:, position] = alpha[..., :1].to(exact) * class_value.to(exact)
+            acc_dtype = self.class_codes.dtype
+            self.class_codes[:, position] = alpha[..., :1].to(acc_dtype) * class_value.to(acc_dtype)
         if value is None:
             return
         if self.values is not None:
@@ -184,6 +184,7 @@ class _Collector:
         if self.class_codes is not None:
             self.class_codes *= scale[:, None, None, None]
         omitted = tower.layers - len(request.layers)
+        residual = basis.readout.term(self.residual, mean, std) * scale[:, None, None]
         if self.maps is not None and request.text_basis is not None:
             tokens = self.maps.shape[-2]
             constants = request.text_basis.constants(mean, std, request.layers) / tokens  # [B, L, T]
@@ -199,15 +200,16 @@ class _Collector:
             mean=mean,
             std=std,
             codes=self.codes,
-            mlps=basis.readout.term(self.mlps, mean, std) * scale[:, None, None],
+            start=residual[:, 0],
+            mlps=residual[:, 1:],
             rest=basis.readout.term(self.rest, mean, std, omitted) * scale[:, None],
             layers=request.layers,
             grid=tower.grid,
             basis=basis,
-            kept_attention=self.attention,
-            kept_maps=self.maps,
-            kept_class_codes=self.class_codes,
-            kept_values=None if self.values is None else tuple(self.values),
+            _attention=self.attention,
+            _maps=self.maps,
+            _class_codes=self.class_codes,
+            _values=None if self.values is None else tuple(self.values),
         )
 
 
@@ -252,7 +254,7 @@ def decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTower
         request: what to keep.
         basis: :func:`clipfast.basis.fold` of the tower for ``request.centring``.
     """
-    with full_precision(images):
+    with autocast_disabled(images):
         if torch.compiler.is_compiling():
             return _decompose(tower, images, request, basis, rooms.NONE)
         with rooms.reused(tower.device) as room:
@@ -264,8 +266,8 @@ def _decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTowe
     x = embed(tower, images, backend, room)  # [B, N, W], the residual stream
     kept = _Collector(tower, request, x)
     added: Tensor | None = None  # what the last MLP gives to the stream: added where the next LayerNorm reads it
-    only_pooled = tower.layers - 1 if tower.pooling == "cls" else tower.layers
-    for layer, block in enumerate(tower.blocks[:only_pooled]):
+    full_blocks = tower.layers - 1 if tower.pooling == "cls" else tower.layers
+    for layer, block in enumerate(tower.blocks[:full_blocks]):
         normed = add_norm(x, added, block.ln_1, backend)
         room.free(added)
         del added  # nothing as wide as the stream lives longer than it must
@@ -286,7 +288,7 @@ def _decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTowe
         added = feed_forward(normed, block, tower.activation, backend, room)
         room.free(normed)
         del normed
-        kept.mlps[:, layer + 1] = pool(tower, added)
+        kept.residual[:, 1 + layer] = pool(tower, added)
     if tower.pooling == "cls":
         pooled = _last_block(tower, x, added, kept)
     else:
@@ -302,5 +304,5 @@ def _last_block(tower: Tower, x: Tensor, added: Tensor | None, kept: _Collector)
     attended = _last_attention(tower, add_norm(x, added, block.ln_1, backend), kept)
     pooled = x[:, 0].contiguous()  # [B, W]
     term = feed_forward(add_norm(pooled, attended, block.ln_2, backend), block, tower.activation, backend)
-    kept.mlps[:, -1] = term
+    kept.residual[:, -1] = term
     return pooled + term

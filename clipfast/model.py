@@ -5,27 +5,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from clipfast.basis import Basis, Centring, FoldedTower, check_centring, fold
-from clipfast.contributions import Contributions
+from clipfast.contributions import Contributions, refuse_gradients
 from clipfast.errors import InputError
 from clipfast.fingerprint import fingerprint
 from clipfast.forward import Maps, Request, decompose
 from clipfast.graphs import Graphs
+from clipfast.indices import resolve_layers
 from clipfast.kernels import dispatch
 from clipfast.reading import Picture, computing, prepared
 from clipfast.towers import openclip, openclip_models
 from clipfast.towers.tower import Tower, weights_version
-
-if TYPE_CHECKING:
-    from clipfast.analyses.ablated import Ablated
-    from clipfast.analyses.moments import Moments
-    from clipfast.analyses.terms import Terms
 
 Images: TypeAlias = Tensor | Picture | Sequence[Picture]
 Tokenize: TypeAlias = Callable[[Sequence[str]], Tensor]
@@ -128,7 +125,7 @@ class Model:
             self._text_basis = kept = (text_features.clone(), centring, version, basis)
         return kept[3]
 
-    def images(self, images: Images) -> Tensor:
+    def prepare(self, images: Images) -> Tensor:
         """Preprocesses images into the tower's input, ``[B, 3, height, width]`` on its device and in its dtype.
 
         Args:
@@ -149,17 +146,17 @@ class Model:
             return images.to(self.device, self.dtype)
         if isinstance(images, Image.Image | str | PathLike):
             images = [images]
-        given = list(images)
-        if not given:
+        pictures = list(images)
+        if not pictures:
             return torch.empty(0, 3, height, width, device=self.device, dtype=self.dtype)
-        (all_of_them,) = self.batches(given, len(given))
-        return all_of_them
+        (batch,) = self.batches(pictures, len(pictures))
+        return batch
 
     def batches(self, images: Iterable[Picture], size: int = 32) -> Iterator[Tensor]:
         """The input for any number of images, in their order: files are read in threads while the last batch is used.
 
         >>> for pixels in model.batches(paths, size=8):
-        ...     found = model.decompose(pixels)
+        ...     contributions = model.decompose(pixels)
 
         Args:
             images: paths, or PIL images; those are decoded here where they have not been, as they may share a file.
@@ -172,12 +169,10 @@ class Model:
         return (pixels.to(self.device, self.dtype) for pixels in prepared(self.preprocess, images, size))
 
     @torch.no_grad()
-    def encode_image(self, images: Images) -> Tensor:
-        """The model's own image embeddings by its own forward, ``[B, D]``, not normalised."""
-        prepared = self.images(images)
-        if not len(prepared):  # open_clip's own forward cannot
-            return prepared.new_empty(0, self.tower.embed_dim)
-        out = openclip.vision_module(self.module)(prepared)
+    def _encode_image(self, pixels: Tensor) -> Tensor:
+        if not len(pixels):  # open_clip's own forward cannot
+            return pixels.new_empty(0, self.tower.embed_dim)
+        out = openclip.vision_module(self.module)(pixels)
         return out[0] if isinstance(out, tuple) else out
 
     def too_long(self, texts: Sequence[str]) -> list[int]:
@@ -200,28 +195,47 @@ class Model:
             raise InputError("this model has no tokenizer: wrap it with tokenize=… or pass texts as features [T, D]")
         return self._tokenize
 
+    def encode_image(self, images: Images, normalize: bool = True) -> Tensor:
+        """The model's own image embeddings by its own forward, ``[B, D]``, without gradients.
+
+        Args:
+            images: ``[B, 3, height, width]`` preprocessed, or PIL images, or paths.
+            normalize: whether to give each unit norm.
+
+        Raises:
+            ImageError: a file that cannot be read.
+            InputError: a tensor of another shape, or one that requires gradients.
+        """
+        pixels = self.prepare(images)
+        refuse_gradients(images=pixels)
+        return _finish(self._encode_image(pixels), normalize)
+
     @torch.no_grad()
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Text features, ``[T, D]``, unit norm.
+    def encode_text(self, texts: Iterable[str] | Tensor, normalize: bool = True) -> Tensor:
+        """Text features, ``[T, D]``.
+
+        Args:
+            texts: strings, or tokens ``[T, context]``.
+            normalize: whether to give each unit norm.
 
         Raises:
             InputError: no text encoder, no tokenizer, no texts, or a text longer than the model reads.
         """
-        if isinstance(texts, str):
-            texts = [texts]
-        if not texts:
+        if not isinstance(texts, Tensor):
+            texts = _strings(texts)
+        if not len(texts):
             raise InputError("no texts were given")
         if not hasattr(self.module, "encode_text"):
             raise InputError("this model has no text encoder: pass texts as features [T, D]")
-        tokens = self._tokenizer()(texts).to(self.device)
-        features: Tensor = cast(Any, self.module).encode_text(tokens)
-        return features / features.norm(dim=-1, keepdim=True)
+        tokens = texts if isinstance(texts, Tensor) else self._tokenizer()(texts)
+        return _finish(cast(Any, self.module).encode_text(tokens.to(self.device)), normalize)
 
     def decompose(
         self,
         images: Images,
         *,
-        texts: Sequence[str] | Tensor | None = None,
+        texts: Iterable[str] | Tensor | None = None,
+        labels: Sequence[str] | None = None,
         maps: Maps | None = None,
         attention: bool = False,
         tokens: bool = False,
@@ -234,6 +248,7 @@ class Model:
         Args:
             images: ``[B, 3, height, width]`` preprocessed, or PIL images, or paths.
             texts: what to draw maps for: strings, or features ``[T, D]``.
+            labels: names of the texts in the result, :attr:`Contributions.texts`; the strings themselves for None.
             maps: ``"summed"`` over heads, ``"per_head"``, or None for no maps (``"summed"`` when texts are given).
             attention: keep the pooled token's attention weights, ``[B, L, H, N]``.
             tokens: keep what :meth:`Contributions.tokens` needs (as much memory as the values of every kept layer).
@@ -244,16 +259,25 @@ class Model:
 
         Raises:
             ImageError: a file that cannot be read.
-            InputError: an argument that does not fit.
+            InputError: an argument that does not fit, or one that requires gradients: there are none.
         """
-        prepared = self.images(images)
-        if texts is None and maps is not None:
-            raise InputError(f"maps={maps!r} needs texts")
+        pixels = self.prepare(images)
+        if texts is None and (maps is not None or labels is not None):
+            raise InputError(f"maps={maps!r} needs texts" if maps is not None else "labels name texts: give texts, too")
         if maps not in (None, "summed", "per_head"):
             raise InputError(f"maps is {maps!r}: choose 'summed' or 'per_head'")
+        if texts is not None and not isinstance(texts, Tensor):
+            texts = _strings(texts)
+            labels = texts if labels is None else labels
+        features = None if texts is None else self._features(texts)
+        refuse_gradients(images=pixels, texts=features)
+        names = None if labels is None else _strings(labels)
+        if features is not None and names is not None and len(names) != len(features):
+            raise InputError(f"{len(names)} labels for {len(features)} texts: give one per text")
+        count = self.tower.layers
         request = Request(
-            layers=self._layers(layers),
-            text_basis=None if texts is None else self.text_basis(self._features(texts), centring),
+            layers=tuple(range(count)) if layers is None else resolve_layers(layers, count),
+            text_basis=None if features is None else self.text_basis(features, centring),
             maps=maps or ("summed" if texts is not None else None),
             attention=attention,
             tokens=tokens,
@@ -261,26 +285,8 @@ class Model:
             centring=check_centring(centring),
             backend=self.backend,
         )
-        result = self._run(prepared, request)
-        labels = None if texts is None or isinstance(texts, Tensor) else (texts,) if isinstance(texts, str) else texts
-        return result if labels is None else replace(result, texts=tuple(labels))
-
-    def ablated(self, terms: "Terms | str", moments: "Moments") -> "Ablated":
-        """An encoder with terms of the embedding replaced by their mean over a data set, for code that classifies.
-
-        Args:
-            terms: which, as text too: ``"mlps, L0-L7, L11.H3"`` (:meth:`clipfast.Terms.parse`).
-            moments: of the data set.
-
-        Returns:
-            A module with ``encode_image``, ``encode_text``, ``logit_scale`` and ``preprocess``, as open_clip's has.
-
-        Raises:
-            InputError: terms that do not exist, or moments of another model.
-        """
-        from clipfast.analyses.ablated import Ablated
-
-        return Ablated(self, terms, moments)
+        result = self._run(pixels, request)
+        return result if names is None else replace(result, texts=names)
 
     def _run(self, images: Tensor, request: Request) -> Contributions:
         tower, basis = self.tower, self.basis(request.centring)
@@ -293,28 +299,22 @@ class Model:
         key = (request, basis, tower.version())
         return self._graphs.run(images, key, lambda static: decompose(tower, static, request, basis))
 
-    def _layers(self, layers: Sequence[int] | None) -> tuple[int, ...]:
-        count = self.tower.layers
-        if layers is None:
-            return tuple(range(count))
-        wrong = [layer for layer in layers if not -count <= layer < count]
-        if wrong:
-            raise InputError(f"layers {wrong} do not exist: choose from 0 to {count - 1}, or negative from the end")
-        return tuple(sorted({layer % count for layer in layers}))
-
-    def _features(self, texts: Sequence[str] | Tensor) -> Tensor:
+    def _features(self, texts: tuple[str, ...] | Tensor) -> Tensor:
         """Text features ``[T, D]`` on the model's device; those of the last strings are kept."""
         if isinstance(texts, Tensor):
             if texts.ndim != 2 or texts.shape[1] != self.tower.embed_dim:
                 raise InputError(f"texts has shape {list(texts.shape)}, expected [texts, {self.tower.embed_dim}]")
+            if not texts.is_floating_point():
+                raise InputError(f"texts are {texts.dtype}: give strings, or features in floating point")
+            if not len(texts):
+                raise InputError("no texts were given: leave texts out for no maps")
             return texts.to(self.device)
         if torch.compiler.is_compiling():
             raise InputError("compiled code reads no strings: pass texts=model.encode_text(texts)")
-        strings = (texts,) if isinstance(texts, str) else tuple(texts)
         version = weights_version(self.module.parameters())
         kept = self._text_features
-        if kept is None or kept[:2] != (strings, version):
-            self._text_features = kept = (strings, version, self.encode_text(strings))
+        if kept is None or kept[:2] != (texts, version):
+            self._text_features = kept = (texts, version, self.encode_text(texts))
         return kept[2]
 
 
@@ -325,6 +325,19 @@ def _identities(module: nn.Module) -> list[int]:
         if child is not None:
             found += _identities(child)
     return found
+
+
+def _strings(texts: Iterable[str]) -> tuple[str, ...]:
+    """One string or several as a tuple; a generator is read once."""
+    strings = (texts,) if isinstance(texts, str) else tuple(texts)
+    wrong = next((text for text in strings if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise InputError(f"texts hold a {type(wrong).__name__}: give strings, or features as one tensor [T, D]")
+    return strings
+
+
+def _finish(features: Tensor, normalize: bool) -> Tensor:
+    return F.normalize(features, dim=-1) if normalize else features
 
 
 def _graphs(largest: int, device: torch.device) -> Graphs:

@@ -22,7 +22,8 @@ class Definition:
     std: Tensor  # [B]
     attention: Tensor  # [B, L, H, N]
     tokens: Tensor  # [B, L, N, H, D]
-    mlps: Tensor  # [B, L + 1, D]
+    start: Tensor  # [B, D]
+    mlps: Tensor  # [B, L, D]
 
     @property
     def heads(self) -> Tensor:
@@ -83,5 +84,6 @@ def define(visual: nn.Module, images: Tensor, centring: str) -> Definition:
         std=std,
         attention=torch.stack(attentions, 1),
         tokens=read(torch.stack(parts, 1) + bias, 1 / (terms * heads * tokens)),
-        mlps=read(torch.stack([start, *mlps], 1), 1 / terms),
+        start=read(start, 1 / terms),
+        mlps=read(torch.stack(mlps, 1), 1 / terms),
     )

@@ -57,7 +57,7 @@ def test_nothing_reaches_the_size_of_every_token_through_every_head(model: Model
         found = model.decompose(images, texts=texts, maps="summed", attention=True, centring=centring)
         assert found.attention.shape == (IMAGES, 3, HEADS, TOKENS)
         assert found.heads().shape[-1] == found.mlps.shape[-1] == EMBED_DIM
-        found.check()
+        found.max_error()
         found.scores(texts)
 
     seen = largest(model, work)
@@ -79,8 +79,8 @@ def test_the_guard_fires_where_tokens_are_asked_for(model: Model) -> None:
     assert seen.largest >= TOKEN_LEVEL
 
 
-def test_kept_values_hold_on_to_nothing_else(model: Model) -> None:
+def test__values_hold_on_to_nothing_else(model: Model) -> None:
     """A view of a layer's packed queries, keys and values would keep three times the memory alive."""
     found = model.decompose(pixels(model.module, IMAGES), tokens=True)
-    held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in found.kept_values}
-    assert sum(held.values()) == sum(value.numel() * value.element_size() for value in found.kept_values)
+    held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in found._values}
+    assert sum(held.values()) == sum(value.numel() * value.element_size() for value in found._values)

@@ -28,7 +28,7 @@ def assert_close(have: Contributions, want: Contributions) -> None:
     assert error(have.heads(), want.heads()) <= FLOAT64
     for layer in want.layers:
         assert error(have.tokens(layer), want.tokens(layer)) <= FLOAT64
-    assert have.check() <= FLOAT64
+    assert have.max_error() <= FLOAT64
 
 
 @pytest.mark.parametrize("rows", [[0], [2, 0], [3, 3, 1], [-1], []])

@@ -94,7 +94,8 @@ def test_terms_with_the_mean_split_evenly(visual: VisionTransformer) -> None:
     found = decompose(visual)
     assert error(found.heads(), exactly([[[1 / 30, 1 / 20]]])) <= FLOAT64
     assert error(found.head(0, 0), exactly([1 / 30, 1 / 20])) <= FLOAT64
-    assert error(found.mlps, exactly([[1 / 30, 1 / 20], [8 / 15, 7 / 10]])) <= FLOAT64
+    assert error(found.start, exactly([1 / 30, 1 / 20])) <= FLOAT64
+    assert error(found.mlps, exactly([[8 / 15, 7 / 10]])) <= FLOAT64
     assert error(found.rest, exactly([0, 0])) <= FLOAT64
     assert error(found.total(), exactly([3 / 5, 4 / 5])) <= FLOAT64
 
@@ -115,11 +116,14 @@ def test_terms_that_lose_their_own_mean(visual: VisionTransformer) -> None:
     """((a − mean(a))/4 · γ + β/3) P / 5: (3, 1) → (1/6, 1/4), (8, 4) → (4/15, 3/10)."""
     found = decompose(visual, centring="termwise")
     assert error(found.heads(), exactly([[[1 / 6, 1 / 4]]])) <= FLOAT64
-    assert error(found.mlps, exactly([[1 / 6, 1 / 4], [4 / 15, 3 / 10]])) <= FLOAT64
+    assert error(found.start, exactly([1 / 6, 1 / 4])) <= FLOAT64
+    assert error(found.mlps, exactly([[4 / 15, 3 / 10]])) <= FLOAT64
     assert error(found.total(), exactly([3 / 5, 4 / 5])) <= FLOAT64
 
 
 def test_scores_towards_a_text(visual: VisionTransformer) -> None:
-    heads, mlps = decompose(visual).scores(exactly([6, 4]))
-    assert error(heads, exactly([[[0.4]]])) <= FLOAT64  # 6/30 + 4/20
-    assert error(mlps, exactly([[0.4], [6.0]])) <= FLOAT64
+    scores = decompose(visual).scores(exactly([6, 4]))
+    assert error(scores.start, exactly([0.4])) <= FLOAT64
+    assert error(scores.heads, exactly([[[0.4]]])) <= FLOAT64  # 6/30 + 4/20
+    assert error(scores.mlps, exactly([[6.0]])) <= FLOAT64
+    assert error(scores.rest, exactly([0.0])) <= FLOAT64

@@ -48,7 +48,7 @@ def same(have: Contributions, want: Contributions) -> None:
     for name, tensor in want_by_name.items():
         assert error(have_by_name[name], tensor) <= FLOAT32, name
     assert have.layers == want.layers
-    assert have.check() <= FLOAT32
+    assert have.max_error() <= FLOAT32
 
 
 def arguments(request: dict[str, Any], model: Model) -> dict[str, Any]:

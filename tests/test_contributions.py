@@ -65,18 +65,18 @@ def test_tokens_sum_to_heads(full: Contributions) -> None:
 
 
 def test_everything_sums_to_the_embedding(full: Contributions) -> None:
-    total = full.heads().sum((1, 2)) + full.mlps.sum(1) + full.rest
+    total = full.heads().sum((1, 2)) + full.start + full.mlps.sum(1) + full.rest
     whole = full.embedding / full.norm[:, None]
     assert error(total, whole) <= FLOAT64
     assert error(full.total(), total) <= FLOAT64
-    assert full.check() == error(full.total(), whole)
+    assert full.max_error() == error(full.total(), whole)
     assert error(full.norm, full.embedding.norm(dim=-1)) <= FLOAT64
 
 
 def test_check_sees_a_wrong_term(model: Model, images: torch.Tensor) -> None:
     found = model.decompose(images)
     found.mlps[1, 0, 3] += 0.25
-    assert abs(found.check() - 0.25) <= FLOAT64
+    assert abs(found.max_error() - 0.25) <= FLOAT64
 
 
 def test_attention_rows_sum_to_one(full: Contributions) -> None:
@@ -85,11 +85,13 @@ def test_attention_rows_sum_to_one(full: Contributions) -> None:
 
 
 def test_scores_are_terms_towards_texts(full: Contributions) -> None:
-    heads, mlps = full.scores(TEXTS)
-    assert error(heads, full.heads() @ TEXTS.T) <= FLOAT64
-    assert error(mlps, full.mlps @ TEXTS.T) <= FLOAT64
+    scores = full.scores(TEXTS)
+    assert error(scores.start, full.start @ TEXTS.T) <= FLOAT64
+    assert error(scores.heads, full.heads() @ TEXTS.T) <= FLOAT64
+    assert error(scores.mlps, full.mlps @ TEXTS.T) <= FLOAT64
+    assert error(scores.rest, full.rest @ TEXTS.T) <= FLOAT64
     whole = full.embedding / full.norm[:, None] @ TEXTS.T
-    assert error(heads.sum((1, 2)) + mlps.sum(1), whole) <= FLOAT64
+    assert error(scores.total(), whole) <= FLOAT64
 
 
 def test_maps_of_texts_chosen_later(full: Contributions) -> None:
@@ -120,7 +122,7 @@ def test_maps_are_tokens_towards_texts(full: Contributions, model: Model, images
         assert error(full.maps[:, layer], (full.tokens(layer) @ TEXTS.T).transpose(1, 2)) <= FLOAT64
     summed = model.decompose(images, texts=TEXTS, maps="summed")
     assert error(summed.maps, full.maps.sum((1, 2))) <= FLOAT64
-    assert error(full.maps.sum(3), full.scores(TEXTS)[0]) <= FLOAT64
+    assert error(full.maps.sum(3), full.scores(TEXTS).heads) <= FLOAT64
 
 
 def test_texts_alone_give_summed_maps(model: Model, images: torch.Tensor) -> None:
@@ -173,7 +175,7 @@ def test_the_class_tokens_part_is_token_zero_of_each_layer(variant: str, centrin
     everything = decompose(class_token=True, tokens=True, attention=True, texts=TEXTS)
     assert error(everything.class_token(), want) <= FLOAT64
     for layer in full.layers:  # codes are α_0 v_0 / (σ n), which the values kept with the tokens give too
-        first = full.attention[:, layer, :, 0, None] * full.kept_values[layer][:, 0]
+        first = full.attention[:, layer, :, 0, None] * full._values[layer][:, 0]
         assert error(found.class_codes[:, layer], first / (full.std * full.norm)[:, None, None]) <= FLOAT64
 
 
@@ -236,9 +238,9 @@ def test_a_subset_keeps_its_layers_and_the_sum_of_the_rest(
     assert error(found.heads(), full.heads()[:, kept]) <= FLOAT64
     assert error(found.attention, full.attention[:, kept]) <= FLOAT64
     assert error(found.maps, full.maps[:, kept]) <= FLOAT64
-    assert error(found.scores(TEXTS)[0], full.scores(TEXTS)[0][:, kept]) <= FLOAT64
+    assert error(found.scores(TEXTS).heads, full.scores(TEXTS).heads[:, kept]) <= FLOAT64
     assert error(found.rest, full.heads()[:, left_out].sum((1, 2))) <= FLOAT64
-    assert found.check() <= FLOAT64
+    assert found.max_error() <= FLOAT64
     for layer in kept:  # labels are the model's layers, not positions
         assert error(found.tokens(layer), full.tokens(layer)) <= FLOAT64
         assert error(found.head(layer - 3, 1), full.head(layer, 1)) <= FLOAT64
@@ -278,7 +280,9 @@ def test_what_was_not_kept_is_named(model: Model, images: torch.Tensor) -> None:
 @pytest.mark.parametrize("layer", [3, -4, 99])
 def test_a_layer_that_does_not_exist(full: Contributions, layer: int) -> None:
     for read in (lambda: full.head(layer, 0), lambda: full.tokens(layer)):
-        with pytest.raises(InputError, match=rf"^layer {layer} was not kept: the layers here are \[0, 1, 2\]$"):
+        with pytest.raises(
+            InputError, match=rf"^layer {layer} does not exist: choose from 0 to 2, or negative from the end$"
+        ):
             read()
 
 
@@ -311,15 +315,15 @@ def test_no_images_at_all(model: Model) -> None:
     for maps, shape in (("summed", (0, 10, 3)), ("per_head", (0, 3, 2, 10, 3))):
         found = model.decompose(none, texts=TEXTS, maps=maps, attention=True, tokens=True)
         assert len(found) == 0
-        assert found.check() == 0.0
+        assert found.max_error() == 0.0
         assert found.embedding.shape == found.rest.shape == (0, 20)
         assert found.codes.shape == (0, 3, 2, 16)
         assert found.heads().shape == (0, 3, 2, 20)
-        assert found.mlps.shape == (0, 4, 20)
+        assert found.mlps.shape == (0, 3, 20)
         assert found.attention.shape == (0, 3, 2, 10)
         assert found.tokens(1).shape == (0, 10, 2, 20)
         assert found.maps.shape == shape
-        assert [part.shape for part in found.scores(TEXTS)] == [(0, 3, 2, 3), (0, 4, 3)]
+        assert [part.shape for part in found.scores(TEXTS)] == [(0, 3), (0, 3, 2, 3), (0, 3, 3), (0, 3)]
 
 
 def test_an_empty_list_of_images(model: Model) -> None:

@@ -67,12 +67,13 @@ def compare(visual: nn.Module, images: Tensor, texts: Tensor, want: Definition, 
     assert error(found.mean, want.mean) <= limit * float(want.std.max())
     assert error(found.attention, want.attention[:, kept]) <= limit
     assert error(found.heads(), want.heads[:, kept]) <= limit
+    assert error(found.start, want.start) <= limit
     assert error(found.mlps, want.mlps) <= limit
     assert error(found.rest, want.heads[:, left_out].sum((1, 2))) <= limit
     for layer in kept:
         assert error(found.tokens(layer), want.tokens[:, layer]) <= limit
     assert error(found.class_token(), want.tokens[:, kept, 0].sum(2)) <= limit
-    assert found.check() <= limit
+    assert found.max_error() <= limit
 
     per_head = torch.einsum("blnhd,td->blhnt", want.tokens[:, kept], texts.double())
     assert error(found.maps, per_head) <= limit
@@ -101,5 +102,5 @@ def test_the_definition_adds_up_to_the_modules_own_embedding() -> None:
         for centring in ("uniform", "termwise"):
             visual = vision_tower(dtype=torch.float64, ls_init_value=0.1, **pooling)
             want = define(visual, pixels(visual, dtype=torch.float64), centring)
-            total = want.heads.sum((1, 2)) + want.mlps.sum(1)
+            total = want.heads.sum((1, 2)) + want.start + want.mlps.sum(1)
             assert error(total, want.embedding / want.embedding.norm(dim=-1, keepdim=True)) <= FLOAT64

@@ -42,7 +42,7 @@ def test_terms_are_the_golden_ones(golden: tuple[VisionTransformer, dict[str, to
     visual, want = golden
     found = wrap(visual).decompose(want["images"], tokens=True)
     assert error(found.embedding, want["embedding"]) <= GOLDEN * float(want["embedding"].abs().max())
-    assert error(found.mlps, want["mlps"]) <= GOLDEN
+    assert error(found.start_and_mlps(), want["mlps"]) <= GOLDEN
     assert error(found.heads(), want["attentions"].sum(2)) <= GOLDEN
     for layer in found.layers:
         assert error(found.tokens(layer), want["attentions"][:, layer]) <= GOLDEN
@@ -59,4 +59,4 @@ def test_float64_adds_up(golden: tuple[VisionTransformer, dict[str, torch.Tensor
     visual, want = golden
     found = wrap(visual.double()).decompose(want["images"])
     assert found.embedding.dtype == torch.float64
-    assert found.check() <= FLOAT64
+    assert found.max_error() <= FLOAT64

@@ -33,7 +33,7 @@ def test_a_model_that_moved_to_the_cpu_runs_there() -> None:
     model._graphs.largest = 8
     images = pixels(model.module, 2)
     assert not model._graphs.takes(images)
-    assert model.decompose(images).check() <= FLOAT32
+    assert model.decompose(images).max_error() <= FLOAT32
 
 
 @pytest.fixture

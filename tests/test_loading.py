@@ -77,7 +77,7 @@ def test_a_name_alone_has_random_weights_and_says_so(caplog: pytest.LogCaptureFi
     assert caplog.messages[0].startswith(f"{SMALL} has random weights: give pretrained=")
     assert model.pretrained is False
     assert not model.module.training
-    assert model.decompose(pixels(model.module.visual, 1)).check() <= EMBEDDING_FLOAT32
+    assert model.decompose(pixels(model.module.visual, 1)).max_error() <= EMBEDDING_FLOAT32
     assert model.encode_text(["a forest"]).shape == (1, 256)
 
 

@@ -327,7 +327,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def test_batches_are_the_images_of_their_files(model: Model, paths: list[Path]) -> None:
     want = torch.stack([model.preprocess(Image.open(path)) for path in paths])
-    assert torch.equal(model.images(paths), want)
+    assert torch.equal(model.prepare(paths), want)
     for size, lengths in ((3, [3, 3, 1]), (7, [7]), (100, [7])):
         batches = list(model.batches(iter(paths), size))
         assert [len(batch) for batch in batches] == lengths
@@ -374,7 +374,7 @@ def test_pictures_that_read_from_one_file(model: Model, paths: list[Path], tmp_p
     try:
         with tarfile.open(tmp_path / "a.tar") as tar:
             lazy = [Image.open(tar.extractfile(member)) for member in tar]  # type: ignore[arg-type]
-            got = model.images([*lazy, lazy[0]])
+            got = model.prepare([*lazy, lazy[0]])
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(got, model.images([*many, many[0]]))
+    assert torch.equal(got, model.prepare([*many, many[0]]))

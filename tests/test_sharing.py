@@ -50,7 +50,7 @@ def test_a_later_dtype_is_followed() -> None:
     visual.to(torch.float64)
     found = model.decompose(images)
     assert model.dtype == found.embedding.dtype == found.heads().dtype == torch.float64
-    assert found.check() <= FLOAT64
+    assert found.max_error() <= FLOAT64
     with torch.no_grad():
         assert error(found.embedding, visual(images.double())) <= FLOAT64
 
@@ -91,7 +91,7 @@ def test_later_weights_are_followed(change: Callable[[nn.Module], None]) -> None
         off = relative_error(after.embedding, visual(images))
     assert off <= EMBEDDING_FLOAT32, "the old weights were decomposed"
     assert relative_error(after.embedding, before.embedding) > EMBEDDING_FLOAT32
-    assert after.check() <= SUM_FLOAT32
+    assert after.max_error() <= SUM_FLOAT32
 
 
 def test_the_basis_is_made_once_and_again_when_weights_change() -> None:
@@ -126,7 +126,7 @@ def test_contributions_of_weights_that_are_gone_are_refused() -> None:
     ):
         unmade.heads()
     with pytest.raises(InputError, match="weights have changed"):
-        unmade.check()
+        unmade.max_error()
 
 
 def test_gradients_are_not_asked_for() -> None:
@@ -140,7 +140,7 @@ def test_inference_tensors_are_read() -> None:
     """Weights made under inference_mode count no versions."""
     with torch.inference_mode():
         visual = vision_tower()
-    assert wrap(visual).decompose(pixels(visual)).check() <= SUM_FLOAT32
+    assert wrap(visual).decompose(pixels(visual)).max_error() <= SUM_FLOAT32
 
 
 @pytest.mark.parametrize("name", ["ViT-S-32-alt", "ViT-M-16-alt"])
@@ -155,7 +155,7 @@ def test_mixed_precision_modules(name: str) -> None:
 def assert_decomposes_in_mixed_precision(visual: nn.Module) -> None:
     images = pixels(visual, dtype=torch.bfloat16)
     found = wrap(visual).decompose(images, attention=True, tokens=True)
-    assert found.check() <= SUM_BFLOAT16
+    assert found.max_error() <= SUM_BFLOAT16
     float32 = wrap(visual.float()).decompose(images.float())
     assert relative_error(found.embedding, float32.embedding) <= EMBEDDING_BFLOAT16
     assert relative_error(found.mlps, float32.mlps) <= EMBEDDING_BFLOAT16
@@ -181,12 +181,12 @@ def test_the_weights_decide_the_precision_not_what_surrounds_the_call() -> None:
     for around in (torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode()):
         with around:
             other = wrap(visual).decompose(images, texts=texts, tokens=True)
-            heads, tokens, scores, total = other.heads(), other.tokens(-1), other.scores(texts)[0], other.total()
+            heads, tokens, scores, total = other.heads(), other.tokens(-1), other.scores(texts).heads, other.total()
         assert torch.equal(alone.embedding, other.embedding)
         assert torch.equal(alone.maps, other.maps)
         assert torch.equal(alone.mlps, other.mlps)
         assert torch.equal(alone.heads(), heads)
         assert torch.equal(alone.tokens(-1), tokens)
-        assert torch.equal(alone.scores(texts)[0], scores)
+        assert torch.equal(alone.scores(texts).heads, scores)
         assert torch.equal(alone.total(), total)
         assert torch.equal(alone.head(-1, 0), other.head(-1, 0))  # and what it has kept is exact afterwards

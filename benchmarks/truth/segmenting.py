@@ -29,7 +29,7 @@ def experiment(model: clipfast.Model, count: int) -> dict[str, Any]:
     geometry = Geometry.of(model)
     scores = {name: Scores() for name in (OURS, *METHODS)}
     for pictures, masks, targets in _batches(count):
-        images = model.images(pictures)
+        images = model.prepare(pictures)
         wanted = torch.stack([truth(mask, geometry, foreground=range(1, 256)) for mask in masks])
         maps = model.decompose(images, texts=texts, maps="summed").patch_maps()
         scores[OURS].update(heat(maps, targets, geometry.image_size), wanted)

@@ -4,20 +4,42 @@
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from os import PathLike
+from typing import Any, Protocol, TypeAlias, cast
 
-import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from clipfast.analyses.ablation import Means, check_basis, kept_terms
 from clipfast.analyses.moments import Moments
+from clipfast.analyses.protocols import Sizes
 from clipfast.analyses.terms import Terms, as_terms
-from clipfast.errors import InputError
+from clipfast.basis import Basis, Centring
+from clipfast.contributions import Contributions
 
-if TYPE_CHECKING:
-    from clipfast.model import Images, Model
+Picture: TypeAlias = Image.Image | str | PathLike[str]
+Images: TypeAlias = Tensor | Picture | Sequence[Picture]
+
+
+class Decomposes(Protocol):
+    """A model that decomposes images and encodes texts."""
+
+    module: nn.Module
+    preprocess: Callable[[Image.Image], Tensor]
+
+    @property
+    def tower(self) -> Sizes:
+        """The vision tower."""
+
+    def basis(self, centring: Centring = "uniform") -> Basis:
+        """The model's part of every contribution, the same object until weights change."""
+
+    def decompose(self, images: Any, *, class_token: bool, layers: Sequence[int], centring: Centring) -> Contributions:
+        """The terms of image embeddings."""
+
+    def encode_text(self, texts: Any, normalize: bool = True) -> Tensor:
+        """Text features."""
 
 
 class Ablated(nn.Module):
@@ -40,7 +62,7 @@ class Ablated(nn.Module):
         NotKept: the class token's part is named and the moments do not have it.
     """
 
-    def __init__(self, model: "Model", terms: Terms | str, moments: Moments) -> None:
+    def __init__(self, model: Decomposes, terms: Terms | str, moments: Moments) -> None:
         super().__init__()
         self.module = model.module
         self.training = model.module.training
@@ -49,57 +71,53 @@ class Ablated(nn.Module):
         self._centring = moments.basis.centring
         self._moments_basis = moments.basis
         self._mean = Means(moments).of(self.terms)  # [D], float64: no buffer, which .half() would round
-        self._checked: int | None = None
+        self._checked: Basis | None = None
         self._check()
 
     def _check(self) -> None:
-        version = self._model.tower.version()
-        if version != self._checked:  # weights were moved or changed
-            check_basis(self._model.basis(self._centring), self._moments_basis)
-            self._checked = version
+        basis = self._model.basis(self._centring)
+        if basis is not self._checked:  # weights were moved or changed
+            check_basis(basis, self._moments_basis)
+            self._checked = basis
 
-    def encode_image(self, image: "Images", normalize: bool = False) -> Tensor:
+    def encode_image(self, image: Images, normalize: bool = True) -> Tensor:
         """Image features without the ablated terms, on the scale of the model's own.
 
         Args:
             image: ``[B, 3, height, width]`` preprocessed, or PIL images, or paths.
-            normalize: whether to give each unit length.
+            normalize: whether to give each unit norm.
 
         Returns:
-            ``[B, D]``: :func:`.ablate` times the norm of the model's own embedding.
+            ``[B, D]``: :func:`.ablate`, normalised, or times the norm of the model's own embedding.
 
         Raises:
             ImageError: a file that cannot be read.
             InputError: images that do not fit, or weights that are no longer those of the moments.
         """
         self._check()
-        found = self._model.decompose(
+        contributions = self._model.decompose(
             image,
             layers=self.terms.layers,
             class_token=bool(self.terms.split_layers),
             centring=self._centring,
         )
-        features = (kept_terms(found, self.terms) + self._mean.to(found.codes)) * found.norm[:, None]
-        return _finish(features.to(found.embedding.dtype), normalize)
+        features = kept_terms(contributions, self.terms) + self._mean.to(contributions.codes)
+        features = (features * contributions.norm[:, None]).to(contributions.embedding.dtype)
+        return F.normalize(features, dim=-1) if normalize else features
 
-    @torch.no_grad()
-    def encode_text(self, text: Tensor | Sequence[str], normalize: bool = False) -> Tensor:
+    def encode_text(self, text: Tensor | Sequence[str], normalize: bool = True) -> Tensor:
         """Text features by the model itself, ``[T, D]``.
 
         Args:
-            text: tokens ``[T, context]``, or strings (features of which have unit length anyway).
-            normalize: whether to give each unit length.
+            text: tokens ``[T, context]``, or strings.
+            normalize: whether to give each unit norm.
 
         Raises:
             InputError: no text encoder; for strings also no tokenizer, or one that is too long.
         """
-        if not isinstance(text, Tensor):
-            return self._model.encode_text(text)
-        if not hasattr(self.module, "encode_text"):
-            raise InputError("this model has no text encoder: pass texts as features [T, D]")
-        return _finish(cast(Any, self.module).encode_text(text), normalize)
+        return self._model.encode_text(text, normalize)
 
-    def forward(self, image: "Images | None" = None, text: Tensor | Sequence[str] | None = None) -> tuple[Any, ...]:
+    def forward(self, image: Images | None = None, text: Tensor | Sequence[str] | None = None) -> tuple[Any, ...]:
         """Unit image features, unit text features (None for what was not given), scale, and bias where there is one."""
         features = None if image is None else self.encode_image(image, normalize=True)
         texts = None if text is None else self.encode_text(text, normalize=True)
@@ -119,7 +137,3 @@ class Ablated(nn.Module):
     def extra_repr(self) -> str:
         """What is ablated."""
         return f"terms={self.terms}"
-
-
-def _finish(features: Tensor, normalize: bool) -> Tensor:
-    return F.normalize(features, dim=-1) if normalize else features

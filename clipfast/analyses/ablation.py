@@ -18,12 +18,12 @@ from torch import Tensor
 from clipfast.analyses.accuracy import Accuracy
 from clipfast.analyses.moments import Moments
 from clipfast.analyses.terms import Terms, as_terms
-from clipfast.basis import Basis, full_precision
+from clipfast.basis import Basis, autocast_disabled
 from clipfast.contributions import Contributions
 from clipfast.errors import InputError
 
-Batch: TypeAlias = tuple[Contributions, Tensor, Tensor | None]
-"""Images with their labels ``[B]`` and, where wanted, their groups ``[B]``."""
+Batch: TypeAlias = tuple[Contributions, Tensor] | tuple[Contributions, Tensor, Tensor]
+"""Images with their labels ``[B]`` and, optionally, their groups ``[B]``."""
 
 SAME = 1e-4
 """Bases that differ by a smaller share are of the same weights, folded on devices that round differently."""
@@ -53,11 +53,12 @@ def ablate(contributions: Contributions, terms: Terms | str, moments: Moments) -
 
 def kept_terms(contributions: Contributions, terms: Terms) -> Tensor:
     """The sum of all terms but these, ``[B, D]``; raises as :func:`ablate`."""
-    gone = _Marks.of([terms], contributions.layers, "the contributions")
-    with full_precision(contributions.codes):
+    gone = _Masks.of([terms], contributions.layers, "the contributions")
+    with autocast_disabled(contributions.codes):
         basis = contributions.basis
         constants = _constants(contributions, basis)
-        total = contributions.mlps[:, [index for index in range(basis.layers + 1) if index not in terms.mlps]].sum(1)
+        stays = [not terms.start, *(layer not in terms.mlps for layer in range(basis.layers))]
+        total = contributions.start_and_mlps()[:, stays].sum(1)
         if not gone.rest.any():
             total = total + contributions.rest
         for position, layer in enumerate(contributions.layers):
@@ -86,43 +87,43 @@ def check_basis(mine: Basis, theirs: Basis) -> None:
 
 
 @dataclass(frozen=True)
-class _Marks:
-    """What each ablation takes, as ones among zeros, of results that keep some of the layers per head.
+class _Masks:
+    """Which terms each ablation replaces: 1 for a term that is ablated, else 0.
 
     Attributes:
-        heads: ``[S, L, H]``, heads ablated whole.
-        classes: ``[S, L, H]``, heads of which the class token's part alone is.
-        mlps: ``[S, layers of the model + 1]``.
-        rest: ``[S, 1]``, the layers that are not kept, as one.
+        heads: ``[S, L, H]``, heads ablated as a whole.
+        classes: ``[S, L, H]``, heads of which the class token's part alone is ablated.
+        residual: ``[S, 1 + layers of the model]``, the start and every MLP.
+        rest: ``[S, 1]``, the attention of the layers that are not kept.
     """
 
     heads: Tensor
     classes: Tensor
-    mlps: Tensor
+    residual: Tensor
     rest: Tensor
 
     @classmethod
-    def of(cls, ablations: Sequence[Terms], layers: Sequence[int], where: str) -> "_Marks":
-        each = [cls._one(terms, layers, where) for terms in ablations]
-        return cls(*(torch.stack(marks) for marks in zip(*each, strict=True)))
+    def of(cls, ablations: Sequence[Terms], layers: Sequence[int], where: str) -> "_Masks":
+        masks = [cls._one(terms, layers, where) for terms in ablations]
+        return cls(*(torch.stack(parts) for parts in zip(*masks, strict=True)))
 
     @staticmethod
     def _one(terms: Terms, layers: Sequence[int], where: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         count, heads = terms.shape
-        lost = [layer for layer in range(count) if layer not in layers]
-        rest = bool(lost) and all(terms.whole(layer) for layer in lost)
-        named = [layer for layer in terms.layers if layer in lost]
+        left_out = [layer for layer in range(count) if layer not in layers]
+        rest = bool(left_out) and all(terms.whole(layer) for layer in left_out)
+        named = [layer for layer in terms.layers if layer in left_out]
         if named and not rest:
             raise InputError(
                 f"{where} keep layers {list(layers)} and layer {named[0]} is to be ablated: keep it too, or ablate all "
                 "heads of every layer that is not kept"
             )
-        whole, parts, mlps = torch.zeros(len(layers), heads), torch.zeros(len(layers), heads), torch.zeros(count + 1)
+        whole, parts = torch.zeros(len(layers), heads), torch.zeros(len(layers), heads)
         for position, layer in enumerate(layers):
             whole[position, [head for head in range(heads) if (layer, head) in terms.heads]] = 1
             parts[position] = float(layer in terms.class_tokens)
-        mlps[sorted(terms.mlps)] = 1
-        return whole, parts * (1 - whole), mlps, torch.tensor([float(rest)])
+        residual = torch.tensor([terms.start, *(layer in terms.mlps for layer in range(count))]).float()
+        return whole, parts * (1 - whole), residual, torch.tensor([float(rest)])
 
 
 class Means:
@@ -145,13 +146,13 @@ class Means:
 
     def of(self, terms: Terms) -> Tensor:
         """The sum of these terms' means, ``[D]``, float64; raises as :func:`ablate`."""
-        mlps, rest = self._moments.other_means()
-        gone = _Marks.of([terms], self._moments.layers, "the moments")
-        total = gone.mlps[0].to(mlps) @ mlps
+        residual, rest = self._moments.residual_means()
+        gone = _Masks.of([terms], self._moments.layers, "the moments")
+        total = gone.residual[0].to(residual) @ residual
         if gone.heads.any():
-            total = total + (gone.heads[0].to(mlps)[..., None] * self._heads).sum((0, 1))
+            total = total + (gone.heads[0].to(residual)[..., None] * self._heads).sum((0, 1))
         if gone.classes.any():
-            total = total + (gone.classes[0].to(mlps)[..., None] * self._classes).sum((0, 1))
+            total = total + (gone.classes[0].to(residual)[..., None] * self._classes).sum((0, 1))
         return total + rest if gone.rest.any() else total
 
 
@@ -183,7 +184,7 @@ class Ablations:
         self._moments = moments
         self._basis: Basis | None = None  # with classes as columns
         self._of: Basis | None = None  # what it was made from
-        self._marks: dict[tuple[int, ...], _Marks] = {}
+        self._masks: dict[tuple[int, ...], _Masks] = {}
         means = Means(moments)
         self._means = torch.stack([means.of(terms) for terms in self.ablations])  # [S, D]
 
@@ -194,14 +195,14 @@ class Ablations:
             InputError: images of another model than the moments', or a layer that is named and not kept.
             NotKept: the class token's part is named and was not kept.
         """
-        with full_precision(contributions.codes):
+        with autocast_disabled(contributions.codes):
             classifier = self.classifier.to(contributions.codes)
             basis, gone = self._towards(contributions, classifier), self._gone(contributions)
             constants = _constants(contributions, basis)  # [B, L, C]
             base = contributions.total() @ classifier.T
             logits = base + (self._means.to(classifier) @ classifier.T)[:, None]  # [S, B, C]
-            if gone.mlps.any():
-                logits -= _sum(gone.mlps, contributions.mlps @ classifier.T)
+            if gone.residual.any():
+                logits -= _sum(gone.residual, contributions.start_and_mlps() @ classifier.T)
             if gone.rest.any():
                 logits -= _sum(gone.rest, (contributions.rest @ classifier.T)[:, None])
             for position, layer in enumerate(contributions.layers):
@@ -224,11 +225,11 @@ class Ablations:
             self._of = basis
         return self._basis
 
-    def _gone(self, contributions: Contributions) -> _Marks:
+    def _gone(self, contributions: Contributions) -> _Masks:
         layers = contributions.layers
-        if layers not in self._marks:
-            self._marks[layers] = _Marks.of(self.ablations, layers, "the contributions")
-        return self._marks[layers]
+        if layers not in self._masks:
+            self._masks[layers] = _Masks.of(self.ablations, layers, "the contributions")
+        return self._masks[layers]
 
 
 def _project(codes: Tensor, values: Tensor) -> Tensor:
@@ -236,9 +237,9 @@ def _project(codes: Tensor, values: Tensor) -> Tensor:
     return torch.einsum("bhe,hec->bhc", codes, values)
 
 
-def _sum(marks: Tensor, logits: Tensor) -> Tensor:
-    """The logits ``[B, K, C]`` of marked terms ``[S, K]`` summed, ``[S, B, C]``."""
-    return torch.einsum("sk,bkc->sbc", marks.to(logits), logits)
+def _sum(masks: Tensor, logits: Tensor) -> Tensor:
+    """The logits ``[B, K, C]`` of the masked terms ``[S, K]`` summed, ``[S, B, C]``."""
+    return torch.einsum("sk,bkc->sbc", masks.to(logits), logits)
 
 
 def evaluate(
@@ -247,7 +248,7 @@ def evaluate(
     """Accuracy under many ablations in one pass over the images.
 
     Args:
-        batches: images with labels and groups (or None).
+        batches: ``(contributions, labels)`` or ``(contributions, labels, groups)``, integers ``[B]`` each.
         classifier: ``[C, D]``.
         moments: of the images whose mean is taken.
         ablations: what to ablate, each on its own.
@@ -261,14 +262,26 @@ def evaluate(
         NotKept: the class token's part is named and was not kept.
     """
     nothing = Terms.of(moments.basis)
-    wanted = [nothing, *(as_terms(terms, moments.basis) for terms in ablations)]
-    found = {terms: Accuracy(classifier) for terms in wanted}
-    ablated = Ablations(classifier, moments, list(found))
-    for contributions, labels, groups in batches:
-        for accuracy, logits in zip(found.values(), ablated.logits(contributions), strict=True):
+    chosen = [nothing, *(as_terms(terms, moments.basis) for terms in ablations)]
+    accuracies = {terms: Accuracy(classifier) for terms in chosen}
+    ablated = Ablations(classifier, moments, list(accuracies))
+    for batch in batches:
+        contributions, labels, groups = unpack(batch)
+        for accuracy, logits in zip(accuracies.values(), ablated.logits(contributions), strict=True):
             accuracy.update_logits(logits, labels, groups)
-    found[nothing].warn_near_chance()
-    return found
+    accuracies[nothing].warn_near_chance()
+    return accuracies
+
+
+def unpack(batch: Batch) -> tuple[Contributions, Tensor, Tensor | None]:
+    """Contributions, labels and groups of a batch; None for groups where it has none.
+
+    Raises:
+        InputError: a batch of another form.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3) or not isinstance(batch[0], Contributions):
+        raise InputError("a batch is (contributions, labels) or (contributions, labels, groups)")
+    return batch[0], batch[1], batch[2] if len(batch) == 3 else None
 
 
 @dataclass(frozen=True)
@@ -294,7 +307,7 @@ def curves(batches: Iterable[Batch], classifier: Tensor, moments: Moments) -> Cu
     """Accuracy with layers ablated cumulatively from the first, all MLPs, the class token, and both: one pass.
 
     Args:
-        batches: images with labels and groups (or None), all layers kept, decomposed with ``class_token=True``.
+        batches: as for :func:`evaluate`, all layers kept, decomposed with ``class_token=True``.
         classifier: ``[C, D]``.
         moments: of images decomposed alike, whose mean is taken.
 
@@ -304,11 +317,11 @@ def curves(batches: Iterable[Batch], classifier: Tensor, moments: Moments) -> Cu
     """
     layers = Terms.cumulative(moments.basis)
     mlps, own = Terms.all_mlps(moments.basis), Terms.all_class_tokens(moments.basis)
-    found = evaluate(batches, classifier, moments, [*layers, mlps, own, mlps | own])
+    accuracies = evaluate(batches, classifier, moments, [*layers, mlps, own, mlps | own])
     return Curves(
-        baseline=found[Terms.of(moments.basis)],
-        layers=tuple(found[terms] for terms in layers),
-        mlps=found[mlps],
-        class_token=found[own],
-        both=found[mlps | own],
+        baseline=accuracies[Terms.of(moments.basis)],
+        layers=tuple(accuracies[terms] for terms in layers),
+        mlps=accuracies[mlps],
+        class_token=accuracies[own],
+        both=accuracies[mlps | own],
     )

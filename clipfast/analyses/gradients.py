@@ -11,17 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipfast.basis import full_precision
+from clipfast.basis import autocast_disabled
 from clipfast.errors import InputError
-
-if TYPE_CHECKING:
-    from clipfast.towers.tower import LayerNorm, Tower
+from clipfast.towers.tower import LayerNorm, Tower
 
 Part = TypeVar("Part")
 
@@ -53,7 +51,7 @@ class Trace:
     embedding: Tensor
 
 
-def forward(tower: "Tower", images: Tensor) -> Trace:
+def forward(tower: Tower, images: Tensor) -> Trace:
     """The whole forward in one graph, whatever gradient mode or autocast surrounds the call.
 
     Keeps every attention matrix, ``B·L·H·N²`` numbers, and what the graph needs besides, several times as much. Where
@@ -80,7 +78,7 @@ def forward(tower: "Tower", images: Tensor) -> Trace:
         return Trace(tuple(attention), tuple(hidden), readout(weights, pool(weights, x)))
 
 
-def attention_matrices(tower: "Tower", images: Tensor) -> Iterator[Tensor]:
+def attention_matrices(tower: Tower, images: Tensor) -> Iterator[Tensor]:
     """Every layer's attention ``[B, H, N, N]``, first to last, without gradients; none is kept here.
 
     Raises:
@@ -90,7 +88,7 @@ def attention_matrices(tower: "Tower", images: Tensor) -> Iterator[Tensor]:
     return _matrices(tower, images)
 
 
-def attention_gradients(tower: "Tower", images: Tensor, text_features: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+def attention_gradients(tower: Tower, images: Tensor, text_features: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Every layer's attention with the gradient of the similarity towards it, last layer first.
 
     The residual stream before every block is kept, ``B·L·N·W`` numbers, and each block is run again when its turn
@@ -112,7 +110,7 @@ def attention_gradients(tower: "Tower", images: Tensor, text_features: Tensor) -
 
 
 def own_gradients(
-    tower: "Tower", images: Tensor, text_features: Tensor, *, tokens: str = "all"
+    tower: Tower, images: Tensor, text_features: Tensor, *, tokens: str = "all"
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Every layer's attention with the gradient of *that layer's* similarity towards it, first layer first.
 
@@ -137,7 +135,7 @@ def own_gradients(
     return _own_gradients(tower, images, check_targets(tower, images, text_features), tokens == "all")
 
 
-def check_images(tower: "Tower", images: Tensor) -> Tensor:
+def check_images(tower: Tower, images: Tensor) -> Tensor:
     """Images on the tower's device and in its dtype, or an :class:`InputError` if their shape is another."""
     height, width = tower.image_size
     if images.ndim != 4 or tuple(images.shape[1:]) != (3, height, width) or not images.is_floating_point():
@@ -146,7 +144,7 @@ def check_images(tower: "Tower", images: Tensor) -> Tensor:
     return images.to(tower.device, tower.dtype)
 
 
-def check_targets(tower: "Tower", images: Tensor, text_features: Tensor) -> Tensor:
+def check_targets(tower: Tower, images: Tensor, text_features: Tensor) -> Tensor:
     """One text per image, ``[B, D]`` in float32 at least, from ``[D]`` or ``[B, D]``.
 
     Raises:
@@ -160,9 +158,9 @@ def check_targets(tower: "Tower", images: Tensor, text_features: Tensor) -> Tens
         raise InputError(
             f"text_features has shape {found}: expected one text [{width}] or one per image [{count}, {width}]"
         )
-    exact = torch.promote_types(images.dtype, torch.float32)
+    acc_dtype = torch.promote_types(images.dtype, torch.float32)
     with torch.inference_mode(False):
-        return _own(text_features).detach().to(images.device, exact)
+        return _own(text_features).detach().to(images.device, acc_dtype)
 
 
 # ------------------------------------------------------------------------------------------------- steps of a forward
@@ -190,7 +188,7 @@ def _own(tensor: Tensor) -> Tensor:
         return tensor.clone()
 
 
-def embed(tower: "Tower", images: Tensor) -> Tensor:
+def embed(tower: Tower, images: Tensor) -> Tensor:
     """Pixels to the start of the residual stream, ``[B, 3, height, width] → [B, N, W]``."""
     patches = F.conv2d(images, tower.patch_weight, stride=tower.patch_size).flatten(2).transpose(1, 2)  # [B, N − 1, W]
     start = tower.class_embedding.to(images.dtype).expand(len(images), 1, -1)
@@ -198,7 +196,7 @@ def embed(tower: "Tower", images: Tensor) -> Tensor:
     return x if tower.ln_pre is None else _norm(x, tower.ln_pre)
 
 
-def run_block(tower: "Tower", layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
+def run_block(tower: Tower, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
     """One block: the residual stream after it ``[B, N, W]`` and its attention ``[B, H, N, N]``."""
     block = tower.blocks[layer]
     qkv = F.linear(_norm(x, block.ln_1), block.in_weight, block.in_bias)
@@ -212,26 +210,26 @@ def run_block(tower: "Tower", layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
     return x + _scaled(F.linear(hidden, block.mlp_out_weight, block.mlp_out_bias), block.mlp_scale), attention
 
 
-def pool(tower: "Tower", x: Tensor) -> Tensor:
+def pool(tower: Tower, x: Tensor) -> Tensor:
     """The row that the embedding reads, ``[B, N, W] → [B, W]``."""
     return x[:, 0] if tower.pooling == "cls" else x[:, 1:].mean(1)
 
 
-def readout(tower: "Tower", pooled: Tensor) -> Tensor:
+def readout(tower: Tower, pooled: Tensor) -> Tensor:
     """Final LayerNorm and projection, ``[B, W] → [B, D]``."""
     return _norm(pooled, tower.ln_post) @ tower.projection
 
 
 def similarity(embedding: Tensor, targets: Tensor) -> Tensor:
     """``⟨y/‖y‖, t⟩`` of every image with its own text, ``[B, D], [B, D] → [B]``; float32 at least."""
-    exact = torch.promote_types(embedding.dtype, torch.float32)
-    return (F.normalize(embedding.to(exact), dim=1) * targets).sum(1)
+    acc_dtype = torch.promote_types(embedding.dtype, torch.float32)
+    return (F.normalize(embedding.to(acc_dtype), dim=1) * targets).sum(1)
 
 
-def _norm(x: Tensor, norm: "LayerNorm") -> Tensor:
-    exact = torch.promote_types(x.dtype, norm.weight.dtype)  # a norm may be kept in float32 where the rest is not
-    weight, bias = norm.weight.to(exact), norm.bias.to(exact)
-    return F.layer_norm(x.to(exact), weight.shape, weight, bias, norm.eps).to(x.dtype)
+def _norm(x: Tensor, norm: LayerNorm) -> Tensor:
+    acc_dtype = torch.promote_types(x.dtype, norm.weight.dtype)  # a norm may be kept in float32 where the rest is not
+    weight, bias = norm.weight.to(acc_dtype), norm.bias.to(acc_dtype)
+    return F.layer_norm(x.to(acc_dtype), weight.shape, weight, bias, norm.eps).to(x.dtype)
 
 
 def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
@@ -244,14 +242,14 @@ def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
 @contextmanager
 def _recording(like: Tensor, enabled: bool = True) -> Iterator[None]:
     """Builds a graph, or none, whatever surrounds the call: no_grad, inference mode, autocast."""
-    with torch.inference_mode(False), torch.set_grad_enabled(enabled), full_precision(like):
+    with torch.inference_mode(False), torch.set_grad_enabled(enabled), autocast_disabled(like):
         yield
 
 
 # No context may stay open over a yield: it would leak into the code that reads the generator.
 
 
-def _matrices(tower: "Tower", images: Tensor) -> Iterator[Tensor]:
+def _matrices(tower: Tower, images: Tensor) -> Iterator[Tensor]:
     with _recording(images, False):
         x = embed(tower, images)
     for layer in range(tower.layers):
@@ -260,7 +258,7 @@ def _matrices(tower: "Tower", images: Tensor) -> Iterator[Tensor]:
         yield attention
 
 
-def _gradients(tower: "Tower", images: Tensor, targets: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+def _gradients(tower: Tower, images: Tensor, targets: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
     with _recording(images, False):
         weights = frozen(tower)
         hidden = [embed(weights, images)]
@@ -275,7 +273,7 @@ def _gradients(tower: "Tower", images: Tensor, targets: Tensor) -> Iterator[tupl
         yield layer, attention, gradient
 
 
-def _block_gradient(tower: "Tower", layer: int, x: Tensor, arriving: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _block_gradient(tower: Tower, layer: int, x: Tensor, arriving: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A block's attention and the gradients towards it and towards the block's input, from that of its output."""
     with _recording(x):
         x.requires_grad_()
@@ -285,7 +283,7 @@ def _block_gradient(tower: "Tower", layer: int, x: Tensor, arriving: Tensor) -> 
 
 
 def _own_gradients(
-    tower: "Tower", images: Tensor, targets: Tensor, average: bool
+    tower: Tower, images: Tensor, targets: Tensor, average: bool
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     with _recording(images, False):
         weights = frozen(tower)

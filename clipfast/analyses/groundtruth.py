@@ -5,9 +5,9 @@ does that, by nearest neighbour. ``"published"`` squashes the whole mask to the 
 image, as published figures have it: for comparison with them only, the two differ for every image that is not square.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
+from typing import Any, Final, Literal, Protocol, TypeAlias, cast, get_args
 
 import numpy as np
 import torch
@@ -17,10 +17,26 @@ from torch import Tensor
 from clipfast.analyses.segmentation import IGNORE
 from clipfast.errors import InputError
 
-if TYPE_CHECKING:
-    from clipfast.model import Model
 
-Protocol = Literal["aligned", "published"]
+class HasInput(Protocol):
+    """What has an input size: a tower."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the input."""
+
+
+class HasPreprocessing(Protocol):
+    """A model with preprocessing for its images."""
+
+    preprocess: Callable[[Image.Image], Tensor]
+
+    @property
+    def tower(self) -> HasInput:
+        """The vision tower."""
+
+
+MaskProtocol = Literal["aligned", "published"]
 Resize = Literal["shortest", "longest", "squash"]
 Box: TypeAlias = tuple[int, int]
 
@@ -50,7 +66,7 @@ class Geometry:
             raise InputError(f"image_size is {self.image_size}, expected height and width of the model's input")
 
     @classmethod
-    def of(cls, model: "Model") -> "Geometry":
+    def of(cls, model: HasPreprocessing) -> "Geometry":
         """Reads the geometry off the transforms that a model's preprocessing consists of.
 
         Raises:
@@ -126,7 +142,7 @@ def _unknown(what: str, image_size: Box) -> InputError:
 def truth(
     mask: Image.Image,
     geometry: Geometry,
-    protocol: Protocol = "aligned",
+    protocol: MaskProtocol = "aligned",
     *,
     foreground: int | Collection[int] | None = None,
     ignore: int | None = None,
@@ -145,7 +161,7 @@ def truth(
     Raises:
         InputError: a mask with more than one channel or with fractions, an empty one, or no such protocol.
     """
-    if protocol not in get_args(Protocol):
+    if protocol not in get_args(MaskProtocol):
         raise InputError(f"protocol is {protocol!r}: choose 'aligned' or 'published'")
     if mask.mode not in _MODES:
         raise InputError(f"the mask has mode {mask.mode}: one label per pixel is needed ({', '.join(sorted(_MODES))})")

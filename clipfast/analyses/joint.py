@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clipfast.analyses.moments import Moments
 from clipfast.analyses.textspan import TextSpan
-from clipfast.basis import full_precision
+from clipfast.basis import autocast_disabled
 from clipfast.contributions import Contributions
 from clipfast.errors import InputError
 
@@ -64,7 +64,7 @@ def head_scores(contributions: Contributions, directions: Mapping[tuple[int, int
     if len(sizes) != 1:
         found = f"between {min(sizes)} and {max(sizes)} directions" if sizes else "no directions"
         raise InputError(f"the heads have {found}: give every head the same number")
-    with full_precision(contributions.codes):
+    with autocast_disabled(contributions.codes):
         parts = [contributions.head(*pair) @ each.to(contributions.codes).T for pair, each in rows.items()]
     return torch.stack(parts, 1)
 

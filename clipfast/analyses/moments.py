@@ -10,22 +10,20 @@ float64, about a centre near the mean so that nothing cancels, and those of shar
 from collections.abc import Sequence
 from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from clipfast import storage
 from clipfast.analyses import textspan as pursuit
+from clipfast.analyses.protocols import HasBasis
 from clipfast.analyses.spans import HeadSpans, noise, of_codes
 from clipfast.analyses.textspan import Method, TextSpan
 from clipfast.basis import Basis, StoredBasis
 from clipfast.contributions import Contributions
 from clipfast.errors import InputError, NotKept
+from clipfast.indices import resolve_heads
 from clipfast.kernels import ops
-
-if TYPE_CHECKING:
-    from clipfast.model import Model
 
 FORMAT = "clipfast.moments/1"
 _SHARED = 3  # entries of a code that are the same for every head: 1, μ and σ
@@ -41,7 +39,7 @@ class Moments:
     >>> names[11, 3].picks
 
     Args:
-        model: whose heads; None to take the basis of the first contributions.
+        model: whose heads, anything with a basis; None to take the basis of the first contributions.
         backend: which kernels compute; default the model's.
 
     Attributes:
@@ -49,7 +47,7 @@ class Moments:
         layers: layers whose heads are covered, known after the first update.
     """
 
-    def __init__(self, model: "Model | None" = None, *, backend: str | None = None) -> None:
+    def __init__(self, model: HasBasis | None = None, *, backend: str | None = None) -> None:
         self.backend = backend or ("auto" if model is None else model.backend)
         self.count = 0
         self.layers: tuple[int, ...] = ()
@@ -77,13 +75,13 @@ class Moments:
         """
         if not len(contributions):
             return
-        class_codes = contributions.kept_class_codes
+        class_codes = contributions.class_codes if "class_token" in contributions.kept else None
         self._basis = self._basis or contributions.basis
         self._expect(contributions.basis, contributions.layers, class_codes is not None)
         scale = 1 / (contributions.std * contributions.norm)
         shared = torch.stack([scale, contributions.mean * scale, 1 / contributions.norm], 1)  # [B, 3]
         codes = contributions.codes.flatten(1, 2)  # [B, G, E]
-        others = torch.cat([contributions.mlps, contributions.rest[:, None]], 1).double()  # [B, terms, D]
+        others = torch.cat([contributions.start_and_mlps(), contributions.rest[:, None]], 1).double()  # [B, terms, D]
         if not bool(codes.isfinite().all() and shared.isfinite().all()):
             raise InputError("a contribution is not finite: the image or a weight is not, or an embedding is zero")
         if not self.count:
@@ -108,9 +106,9 @@ class Moments:
             "centre": whole.mean(0).double(),
             "total": zeros(groups, columns),
             "second": zeros(groups, columns, columns),
-            "others": zeros(contributions.mlps.shape[1] + 1, contributions.mlps.shape[2]),
+            "others": zeros(contributions.mlps.shape[1] + 2, contributions.mlps.shape[2]),
         }
-        if contributions.kept_class_codes is not None:
+        if "class_token" in contributions.kept:
             self._sums["class"] = zeros(groups, columns)
 
     def _expect(self, basis: Basis, layers: Sequence[int], class_token: bool) -> None:
@@ -176,8 +174,8 @@ class Moments:
         """Mean of :meth:`Contributions.class_token`, ``[L, D]``, float64; raises as :meth:`class_means`."""
         return self.class_means().sum(1)
 
-    def other_means(self) -> tuple[Tensor, Tensor]:
-        """Mean of the start of the residual stream and every MLP, ``[layers + 1, D]``, and of the rest, ``[D]``.
+    def residual_means(self) -> tuple[Tensor, Tensor]:
+        """Mean of the start of the residual stream and every MLP, ``[1 + layers, D]``, and of the rest, ``[D]``.
 
         Raises:
             InputError: no images yet.
@@ -192,9 +190,9 @@ class Moments:
         Raises:
             InputError: no images yet, or no such head.
         """
-        layer, group = self._group(layer, head)
+        [(layer, head)] = self._resolve([(layer, head)])
         folded = self._folded(layer)[head]
-        return folded.T @ self._covariances()[group] @ folded
+        return folded.T @ self._covariances()[self._group(layer, head)] @ folded
 
     def spans(self, rank: int | None = None) -> HeadSpans:
         """Where every head's outputs vary, heads of a layer together; see :class:`.spans.HeadSpans`.
@@ -257,15 +255,11 @@ class Moments:
             raise InputError(
                 "somp sums absolute projections, which moments do not hold: use clipfast.textspan on outputs"
             )
-        wanted = self.heads() if heads is None else list(heads)
-        groups = [self._group(layer, head) for layer, head in wanted]
+        pairs = self.heads() if heads is None else self._resolve(heads)
         spans = self.spans(rank)
         if heads is not None:
-            spans = spans.select([group for _, group in groups])
-        found = pursuit.pursue(spans, text_features, size, method, self.backend)
-        return dict(
-            zip(((layer, head) for (layer, _), (_, head) in zip(groups, wanted, strict=True)), found, strict=True)
-        )
+            spans = spans.select([self._group(layer, head) for layer, head in pairs])
+        return dict(zip(pairs, pursuit.pursue(spans, text_features, size, method, self.backend), strict=True))
 
     def heads(self) -> list[tuple[int, int]]:
         """Every (layer, head) covered, in order."""
@@ -276,14 +270,14 @@ class Moments:
         if self.count < images:
             raise InputError(f"the moments of {self.count} images were asked for: at least {images} are needed")
 
-    def _group(self, layer: int, head: int) -> tuple[int, int]:
-        """The layer's own number and where a head stands among the groups."""
+    def _resolve(self, heads: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """(layer, head) pairs with layers counted from 0."""
         self._seen()
-        label = layer + self.basis.layers if layer < 0 else layer
-        if label not in self.layers or not 0 <= head < self.basis.heads:
-            known = f"layers are {list(self.layers)}, heads 0 to {self.basis.heads - 1}"
-            raise InputError(f"no head {head} of layer {layer} here: {known}")
-        return label, self.layers.index(label) * self.basis.heads + head
+        return resolve_heads(heads, self.basis.layers, self.basis.heads, self.layers)
+
+    def _group(self, layer: int, head: int) -> int:
+        """Where a resolved head stands among the groups."""
+        return self.layers.index(layer) * self.basis.heads + head
 
     def _by_layer(self, groups: Tensor) -> list[tuple[int, Tensor]]:
         return list(zip(self.layers, groups.unflatten(0, (len(self.layers), -1)), strict=True))

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clipfast.analyses.ablation import Ablations, Batch
+from clipfast.analyses.ablation import Ablations, Batch, unpack
 from clipfast.analyses.accuracy import Accuracy
 from clipfast.analyses.moments import Moments
 from clipfast.analyses.terms import Terms, as_terms
 from clipfast.analyses.textspan import TextSpan
-from clipfast.basis import full_precision
+from clipfast.basis import autocast_disabled
 from clipfast.contributions import Contributions
 from clipfast.errors import InputError
+from clipfast.indices import resolve_heads
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def reconstruction_curve(
     """Accuracy with heads replaced by :meth:`.TextSpan.reconstruct`, for every number of texts in one pass.
 
     Args:
-        batches: images with labels and groups (or None).
+        batches: ``(contributions, labels)`` or ``(contributions, labels, groups)``.
         classifier: ``[C, D]``.
         spans: the texts of each head that is replaced, by (layer, head), layers negative from the end.
         moments: of the images whose mean is taken, where terms are ablated.
@@ -63,7 +64,8 @@ def reconstruction_curve(
     longest = max(len(span.directions) for span in spans.values())
     baseline, sizes = Accuracy(classifier), tuple(Accuracy(classifier) for _ in range(longest + 1))
     replaced: _Replaced | None = None
-    for contributions, labels, groups in batches:
+    for batch in batches:
+        contributions, labels, groups = unpack(batch)
         if replaced is None:
             replaced = _Replaced(contributions, classifier, spans, longest, moments, ablated)
         whole, logits = replaced.logits(contributions)
@@ -87,13 +89,13 @@ class _Replaced:
         ablated: Terms | str | None,
     ) -> None:
         basis, like = contributions.basis, contributions.codes
-        self._heads = [(layer + basis.layers if layer < 0 else layer, head) for layer, head in spans]
+        self._heads = resolve_heads(spans, basis.layers, basis.heads)
         self._classifier = classifier.to(like)
         self._means = torch.stack([span.mean.to(like) for span in spans.values()])  # [G, D]
         self._directions = like.new_zeros(len(spans), longest, basis.columns)
         for rows, span in zip(self._directions, spans.values(), strict=True):
             rows[: len(span.directions)] = span.directions
-        with full_precision(like):
+        with autocast_disabled(like):
             self._seen = self._directions @ self._classifier.T  # [G, M, C]
         terms = Terms.of(basis) if ablated is None else as_terms(ablated, basis)
         twice = [(layer, head) for layer, head in self._heads if (layer, head) in terms.heads]
@@ -108,7 +110,7 @@ class _Replaced:
 
     def logits(self, contributions: Contributions) -> tuple[Tensor, Tensor]:
         """Of the whole embedding, ``[B, C]``, and for each number of texts, ``[B, M + 1, C]``."""
-        with full_precision(contributions.codes):
+        with autocast_disabled(contributions.codes):
             whole = contributions.total() @ self._classifier.T
             base = whole if self._ablations is None else self._ablations.logits(contributions)[0]
             outputs = torch.stack([contributions.head(layer, head) for layer, head in self._heads], 1)

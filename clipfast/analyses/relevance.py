@@ -14,31 +14,29 @@ logit. Where a method reads the class token's row of a matrix, a tower that aver
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor
 
 from clipfast.analyses.gradients import attention_gradients, attention_matrices, own_gradients
-from clipfast.basis import full_precision
+from clipfast.basis import autocast_disabled
+from clipfast.towers.tower import Tower
 
-if TYPE_CHECKING:
-    from clipfast.towers.tower import Tower
-
-Method: TypeAlias = "Callable[[Tower, Tensor, Tensor], Tensor]"
+Method: TypeAlias = Callable[[Tower, Tensor, Tensor], Tensor]
 
 
-def _read(tower: "Tower", matrix: Tensor) -> Tensor:
+def _read(tower: Tower, matrix: Tensor) -> Tensor:
     """The row of the pooled token, ``[..., N, N] → [..., N]``."""
     return matrix[..., 0, :] if tower.pooling == "cls" else matrix[..., 1:, :].mean(-2)
 
 
-def _patches(tower: "Tower", row: Tensor) -> Tensor:
+def _patches(tower: Tower, row: Tensor) -> Tensor:
     """Scores of tokens without the class token, as the grid of patches, ``[B, N] → [B, rows, columns]``."""
     return row[:, 1:].unflatten(1, tower.grid)
 
 
-def raw_attention(tower: "Tower", images: Tensor, text_features: Tensor | None = None) -> Tensor:
+def raw_attention(tower: Tower, images: Tensor, text_features: Tensor | None = None) -> Tensor:
     """The last layer's attention of the pooled token, averaged over heads; the same for every text.
 
     Keeps one layer's attention, ``B·H·N²``.
@@ -55,7 +53,7 @@ def raw_attention(tower: "Tower", images: Tensor, text_features: Tensor | None =
     return _patches(tower, _read(tower, last).mean(1))
 
 
-def rollout(tower: "Tower", images: Tensor, text_features: Tensor | None = None) -> Tensor:
+def rollout(tower: Tower, images: Tensor, text_features: Tensor | None = None) -> Tensor:
     """Attention rollout (Abnar & Zuidema 2020): how much of each patch arrives at the pooled token, over all layers.
 
     ``Â_L ⋯ Â_1`` with ``Â = (A + I)/2``, ``A`` averaged over heads and ``I`` for the residual connection. Rows of ``A``
@@ -83,7 +81,7 @@ def rolled_out(attentions: Iterable[Tensor]) -> Tensor:
     layers = map(_with_residual, attentions)
     product = next(layers)
     for layer in layers:
-        with full_precision(layer):
+        with autocast_disabled(layer):
             product = layer @ product
     return product
 
@@ -95,7 +93,7 @@ def _with_residual(attention: Tensor) -> Tensor:
     return mixed
 
 
-def gradcam(tower: "Tower", images: Tensor, text_features: Tensor) -> Tensor:
+def gradcam(tower: Tower, images: Tensor, text_features: Tensor) -> Tensor:
     """GradCAM (Selvaraju et al. 2017) on the last layer's attention, as in Chefer et al.'s comparison of ViT methods.
 
     The feature maps are the heads' rows of attention from the pooled token to the patches; a head's weight is its
@@ -117,7 +115,7 @@ def gradcam(tower: "Tower", images: Tensor, text_features: Tensor) -> Tensor:
     return _patches(tower, (weight * _read(tower, attention)).mean(1).relu())
 
 
-def chefer(tower: "Tower", images: Tensor, text_features: Tensor) -> Tensor:
+def chefer(tower: Tower, images: Tensor, text_features: Tensor) -> Tensor:
     """Generic attention explainability (Chefer, Gur & Wolf, ICCV 2021), its rule for self-attention.
 
     ``R ← R + Ā R`` from the first layer to the last, beginning with ``R = I``, where ``Ā`` is the mean over heads of
@@ -150,13 +148,13 @@ def accumulated(row: Tensor, steps: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """
     rows = row[None, None]
     for attention, gradient in steps:
-        with full_precision(attention):
+        with autocast_disabled(attention):
             rows = rows.to(attention)
             rows = rows + rows @ (gradient * attention).relu().mean(1)  # [B, 1, N]
     return rows[:, 0]
 
 
-def legrad(tower: "Tower", images: Tensor, text_features: Tensor, *, tokens: str = "all") -> Tensor:
+def legrad(tower: Tower, images: Tensor, text_features: Tensor, *, tokens: str = "all") -> Tensor:
     """LeGrad (Bousselham et al. 2024): how sensitive every layer's own similarity is to that layer's attention.
 
     The sum over layers of ``ReLU(∂s_l/∂A_l)`` averaged over heads and queries, where ``s_l`` is the similarity of the

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clipfast import storage
 from clipfast.analyses.ranking import largest
-from clipfast.basis import Basis, StoredBasis, full_precision
+from clipfast.basis import Basis, StoredBasis, autocast_disabled
 from clipfast.contributions import Contributions
 from clipfast.errors import InputError, MissingExtra
 
@@ -151,7 +151,7 @@ class Index:
         scale = 1 / (contributions.std * contributions.norm)
         shared = torch.stack([scale, contributions.mean * scale, 1 / contributions.norm], 1)  # [B, 3]
         codes = [contributions.codes[:, contributions.layers.index(layer), head] for layer, head in self.heads]
-        with full_precision(contributions.codes):
+        with autocast_disabled(contributions.codes):
             return torch.cat([*codes, shared.to(codes[0])], 1) @ self._fold.to(codes[0])
 
     def _begin(self, basis: Basis) -> None:
@@ -217,7 +217,7 @@ class Index:
             rows = self._comparable(self._all()[own], measure, centred)
         if not bool(rows.isfinite().all()):
             raise InputError("the query has values that are not finite")
-        with full_precision(rows):
+        with autocast_disabled(rows):
             search = self._by_faiss if engine == "faiss" else partial(nearest_rows, self._all())
             found = search(
                 rows,

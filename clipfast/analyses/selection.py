@@ -111,7 +111,7 @@ def by_contrast(contributions: Contributions, labels: Tensor, groups: Tensor, cl
         InputError: shapes that do not fit, or no class that is in two groups.
     """
     labels, groups = _checked(contributions, labels, groups, classifier)
-    logits = contributions.scores(classifier)[0]  # [B, L, H, C]
+    logits = contributions.scores(classifier).heads  # [B, L, H, C]
     index = labels.to(logits.device)[:, None, None, None].expand(*logits.shape[:3], 1)
     own = logits.gather(3, index)[..., 0]
     margins = (own - (logits.sum(3) - own) / (logits.shape[3] - 1)).double()  # [B, L, H]

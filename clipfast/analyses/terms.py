@@ -15,27 +15,10 @@ Layers count from 0, negative ones from the end (``L0-L-5`` is all but the last 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
+from clipfast.analyses.protocols import Source, sizes
 from clipfast.errors import InputError
-
-if TYPE_CHECKING:
-    from clipfast.model import Model
-
-
-class Sizes(Protocol):
-    """What has layers and heads: a tower, a basis."""
-
-    @property
-    def layers(self) -> int:
-        """Layers, ``L``."""
-
-    @property
-    def heads(self) -> int:
-        """Heads per layer, ``H``."""
-
-
-Source: TypeAlias = "Model | Sizes"
+from clipfast.indices import resolve_heads, resolve_layer, resolve_layers
 
 NOTHING = "nothing"
 _HELP = "write start, mlps, mlp 5, L4, L0-L7, L5.H3, cls, cls 5 or nothing, with commas between"
@@ -54,12 +37,14 @@ class Terms:
 
     Attributes:
         shape: layers of the model and heads per layer.
+        start: whether the start of the residual stream is in the set.
         heads: (layer, head) pairs.
-        mlps: 0 for the start of the residual stream, ``layer + 1`` for the MLP of a layer.
-        class_tokens: layers whose attention's part that the class token gives itself is in the set.
+        mlps: layers whose MLP is in the set.
+        class_tokens: layers of which the class token's own part of the attention is in the set.
     """
 
     shape: tuple[int, int]
+    start: bool = False
     heads: frozenset[tuple[int, int]] = frozenset()
     mlps: frozenset[int] = frozenset()
     class_tokens: frozenset[int] = frozenset()
@@ -69,6 +54,7 @@ class Terms:
         cls,
         model: Source,
         *,
+        start: bool = False,
         heads: Iterable[tuple[int, int]] = (),
         mlps: Iterable[int] = (),
         class_tokens: Iterable[int] = (),
@@ -77,23 +63,21 @@ class Terms:
 
         Args:
             model: a model, or its tower or basis.
+            start: the start of the residual stream.
             heads: (layer, head) pairs, layers negative from the end.
-            mlps: 0 for the start of the stream, ``layer + 1`` for an MLP, negative from the end.
+            mlps: layers of MLPs, negative from the end.
             class_tokens: layers, negative from the end.
 
         Raises:
-            InputError: a layer, head or MLP that does not exist.
+            InputError: a layer or head that does not exist.
         """
         layers, count = shape = sizes(model)
-        pairs = frozenset((_index(layer, layers, "layer"), head) for layer, head in heads)
-        for _, head in pairs:
-            if not 0 <= head < count:
-                raise InputError(f"head {head} does not exist: heads are 0 to {count - 1}")
         return cls(
             shape,
-            pairs,
-            frozenset(_index(index, layers + 1, "MLP") for index in mlps),
-            frozenset(_index(layer, layers, "layer") for layer in class_tokens),
+            start,
+            frozenset(resolve_heads(heads, layers, count)),
+            frozenset(resolve_layers(mlps, layers)),
+            frozenset(resolve_layers(class_tokens, layers)),
         )
 
     @classmethod
@@ -104,7 +88,7 @@ class Terms:
     @classmethod
     def all_mlps(cls, model: Source) -> "Terms":
         """Every MLP; the start of the residual stream, which is much the same for all images, is not among them."""
-        return cls.of(model, mlps=range(1, sizes(model)[0] + 1))
+        return cls.of(model, mlps=range(sizes(model)[0]))
 
     @classmethod
     def all_class_tokens(cls, model: Source) -> "Terms":
@@ -145,25 +129,33 @@ class Terms:
 
     def __or__(self, other: "Terms") -> "Terms":
         """Terms in either set."""
-        self._comparable(other)
+        self._check_shape(other)
         return Terms(
-            self.shape, self.heads | other.heads, self.mlps | other.mlps, self.class_tokens | other.class_tokens
+            self.shape,
+            self.start or other.start,
+            self.heads | other.heads,
+            self.mlps | other.mlps,
+            self.class_tokens | other.class_tokens,
         )
 
     def __sub__(self, other: "Terms") -> "Terms":
         """Terms of this set that are named in no other; a head takes no class token's part with it."""
-        self._comparable(other)
+        self._check_shape(other)
         return Terms(
-            self.shape, self.heads - other.heads, self.mlps - other.mlps, self.class_tokens - other.class_tokens
+            self.shape,
+            self.start and not other.start,
+            self.heads - other.heads,
+            self.mlps - other.mlps,
+            self.class_tokens - other.class_tokens,
         )
 
-    def _comparable(self, other: "Terms") -> None:
+    def _check_shape(self, other: "Terms") -> None:
         if self.shape != other.shape:
             first, second = (f"{layers} layers of {heads} heads" for layers, heads in (self.shape, other.shape))
             raise InputError(f"these terms are of different models: {first}, and {second}")
 
     def __bool__(self) -> bool:
-        return bool(self.heads or self.mlps or self.class_tokens)
+        return bool(self.start or self.heads or self.mlps or self.class_tokens)
 
     def whole(self, layer: int) -> bool:
         """Whether all heads of a layer are in the set."""
@@ -181,10 +173,9 @@ class Terms:
 
     def __str__(self) -> str:
         layers = self.shape[0]
-        mlps = {index - 1 for index in self.mlps if index}
         whole = [layer for layer in range(layers) if self.whole(layer)]
-        items = ["start"] if 0 in self.mlps else []
-        items += ["mlps"] if len(mlps) == layers else _runs("mlp {}", "mlp {}-{}", mlps)
+        items = ["start"] if self.start else []
+        items += ["mlps"] if len(self.mlps) == layers else _runs("mlp {}", "mlp {}-{}", self.mlps)
         items += ["cls"] if len(self.class_tokens) == layers else _runs("cls {}", "cls {}-{}", self.class_tokens)
         items += _runs("L{}", "L{}-L{}", whole)
         items += [f"L{layer}.H{head}" for layer, head in sorted(self.heads) if layer not in whole]
@@ -192,12 +183,6 @@ class Terms:
 
     def __repr__(self) -> str:
         return f"Terms({str(self)!r})"
-
-
-def sizes(model: Source) -> tuple[int, int]:
-    """Layers and heads per layer of a model, or of its tower or basis."""
-    source = cast(Sizes, getattr(model, "tower", model))
-    return source.layers, source.heads
 
 
 def as_terms(terms: Terms | str, model: Source) -> Terms:
@@ -208,7 +193,7 @@ def as_terms(terms: Terms | str, model: Source) -> Terms:
     """
     if isinstance(terms, str):
         return Terms.parse(terms, model)
-    terms._comparable(Terms(sizes(model)))
+    terms._check_shape(Terms(sizes(model)))
     return terms
 
 
@@ -216,7 +201,7 @@ def _item(text: str, shape: tuple[int, int]) -> Terms:
     """One item of the text; ``ValueError`` where it is none."""
     model = _Shape(*shape)
     if text.casefold() == "start":
-        return Terms.of(model, mlps=[0])
+        return Terms.of(model, start=True)
     if text.casefold() == "mlps":
         return Terms.all_mlps(model)
     if text.casefold() == "cls":
@@ -229,7 +214,7 @@ def _item(text: str, shape: tuple[int, int]) -> Terms:
         layers = _range(match[2], match[3], shape[0])
         if match[1].casefold() == "cls":
             return Terms.of(model, class_tokens=layers)
-        return Terms.of(model, mlps=[layer + 1 for layer in layers])
+        return Terms.of(model, mlps=layers)
     raise ValueError(text)
 
 
@@ -241,14 +226,8 @@ class _Shape:
     heads: int
 
 
-def _index(index: int, count: int, kind: str) -> int:
-    if not -count <= index < count:
-        raise InputError(f"{kind} {index} does not exist: choose from 0 to {count - 1}, or negative from the end")
-    return index % count
-
-
 def _range(first: str, last: str | None, layers: int) -> range:
-    start, stop = (_index(int(text), layers, "layer") for text in (first, last or first))
+    start, stop = (resolve_layer(int(text), layers) for text in (first, last or first))
     if start > stop:
         raise InputError(f"the range goes down, from layer {start} to {stop}")
     return range(start, stop + 1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clipfast.basis import full_precision
+from clipfast.basis import autocast_disabled
 from clipfast.contributions import Contributions
 from clipfast.errors import InputError
 
@@ -96,7 +96,7 @@ class TermVariances:
 def _terms(contributions: Contributions) -> Tensor:
     """Attention of the kept layers, the rest, the start, every MLP: ``[B, L + 2 + layers of the model, D]``."""
     basis, layers = contributions.basis, contributions.layers
-    with full_precision(contributions.codes):
+    with autocast_disabled(contributions.codes):
         scale = 1 / (contributions.std * contributions.norm)
         constants = basis.constants(contributions.mean, contributions.std, layers) * scale[:, None, None]
         attention = [
@@ -104,4 +104,6 @@ def _terms(contributions: Contributions) -> Tensor:
             + basis.heads * constants[:, position]
             for position, layer in enumerate(layers)
         ]
-        return torch.stack([*attention, contributions.rest, *contributions.mlps.unbind(1)], 1).double()
+        return torch.stack(
+            [*attention, contributions.rest, contributions.start, *contributions.mlps.unbind(1)], 1
+        ).double()

@@ -9,7 +9,7 @@ place of the covariance over images. Source of the decomposition by SVD: arXiv 2
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,16 +17,30 @@ from torch import Tensor
 from clipfast.analyses import spans as spanning
 from clipfast.analyses import textspan as pursuit
 from clipfast.analyses.spans import HeadSpans
-from clipfast.analyses.terms import Terms
 from clipfast.analyses.textspan import Method, TextSpan
+from clipfast.basis import Basis
 from clipfast.errors import InputError
+from clipfast.indices import resolve_heads
+from clipfast.towers.tower import Tower
 
-if TYPE_CHECKING:
-    from clipfast.model import Model
+
+class HasWeights(Protocol):
+    """A model with a vision tower and the basis of its contributions."""
+
+    backend: str
+
+    @property
+    def tower(self) -> Tower:
+        """The vision tower."""
+
+    def basis(self) -> Basis:
+        """The model's part of every contribution."""
 
 
 @torch.no_grad()
-def weight_spans(model: "Model", heads: Sequence[tuple[int, int]] | None = None, rank: int | None = None) -> HeadSpans:
+def weight_spans(
+    model: HasWeights, heads: Sequence[tuple[int, int]] | None = None, rank: int | None = None
+) -> HeadSpans:
     """Where the outputs of heads would vary if tokens were white, by the singular vectors of each ``W_VO``.
 
     Args:
@@ -43,18 +57,17 @@ def weight_spans(model: "Model", heads: Sequence[tuple[int, int]] | None = None,
     if rank is not None and rank < 1:
         raise InputError(f"rank is {rank}, expected at least 1")
     tower, basis = model.tower, model.basis()
-    every = [(layer, head) for layer in range(tower.layers) for head in range(tower.heads)]
-    wanted = every if heads is None else [_known(pair, tower.layers, model) for pair in heads]
+    pairs = _resolve(tower, heads)
     share = spanning.noise(tower.dtype)
-    found = {}
-    for layer in sorted({layer for layer, _ in wanted}):
+    spans = {}
+    for layer in sorted({layer for layer, _ in pairs}):
         block = tower.blocks[layer]
         values = block.in_weight.detach().double().chunk(3)[2] * block.ln_1.weight.detach().double()
         values = values - values.mean(1, keepdim=True)  # the LayerNorm before takes every token's mean away
         codes = values.unflatten(0, (tower.heads, -1))  # [H, E, W]
         covariance = codes @ codes.transpose(1, 2)
-        found[layer] = spanning.of_codes(basis.values(layer).double(), covariance, covariance, share, rank)
-    rows = [(found[layer], head) for layer, head in wanted]
+        spans[layer] = spanning.of_codes(basis.values(layer).double(), covariance, covariance, share, rank)
+    rows = [(spans[layer], head) for layer, head in pairs]
     axes = torch.stack([layer[0][head] for layer, head in rows])
     return HeadSpans(
         axes=axes,
@@ -67,7 +80,7 @@ def weight_spans(model: "Model", heads: Sequence[tuple[int, int]] | None = None,
 
 
 def weight_textspan(
-    model: "Model",
+    model: HasWeights,
     text_features: Tensor,
     size: int,
     heads: Sequence[tuple[int, int]] | None = None,
@@ -96,15 +109,13 @@ def weight_textspan(
     pursuit.check_size(size)
     if pursuit.check_method(method) == "somp":
         raise InputError("somp sums absolute projections of outputs: without images choose greedy or omp")
+    pairs = _resolve(model.tower, heads)
+    spans = weight_spans(model, pairs, rank)
+    return dict(zip(pairs, pursuit.pursue(spans, text_features, size, method, model.backend), strict=True))
+
+
+def _resolve(tower: Tower, heads: Sequence[tuple[int, int]] | None) -> list[tuple[int, int]]:
+    """(layer, head) pairs with layers counted from 0; all heads for None."""
     if heads is None:
-        heads = [(layer, head) for layer in range(model.tower.layers) for head in range(model.tower.heads)]
-    spans = weight_spans(model, heads, rank)
-    layers = model.tower.layers
-    named = [(layer + layers if layer < 0 else layer, head) for layer, head in heads]
-    return dict(zip(named, pursuit.pursue(spans, text_features, size, method, model.backend), strict=True))
-
-
-def _known(pair: tuple[int, int], layers: int, model: "Model") -> tuple[int, int]:
-    """The head with its layer counted from the first; raises for one that does not exist."""
-    Terms.of(model, heads=[pair])
-    return (pair[0] + layers if pair[0] < 0 else pair[0]), pair[1]
+        return [(layer, head) for layer in range(tower.layers) for head in range(tower.heads)]
+    return resolve_heads(heads, tower.layers, tower.heads)

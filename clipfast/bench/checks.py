@@ -58,12 +58,12 @@ def against_plain(found: Contributions, heads: Tensor, embedding: Tensor, bound:
         bound: largest error accepted.
     """
     wanted = unit(embedding.to(found.norm.dtype))
-    terms = heads.sum((1, 2)) + found.mlps.sum(1) + found.rest
+    terms = heads.sum((1, 2)) + found.start_and_mlps().sum(1) + found.rest
     own = unit(found.embedding.to(found.norm.dtype))
     return [
         Check("embedding against the plain forward's", difference(own, wanted), bound),
         Check("sum of all terms against the plain forward's embedding", difference(terms, wanted), bound),
-        Check("check()", found.check(), bound),
+        Check("max_error()", found.max_error(), bound),
     ]
 
 
@@ -79,8 +79,12 @@ def against_naive(found: Contributions, attentions: Tensor, wanted: naive.Result
     what = "tokens" if wanted.attentions.ndim == 5 else "heads"
     checks = [
         Check(f"{what} against the naive implementation's", relative(attentions, wanted.attentions), bound),
-        Check("mlps against the naive implementation's", relative(found.mlps, wanted.mlps), bound),
-        Check("check()", found.check(), bound),
+        Check(
+            "start and MLPs against the naive implementation's",
+            relative(found.start_and_mlps(), wanted.start_and_mlps),
+            bound,
+        ),
+        Check("max_error()", found.max_error(), bound),
     ]
     if what == "tokens":
         heads = relative(found.heads(), wanted.heads())
@@ -136,7 +140,7 @@ class Gate:
 
     def _naive(self, result: naive.Result) -> list[Check]:
         heads = result.heads().double()
-        terms = heads.sum((1, 2)) + result.mlps.double().sum(1)
+        terms = heads.sum((1, 2)) + result.start_and_mlps.double().sum(1)
         apart = difference(terms, unit(self._plain.double()))
         checks = [self._check("sum of the naive terms against the plain forward's embedding", apart)]
         if self._exact is not None:

@@ -28,12 +28,12 @@ class Result:
     Attributes:
         embedding: ``[B, D]``, not normalised.
         attentions: ``[B, L, N, H, D]``, or ``[B, L, H, D]`` without tokens.
-        mlps: ``[B, L + 1, D]``: the start of the residual stream, then every MLP.
+        start_and_mlps: ``[B, 1 + L, D]``: the start of the residual stream, then every MLP.
     """
 
     embedding: Tensor
     attentions: Tensor
-    mlps: Tensor
+    start_and_mlps: Tensor
 
     def heads(self) -> Tensor:
         """``[B, L, H, D]``."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from clipfast.analyses.moments import Moments
@@ -153,7 +152,7 @@ def _settings(options: Collecting, sources: Sequence[Source], model: Model) -> d
 def _decompose(model: Model, batch: list[Entry], pixels: Tensor, writer: CollectionWriter, dtype: str) -> int:
     """One batch, from pixels to the collection; returns how many have no finite embedding."""
     found = model.decompose(pixels, class_token=True)
-    finite = (torch.isfinite(found.embedding).all(1) & (found.norm > 0)).tolist()
+    finite = found.is_finite().tolist()
     for entry, good in zip(batch, finite, strict=True):
         if not good:
             reason = f"{entry.file}: the embedding is not finite in {dtype}"

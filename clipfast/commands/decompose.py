@@ -15,7 +15,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from clipfast.basis import check_centring
@@ -124,7 +123,7 @@ def run(options: Options) -> int:
             for batch in batches:
                 if batch.items:
                     with memory_for(options.batch_size, str(model.device)):
-                        pixels = model.images(batch.pixels)
+                        pixels = model.prepare(batch.pixels)
                         _decompose(options, model, layers, texts, features, batch.items, pixels, writer, done)
                 advance(options.batch_size)
         complete = True
@@ -157,13 +156,13 @@ def _decompose(
     found = model.decompose(
         pixels,
         texts=features if texts else None,
+        labels=texts or None,
         maps="per_head" if options.per_head else None,
         tokens=options.tokens,
         layers=layers,
         centring=check_centring(options.centring),
     )
-    found.texts = tuple(texts) or None
-    finite = torch.isfinite(found.embedding).all(1) & (found.norm > 0)
+    finite = found.is_finite()
     if not finite.all():
         for source, good in zip(batch, finite.tolist(), strict=True):
             if not good:
@@ -174,7 +173,7 @@ def _decompose(
         if not rows:
             return
         found, pixels, batch = found.select(rows), pixels[rows], [batch[row] for row in rows]
-    done.check = max(done.check, found.check())
+    done.check = max(done.check, found.max_error())
     entries = _entries(batch, found, texts, features)
     if options.panels and texts:
         _write_panels(options, model, found, pixels, texts, features, entries)

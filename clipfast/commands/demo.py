@@ -125,7 +125,7 @@ def run(options: Options) -> int:
 
 def _show(model: Model, subject: Subject, out: Path) -> tuple[float, TextShares]:
     """Decomposes one picture and writes its panels; returns the sum check and the parts of the score shown."""
-    pixels = model.images([subject.picture])
+    pixels = model.prepare([subject.picture])
     features = encode_texts(model, subject.texts)
     found = model.decompose(pixels, texts=features, maps="per_head")
     (picture,) = Seen(model).pictures(pixels)
@@ -135,7 +135,7 @@ def _show(model: Model, subject: Subject, out: Path) -> tuple[float, TextShares]
     name = subject.name
     write_panel(draw_texts(name, picture, found, 0, subject.texts, scores), out / f"{name}.png")
     write_panel(draw_heads(name, picture, found, 0, shares[main], main), out / "heads" / f"{name}.png")
-    return found.check(), shares[main]
+    return found.max_error(), shares[main]
 
 
 def _row(name: str, shares: TextShares) -> list[str]:

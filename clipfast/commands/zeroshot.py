@@ -144,7 +144,8 @@ def labelled_batches(collection: Collection, classes: Classes, groups: Groups) -
         rows = [row for row, entry in enumerate(entries) if entry.label is not None]
         if rows:
             kept = [entries[row] for row in rows]
-            yield (found if len(rows) == len(entries) else found.select(rows)), classes.index(kept), groups.index(kept)
+            some, numbers = (found if len(rows) == len(entries) else found.select(rows)), groups.index(kept)
+            yield (some, classes.index(kept)) if numbers is None else (some, classes.index(kept), numbers)
 
 
 @dataclass(frozen=True)

@@ -106,19 +106,19 @@ def text_shares(
     Raises:
         InputError: features of another width.
     """
-    heads, mlps = (part.cpu() for part in found.scores(features))  # [B, L, H, T], [B, layers of the model + 1, T]
-    rest = (found.rest @ features.to(found.rest).T).tolist()  # [B, T]
+    parts = found.scores(features)
+    start, heads, mlps, rest = (part.cpu() for part in parts)  # [B, T], [B, L, H, T], [B, layers, T], [B, T]
     scores: list[list[float]] = text_scores(found, features).tolist()  # [B, T]
     return [
         [
             TextShares(
                 text=texts[column],
                 score=scores[image][column],
-                start=float(mlps[image, 0, column]),
+                start=float(start[image, column]),
                 layers=found.layers,
                 attention=heads[image, :, :, column].sum(1).tolist(),
-                mlps=mlps[image, 1:, column].tolist(),
-                rest=rest[image][column],
+                mlps=mlps[image, :, column].tolist(),
+                rest=float(rest[image, column]),
                 heads=heads[image, :, :, column].tolist(),
             )
             for column in best_texts(scores[image], most)

@@ -49,7 +49,8 @@ def moments_of(*parts: Contributions) -> Moments:
 
 def parts(found: Contributions) -> dict[object, Tensor]:
     """Every smallest term: of each head the class token's part and what is left, of the others what they are."""
-    terms: dict[object, Tensor] = {("mlp", index): found.mlps[:, index] for index in range(LAYERS + 1)}
+    terms: dict[object, Tensor] = {("mlp", layer): found.mlps[:, layer] for layer in range(LAYERS)}
+    terms["start"] = found.start
     for layer in range(LAYERS):
         own = found.tokens(layer)[:, 0]  # [B, H, D]
         for head in range(HEADS):
@@ -59,7 +60,8 @@ def parts(found: Contributions) -> dict[object, Tensor]:
 
 
 def naive(found: Contributions, seen: Contributions, terms: Terms) -> Tensor:
-    gone = {("mlp", index) for index in terms.mlps}
+    gone: set[object] = {("mlp", layer) for layer in terms.mlps}
+    gone |= {"start"} if terms.start else set()
     gone |= {("class", layer, head) for layer in terms.class_tokens for head in range(HEADS)}
     gone |= {(kind, layer, head) for layer, head in terms.heads for kind in ("class", "other")}
     own, theirs = parts(found), parts(seen)
@@ -110,7 +112,8 @@ def test_any_set_of_terms(data: tuple[Contributions, Contributions, Moments], dr
     terms = Terms.of(
         found.basis,
         heads=draws.draw(st.lists(st.tuples(layer, st.integers(0, HEADS - 1)), max_size=6)),
-        mlps=draws.draw(st.lists(st.integers(0, LAYERS), max_size=4)),
+        start=draws.draw(st.booleans()),
+        mlps=draws.draw(st.lists(layer, max_size=4)),
         class_tokens=draws.draw(st.lists(layer, max_size=3)),
     )
     want = naive(found, seen, terms)

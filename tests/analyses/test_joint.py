@@ -56,10 +56,10 @@ def test_patches_along_a_heads_directions(
     assert found.shape == (3, 7, len(span.picks))
     basis, scale = tokens.basis, 1 / (tokens.std * tokens.norm)
     constant = basis.biases[layer] + torch.outer(tokens.mean, basis.mean_row) + torch.outer(tokens.std, basis.std_row)
-    assert tokens.kept_values is not None
+    assert tokens._values is not None
     for image in range(3):
         for token in range(7):
-            value = tokens.kept_values[layer][image, token, number]  # [E]
+            value = tokens._values[layer][image, token, number]  # [E]
             weighted = tokens.attention[image, layer, number, token] * value @ basis.values(layer)[number]
             part = (weighted + constant[image] / 7) * scale[image]  # [D]
             for place, direction in enumerate(span.directions):
@@ -89,7 +89,7 @@ def test_patches_need_tokens(seen: clipfast.Contributions, tokens: clipfast.Cont
         patch_scores(seen, 0, 0, texts)
     with pytest.raises(clipfast.InputError, match="head 2 does not exist"):
         patch_scores(tokens, 0, 2, texts)
-    with pytest.raises(clipfast.InputError, match="layer 3 was not kept"):
+    with pytest.raises(clipfast.InputError, match="layer 3 does not exist"):
         patch_scores(tokens, 3, 0, texts)
     for wrong in (texts[:, 1:], texts[0]):
         with pytest.raises(clipfast.InputError, match=r"directions have shape \[.*\], expected \[directions, 20\]"):

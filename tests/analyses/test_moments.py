@@ -38,8 +38,9 @@ def of(contributions: clipfast.Contributions, *, batch: int = 37) -> Moments:
 def test_means_and_covariances_are_those_of_the_outputs(seen: clipfast.Contributions) -> None:
     moments, heads = of(seen), seen.heads()
     assert error(moments.means(), heads.mean(0)) <= FLOAT64
-    mlps, rest = moments.other_means()
-    assert error(mlps, seen.mlps.mean(0)) <= FLOAT64
+    residual, rest = moments.residual_means()
+    assert error(residual[0], seen.start.mean(0)) <= FLOAT64
+    assert error(residual[1:], seen.mlps.mean(0)) <= FLOAT64
     assert error(rest, seen.rest.mean(0)) <= FLOAT64
     for layer, head in moments.heads():
         assert error(moments.covariance(layer, head), torch.cov(heads[:, layer, head].T)) <= FLOAT64
@@ -174,7 +175,7 @@ def test_what_does_not_belong_together(seen: clipfast.Contributions, features: t
         moments.update(other)
     with pytest.raises(clipfast.InputError, match="another model"):
         moments.merge(of(other))
-    with pytest.raises(clipfast.InputError, match="no head 2 of layer 0 here"):
+    with pytest.raises(clipfast.InputError, match="head 2 does not exist"):
         moments.textspan(features, 3, heads=[(0, 2)])
     with pytest.raises(clipfast.InputError, match="somp"):
         moments.textspan(features, 3, method="somp")
@@ -197,7 +198,7 @@ def test_nothing_seen() -> None:
     model = clipfast.wrap(vision_tower(seed=1))
     moments = Moments(model)
     moments.update(model.decompose(torch.empty(0, 3, 24, 24)))
-    for call in (moments.means, moments.heads, moments.other_means, moments.spans):
+    for call in (moments.means, moments.heads, moments.residual_means, moments.spans):
         with pytest.raises(clipfast.InputError, match="the moments of 0 images were asked for"):
             call()
 

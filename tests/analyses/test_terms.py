@@ -30,7 +30,8 @@ def sets(draw: st.DrawFn, shape: Sized | None = None) -> Terms:
         shape,
         heads=draw(st.lists(st.tuples(layer, st.integers(0, shape.heads - 1))))
         + [(whole, head) for whole in draw(st.lists(layer)) for head in range(shape.heads)],
-        mlps=draw(st.lists(st.integers(0, shape.layers))),
+        start=draw(st.booleans()),
+        mlps=draw(st.lists(layer)),
         class_tokens=draw(st.lists(layer)),
     )
 
@@ -42,11 +43,11 @@ def heads(*layers: int) -> frozenset[tuple[int, int]]:
 @pytest.mark.parametrize(
     ("text", "want"),
     [
-        ("start", Terms.of(TWELVE, mlps=[0])),
-        ("mlps", Terms.of(TWELVE, mlps=range(1, 13))),
-        ("mlp 5", Terms.of(TWELVE, mlps=[6])),
-        ("mlp 3-5", Terms.of(TWELVE, mlps=[4, 5, 6])),
-        ("MLP -1", Terms.of(TWELVE, mlps=[12])),
+        ("start", Terms.of(TWELVE, start=True)),
+        ("mlps", Terms.of(TWELVE, mlps=range(12))),
+        ("mlp 5", Terms.of(TWELVE, mlps=[5])),
+        ("mlp 3-5", Terms.of(TWELVE, mlps=[3, 4, 5])),
+        ("MLP -1", Terms.of(TWELVE, mlps=[11])),
         ("cls", Terms.of(TWELVE, class_tokens=range(12))),
         ("cls 0-1, cls 11", Terms.of(TWELVE, class_tokens=[0, 1, 11])),
         ("L4", Terms.of(TWELVE, heads=heads(4))),
@@ -56,9 +57,9 @@ def heads(*layers: int) -> frozenset[tuple[int, int]]:
         ("L-2-L-1", Terms.of(TWELVE, heads=heads(10, 11))),
         ("L10-L-1", Terms.of(TWELVE, heads=heads(10, 11))),
         ("L5.H3", Terms.of(TWELVE, heads=[(5, 3)])),
-        ("L-1.h0, mlp 0,start", Terms.of(TWELVE, heads=[(11, 0)], mlps=[0, 1])),
+        ("L-1.h0, mlp 0,start", Terms.of(TWELVE, start=True, heads=[(11, 0)], mlps=[0])),
         ("nothing", Terms.of(TWELVE)),
-        ("nothing, start", Terms.of(TWELVE, mlps=[0])),
+        ("nothing, start", Terms.of(TWELVE, start=True)),
     ],
 )
 def test_text_names_a_set(text: str, want: Terms) -> None:
@@ -113,6 +114,8 @@ def test_union_and_difference(one: Terms, other: Terms) -> None:
     for kind in ("heads", "mlps", "class_tokens"):
         assert getattr(both, kind) == getattr(one, kind) | getattr(other, kind)
         assert getattr(left, kind) == getattr(one, kind) - getattr(other, kind)
+    assert both.start == (one.start or other.start)
+    assert left.start == (one.start and not other.start)
     assert Terms.parse(f"{one}, {other}", TWELVE) == both
     assert bool(one) == (one != Terms.of(TWELVE))
 
@@ -149,7 +152,7 @@ def test_terms_or_their_text() -> None:
             join()
 
 
-@pytest.mark.parametrize("wrong", [{"heads": [(12, 0)]}, {"heads": [(0, -1)]}, {"mlps": [13]}, {"class_tokens": [-13]}])
+@pytest.mark.parametrize("wrong", [{"heads": [(12, 0)]}, {"heads": [(0, -1)]}, {"mlps": [12]}, {"class_tokens": [-13]}])
 def test_terms_that_do_not_exist(wrong: dict) -> None:
     with pytest.raises(clipfast.InputError, match="does not exist"):
         Terms.of(TWELVE, **wrong)

@@ -65,19 +65,19 @@ def test_heads_that_are_wrong_or_in_the_wrong_places(case: Case, gate: Gate) -> 
     # every sum is right: only the decomposition in float64 knows better
     assert red(gate, "heads", lambda: (found, heads.roll(1, 2))) == ["heads against float64"]
     assert red(gate, "heads", lambda: (found, heads.roll(1, 1))) == ["heads against float64"]
-    assert "check()" in red(gate, "heads", lambda: (replace(found, codes=found.codes * 1.01), heads))
+    assert "max_error()" in red(gate, "heads", lambda: (replace(found, codes=found.codes * 1.01), heads))
     assert red(gate, "heads", lambda: (found, heads * float("nan")))
 
 
 def test_attention_and_maps_in_the_wrong_places(case: Case, gate: Gate) -> None:
     found, heads = call(case, "maps")()  # type: ignore[misc]
-    rolled = replace(found, kept_attention=found.attention.roll(1, -1))
+    rolled = replace(found, _attention=found.attention.roll(1, -1))
     assert red(gate, "attention", lambda: (rolled, heads)) == ["attention against float64"]
-    scaled = replace(found, kept_attention=found.attention * 1.01)
+    scaled = replace(found, _attention=found.attention * 1.01)
     assert "rows of attention against 1" in red(gate, "attention", lambda: (scaled, heads))
-    moved = replace(found, kept_maps=found.maps.roll(1, 1))
+    moved = replace(found, _maps=found.maps.roll(1, 1))
     assert red(gate, "maps", lambda: (moved, heads)) == ["maps against float64"]
-    scaled = replace(found, kept_maps=found.maps * 1.01)
+    scaled = replace(found, _maps=found.maps * 1.01)
     assert "maps summed over tokens against the heads' scores" in red(gate, "maps", lambda: (scaled, heads))
 
 

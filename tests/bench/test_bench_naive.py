@@ -49,9 +49,9 @@ def test_the_naive_terms_add_up_to_the_modules_embedding(visual: Any, images: to
     with torch.no_grad():
         wanted = visual(images)
     assert result.attentions.shape == ((3, 3, 17, 4, 20) if spatial else (3, 3, 4, 20))
-    assert result.mlps.shape == (3, 4, 20)
+    assert result.start_and_mlps.shape == (3, 4, 20)
     assert difference(result.embedding, wanted) < 1e-5
-    assert difference(result.heads().sum((1, 2)) + result.mlps.sum(1), unit(wanted)) < 1e-6
+    assert difference(result.heads().sum((1, 2)) + result.start_and_mlps.sum(1), unit(wanted)) < 1e-6
 
 
 def test_naive_equals_clipfast(visual: Any, images: torch.Tensor) -> None:

@@ -231,7 +231,7 @@ def transparent(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (forward, contributions):
         monkeypatch.setattr(module, "ops", Eager())
     for module in (forward, basis, contributions):  # there is no autocast of meta tensors to switch off
-        monkeypatch.setattr(module, "full_precision", lambda like: contextlib.nullcontext(), raising=False)
+        monkeypatch.setattr(module, "autocast_disabled", lambda like: contextlib.nullcontext(), raising=False)
 
 
 def count_decomposed(tower: Tower, images: Tensor, wanted: Wanted) -> int:

@@ -44,7 +44,7 @@ class Logger:
         self.images = None
     def finalize(self, representation):
         result = naive.decompose(self.visual, self.images, spatial=self.spatial)
-        return result.attentions, result.mlps
+        return result.attentions, result.start_and_mlps
 
 def hook_prs_logger(model, device, spatial=True):
     logger = model.logger = Logger()
@@ -80,7 +80,7 @@ def test_it_gets_the_same_weights_and_images_and_hands_back_its_arrays(
         assert other.peak()["peak_mb"] >= other.peak()["loaded_mb"] * 0.99
     wanted = naive.decompose(visual, images)
     assert cases.relative(result.attentions, wanted.attentions) < 1e-5
-    assert cases.relative(result.mlps, wanted.mlps) < 1e-5
+    assert cases.relative(result.start_and_mlps, wanted.start_and_mlps) < 1e-5
     assert cases.difference(result.embedding, wanted.embedding) < 1e-5
 
 

@@ -77,7 +77,7 @@ def test_every_row_is_what_an_ablated_encoder_gets(data: Path, model_folder: Pat
     moments = Moments.load(data / "all" / "moments.safetensors")
     rows = found["ablations"]
     assert [row["name"] for row in rows] == ["nothing", *named]
-    encoders = [model.encode_image, *(model.ablated(text, moments).encode_image for text in named)]
+    encoders = [model.encode_image, *(package.Ablated(model, text, moments).encode_image for text in named)]
     for row, encode in zip(rows, encoders, strict=True):
         average, worst = accuracies(model, encode, data)
         assert row["accuracy"] == pytest.approx(average, abs=1e-5)

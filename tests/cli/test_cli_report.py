@@ -121,7 +121,7 @@ def test_accuracies_are_those_of_the_embedding(
     assert "of 11 images; chance 50.0 %" in facts
     assert row(page, "Attention ablated layer by layer", "nothing") == [percent(base), percent(worst)]
     whole = found.embedding / found.norm[:, None]
-    mlps = found.mlps[:, 1:].sum(1)
+    mlps = found.mlps.sum(1)
     assert row(page, "MLPs and the class token", "all MLPs")[0] == percent(
         accuracy(model, names, whole - mlps + mlps.mean(0))[0]
     )

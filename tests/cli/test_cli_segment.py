@@ -93,7 +93,7 @@ def test_every_method_has_the_scores_of_its_definition(
         kept.append(values != IGNORED)
         heats["ours"].append(hot(patches(model, path, directions[at : at + 1])[..., 0]))
         for method, function in METHODS.items():
-            heats[method].append(hot(function(model.tower, model.images([path]), directions[at])[0]))
+            heats[method].append(hot(function(model.tower, model.prepare([path]), directions[at])[0]))
     assert [row["method"] for row in found["methods"]] == list(heats)
     for row in found["methods"]:
         each = heats[row["method"]]
@@ -163,7 +163,7 @@ def test_labels_of_pixels(
             if row["method"] == "ours":
                 maps = patches(model, path, directions)
             else:
-                every = [METHODS["chefer"](model.tower, model.images([path]), each)[0] for each in directions]
+                every = [METHODS["chefer"](model.tower, model.prepare([path]), each)[0] for each in directions]
                 maps = torch.stack(every, -1)
             big = F.interpolate(maps.permute(2, 0, 1)[None], size=(SIZE, SIZE), mode="bilinear")[0]
             label = big.argmax(0).clamp_max(3)

@@ -108,7 +108,7 @@ def test_lines_fit() -> None:
 def test_seen_undoes_the_normalisation() -> None:
     model = clipfast.wrap(clip_model())
     original = picture()
-    (seen,) = Seen(model).pictures(model.images([original]))
+    (seen,) = Seen(model).pictures(model.prepare([original]))
     assert np.abs(np.asarray(seen, dtype=int) - np.asarray(original, dtype=int)).max() <= 1
 
 
@@ -116,7 +116,7 @@ def test_shares_add_up_to_the_score() -> None:
     model = clipfast.wrap(clip_model())
     features = directions(13, model.tower.embed_dim)
     texts = [str(number) for number in range(13)]
-    found = model.decompose(model.images([picture(), picture(30, 20)]), layers=[1])
+    found = model.decompose(model.prepare([picture(), picture(30, 20)]), layers=[1])
     for image in text_shares(found, features, texts):
         assert len(image) == MOST_TEXTS
         assert [shares.score for shares in image] == sorted((shares.score for shares in image), reverse=True)

@@ -57,7 +57,7 @@ def of_contributions(made: "clipfast.Contributions", layer: int = -1) -> Iterato
     """Every number of one decomposition, by name."""
     for name in ("embedding", "norm", "mean", "std", "codes", "rest", "attention", "class_codes"):
         yield name, getattr(made, name)
-    yield "start_and_mlps", made.mlps
+    yield "start_and_mlps", torch.cat([made.start[:, None], made.mlps], 1)
     yield "heads", made.heads()
     yield "head", made.head(layer, 1)
     yield "tokens", made.tokens(layer)
@@ -130,7 +130,8 @@ def of_large_tower() -> Iterator[tuple[str, Tensor]]:
             made = model.decompose(images, texts=directions(16, 512), maps="summed", attention=True)
             for name in ("embedding", "codes", "attention", "maps", "rest"):
                 yield f"large/{dtype_name}/{threads}/{name}", getattr(made, name)
-            yield f"large/{dtype_name}/{threads}/start_and_mlps", made.mlps
+            both = torch.cat([made.start[:, None], made.mlps], 1)
+            yield f"large/{dtype_name}/{threads}/start_and_mlps", both
     torch.set_num_threads(1)
 
 

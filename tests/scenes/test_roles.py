@@ -69,7 +69,7 @@ def test_both_losses_are_what_the_decomposition_says(visual: Any, images: torch.
     weights = energies.sum(1) / energies.sum()
     assert float(roles.specialisation()) == pytest.approx(float((weights * entropy).sum()), abs=1e-6)
 
-    around = found.mlps.sum(1) + found.heads()[:, :-late].sum((1, 2))
+    around = found.start + found.mlps.sum(1) + found.heads()[:, :-late].sum((1, 2))
     whole = found.total()
     ratios = [float((around @ rows.T).var(0).sum() / (whole @ rows.T).var(0).sum()) ** 0.5 for rows in contrasts(texts)]
     assert float(roles.bypass()) == pytest.approx(sum(ratios) / len(ratios), abs=1e-4)

@@ -127,5 +127,5 @@ def _validation(folder: Path, test: Labelled) -> tuple[Contributions, Tensor, Te
     if not groups.names:
         raise InputError(f"{folder} has no {'groups' if labels else 'labels'}: {collected}")
     batches = list(labelled_batches(collection, test.classes, groups))
-    members = [batch[2] for batch in batches if batch[2] is not None]
+    members = [batch[2] for batch in batches if len(batch) == 3]
     return Contributions.cat([batch[0] for batch in batches]), torch.cat([b[1] for b in batches]), torch.cat(members)

@@ -191,7 +191,7 @@ class _Pass:
                     some = entries[start : start + step]
                     found = whole.select(range(start, start + len(some)))
                     if everything:
-                        self.check = max(self.check, found.check())
+                        self.check = max(self.check, found.max_error())
                         self.variances.update(found)
                         if self._tops is not None and self._directions:
                             self._tops.push(head_scores(found, self._directions))
@@ -199,7 +199,8 @@ class _Pass:
                     if judge is not None and rows:
                         of = [some[row] for row in rows]
                         part = found if len(rows) == len(some) else found.select(rows)
-                        yield part, judge.classes.index(of), judge.groups.index(of)
+                        labels, groups = judge.classes.index(of), judge.groups.index(of)
+                        yield (part, labels) if groups is None else (part, labels, groups)
                     advance(len(some))
 
 

@@ -102,7 +102,7 @@ class Album:
         ):
             for batch in batches:
                 if batch.items:
-                    pixels = self._model.images(batch.pixels)
+                    pixels = self._model.prepare(batch.pixels)
                     yield batch.items, pixels, self._seen.pictures(pixels)
                 advance(_BATCH)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipfast.analyses.retrieval import Index, Measure, comparable, nearest_rows
-from clipfast.basis import full_precision
+from clipfast.basis import autocast_disabled
 from clipfast.contributions import Contributions
 from clipfast.dataset.collection import Collection
 from clipfast.errors import InputError
@@ -76,7 +76,7 @@ def embedding_share(collection: Collection, judged: Judged, measure: Measure, ce
     """The share for the whole embedding, compared as heads are."""
     rows = torch.cat([F.normalize(found.embedding.float(), dim=1) for found in labelled_parts(collection)])
     rows = comparable(rows, rows.double().mean(0) if centred else None, measure)
-    with full_precision(rows):
+    with autocast_disabled(rows):
         return judged.share(nearest_rows(rows, rows[judged.queries], judged.top, judged.queries)[1])
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from clipfast.analyses.accuracy import Accuracy
-from clipfast.analyses.groundtruth import Geometry, Protocol, truth
+from clipfast.analyses.groundtruth import Geometry, MaskProtocol, truth
 from clipfast.analyses.segmentation import predicted
 from clipfast.commands import console
 from clipfast.commands.files import prepare_folder, write_json
@@ -82,7 +82,7 @@ class _Plan:
     methods: Sequence[str]
     target: str
     threshold: Threshold
-    protocol: Protocol
+    protocol: MaskProtocol
     values: dict[str, frozenset[int]] | None
 
 
@@ -145,8 +145,8 @@ def _plan(options: Options, failures: Failures) -> _Plan:
     default = (OURS,) if options.multiclass or not scored else METHODS
     methods = parse_methods(options.methods, options.multiclass, default)
     threshold = _threshold(options.threshold)
-    if options.protocol not in get_args(Protocol):
-        raise InputError(f"--protocol is {options.protocol!r}: choose from {', '.join(get_args(Protocol))}")
+    if options.protocol not in get_args(MaskProtocol):
+        raise InputError(f"--protocol is {options.protocol!r}: choose from {', '.join(get_args(MaskProtocol))}")
     check_masks(options.masks)
     values = None if options.mask_values is None else read_mask_values(options.mask_values)
     prepare_folder(options.out)
@@ -170,7 +170,7 @@ def _plan(options: Options, failures: Failures) -> _Plan:
         occurring = tuple(sorted({str(entry.label) for _, entry in items}))
         needed = occurring if target == LABEL and not options.multiclass else wanted.subjects.labels
         check_values(values, needed, options.mask_values)
-    protocol: Protocol = "published" if options.protocol == "published" else "aligned"
+    protocol: MaskProtocol = "published" if options.protocol == "published" else "aligned"
     return _Plan(options, pictures, wanted, items, methods, target, threshold, protocol, values)
 
 

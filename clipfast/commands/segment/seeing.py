@@ -45,7 +45,7 @@ class Batch:
 
 def look(model: Model, items: Sequence[Item], pixels: Tensor, directions: Tensor) -> Batch:
     """Decomposes images ``[B, 3, height, width]`` with maps for directions ``[T, D]``."""
-    pixels = model.images(pixels)
+    pixels = model.prepare(pixels)
     return Batch(items, pixels, model.decompose(pixels, texts=directions), None)
 
 
