@@ -97,7 +97,7 @@ def read_index(shard: Path) -> Index:
         if isinstance(error, _CutMemberError):
             index.samples = [sample for sample in index.samples if sample.key != _split(error.member)[0]]
         count = len(index.samples)
-        hint = "" if count else " (only uncompressed tar files can be read)"
+        hint = "" if count or isinstance(error, _CutMemberError) else " (only uncompressed tar files can be read)"
         index.damage = ImageError(f"{name}: not a whole tar file after {count} samples: {error}{hint}")
     except OSError as error:
         _group(members, index)
