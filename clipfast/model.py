@@ -190,6 +190,10 @@ class Model:
                 long.append(position)
         return long
 
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Tokens of texts, ``[T, context]``; :class:`InputError` where the model has no tokenizer."""
+        return self._tokenizer()(list(texts))
+
     def _tokenizer(self) -> Tokenize:
         if self._tokenize is None:
             raise InputError("this model has no tokenizer: wrap it with tokenize=… or pass texts as features [T, D]")

@@ -47,7 +47,10 @@ def folder() -> Path:
     own = os.environ.get("CLIPFAST_CACHE")
     if own:
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipfast"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipfast"
+    except RuntimeError:  # no HOME, and no entry in the list of users: no folder can exist there, nothing is kept
+        return Path(os.devnull) / "clipfast"
 
 
 def file_for(device: torch.device) -> Path:
@@ -91,9 +94,9 @@ class Choices:
     def _read(self) -> dict[str, Any]:
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             logger.warning("the choices of kernels in %s cannot be read (%s): timing them again", self.path, error)
             return {}
         return found if isinstance(found, dict) else {}

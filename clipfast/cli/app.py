@@ -1,52 +1,63 @@
-"""The application that commands are registered with, and how one ends."""
+"""The application that commands are registered with."""
 
-import functools
-from collections.abc import Callable
-from typing import Annotated
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
 
-import typer
+from cyclopts import App, CycloptsError, Parameter
 
 import clipfast
+from clipfast.commands import console
+from clipfast.commands.outcome import FAILED, exit_codes
 
-app = typer.Typer(
-    help="What CLIP's image encoder sees, as an exact sum over layers, heads and patches.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+COMMANDS = (
+    "demo",
+    "decompose",
+    "scenes",
+    "stats",
+    "textspan",
+    "ablate",
+    "segment",
+    "retrieve",
+    "report",
+    "bench",
+    "models",
+    "doctor",
 )
+"""Folders of :mod:`clipfast.commands`: ``options.py`` has ``Options``, ``command.py`` has ``run(options)``."""
+
+app = App(
+    name="clipfast",
+    help="What CLIP's image encoder sees, as an exact sum over layers, heads and patches.",
+    version=f"clipfast {clipfast.__version__}",
+    help_flags=("-h", "--help"),
+    version_flags="--version",
+    help_format="markdown",
+    default_parameter=Parameter(negative=()),
+    result_action="return_value",
+    exit_on_error=False,
+    print_error=False,
+)
+for _name in COMMANDS:
+    app.command(import_module(f"clipfast.commands.{_name}.options").Options, name=_name)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"clipfast {clipfast.__version__}")
-        raise typer.Exit
+def run(arguments: Sequence[str]) -> int:
+    """Runs a command line; returns the exit code (see :mod:`clipfast.commands.outcome`)."""
+    with exit_codes() as ended:
+        try:
+            options = app(arguments, console=console.help_console())
+        except CycloptsError as error:
+            console.error(f"{error} See `clipfast --help`")
+            return FAILED
+        if options is not None:  # None after --help and --version
+            # the command's module imports torch: only now, when it is clear that there is something to do
+            module = type(options).__module__.rpartition(".")[0]
+            ended.code = import_module(f"{module}.command").run(options)
+    return ended.code
 
 
-@app.callback()
-def _clipfast(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
-
-
-def command(function: Callable[..., int]) -> Callable[..., int]:
-    """Registers a function as the command of its name; what it returns becomes the exit code, errors one line."""
-
-    @functools.wraps(function)
-    def answered(**arguments: object) -> None:
-        from clipfast.commands.outcome import exit_codes
-
-        with exit_codes():
-            code = function(**arguments)
-        raise typer.Exit(code)
-
-    app.command()(answered)
-    return function
-
-
-def main() -> None:
-    """Runs the command line; exit codes are those of :mod:`clipfast.commands.outcome`."""
-    app(prog_name="clipfast")
+def main() -> NoReturn:
+    """The program ``clipfast``."""
+    sys.exit(run(sys.argv[1:]))

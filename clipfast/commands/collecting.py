@@ -12,7 +12,7 @@ from clipfast.analyses.moments import Moments
 from clipfast.commands import console
 from clipfast.commands.files import prepare_folder
 from clipfast.commands.loading import check_device, load_model, versions
-from clipfast.commands.options import DTYPE, MODEL, Collecting
+from clipfast.commands.options import DTYPE, MODEL, InputOptions
 from clipfast.commands.outcome import memory_for
 from clipfast.commands.reading import reading
 from clipfast.dataset.collection import Collection, CollectionWriter, Entry, is_collection, labelled
@@ -39,7 +39,7 @@ class Collected:
     complete: bool
 
 
-def collect(options: Collecting, folder: Path) -> Collected:
+def collect(options: InputOptions, folder: Path) -> Collected:
     """Decomposes images into a collection, taking up what an earlier pass left there.
 
     Raises:
@@ -103,7 +103,7 @@ def collect(options: Collecting, folder: Path) -> Collected:
     return Collected(Collection(folder), model, failed, complete)
 
 
-def _open(options: Collecting, folder: Path) -> Collected:
+def _open(options: InputOptions, folder: Path) -> Collected:
     """A collection from before, with the model that its header names, and other labels where some are given."""
     collection = Collection(folder)
     header = collection.header
@@ -123,9 +123,9 @@ def _open(options: Collecting, folder: Path) -> Collected:
     return Collected(collection, model, 0, True)
 
 
-def _labels(options: Collecting, sources: Sequence[Source]) -> Labels | None:
+def _labels(options: InputOptions, sources: Sequence[Source]) -> Labels | None:
     """The labels asked for, after saying what did not fit; None where none were."""
-    options.check_columns()
+    options.check()
     if options.labels is None:
         return None
     labels = read_labels(sources, options.labels, label=options.label_column, group=options.group_column)
@@ -134,7 +134,7 @@ def _labels(options: Collecting, sources: Sequence[Source]) -> Labels | None:
     return labels
 
 
-def _settings(options: Collecting, sources: Sequence[Source], model: Model) -> dict[str, Any]:
+def _settings(options: InputOptions, sources: Sequence[Source], model: Model) -> dict[str, Any]:
     named = "\n".join(map(str, sources)).encode("utf-8", "surrogateescape")
     return {
         "model": options.model,

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from io import TextIOWrapper
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -23,12 +24,17 @@ _LONGEST = 400
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leaves it to :func:`clipfast.commands.outcome.exit_codes`; rich would exit with 1."""
-        raise BrokenPipeError
+        """Carries on without output; rich would end the process with exit code 1."""
+        _discard(sys.stderr if self.stderr else sys.stdout)
 
 
 out = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 err = _Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def help_console() -> Console:
+    """Where ``--help`` is printed."""
+    return _Console()
 
 
 def one_line(message: object) -> str:
@@ -37,9 +43,28 @@ def one_line(message: object) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
+def _discard(stream: TextIO) -> None:
+    """Points a stream whose reader has gone at the null device: the work goes on, its files are what counts."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
 def say(message: str) -> None:
-    """A line of the result, on stdout, at once."""
-    print(message, flush=True)  # rich would turn tabs into spaces
+    """A line of the result, on stdout, at once; lost where its reader has gone (``clipfast models | head``)."""
+    try:
+        print(message, flush=True)  # rich would turn tabs into spaces
+    except BrokenPipeError:
+        _discard(sys.stdout)
+
+
+def flush() -> None:
+    """Writes what is still buffered for stdout."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard(sys.stdout)
 
 
 def note(message: str) -> None:
@@ -105,6 +130,24 @@ def status(what: str) -> Iterator[None]:
         yield
 
 
+def _open_closed_streams() -> None:
+    """Opens the null device as every standard stream that is closed (``clipfast … >&-``).
+
+    Else the next file that is opened gets its descriptor, and what a library prints goes into that file.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != descriptor:
+                os.dup2(null, descriptor)
+                os.close(null)
+        if getattr(sys, name) is None:
+            stream = open(descriptor, "w" if descriptor else "r", encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+
+
 class _Ours(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         warn(record.getMessage())
@@ -120,6 +163,7 @@ def set_up() -> None:
 
     Call it before the libraries are imported: some read their log level from the environment then.
     """
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may hold bytes that are no text

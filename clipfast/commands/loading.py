@@ -1,20 +1,17 @@
 """Loading the model a command was asked for, and what is said about the software it ran with."""
 
 import platform
-from collections.abc import Sequence
 from importlib import metadata
 
 import torch
-from torch import Tensor
 
 import clipfast
 from clipfast.commands import console
+from clipfast.commands.options import DTYPE, MODEL, ImageOptions
 from clipfast.errors import InputError
 from clipfast.model import Model, load
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
-
-_TEXTS_AT_ONCE = 128
 
 
 def check_device(name: str | None) -> torch.device | None:
@@ -39,23 +36,25 @@ def check_device(name: str | None) -> torch.device | None:
 
 
 def load_model(name: str, pretrained: str | None, device: torch.device | None, dtype: str = "fp32") -> Model:
-    """:func:`clipfast.load` behind a spinner.
+    """:func:`clipfast.load` behind a spinner; says on stderr which device the model runs on.
 
     Raises:
         ModelError: as :func:`clipfast.load`.
     """
     with console.status(f"loading {name}"):
-        return load(name, pretrained, device=device, dtype=DTYPES[dtype])
+        model = load(name, pretrained, device=device, dtype=DTYPES[dtype])
+    console.note(f"model {name} on {model.device}, {dtype}")
+    return model
 
 
-def encode_texts(model: Model, texts: Sequence[str]) -> Tensor:
-    """Text features ``[T, D]``, unit norm, some texts at a time.
+def load_model_of(options: ImageOptions) -> Model:
+    """The model that a command's options name, on the device they name.
 
     Raises:
-        InputError: a text that is too long, or a model without a text encoder.
+        ClipfastError: no such device, or a model that cannot be loaded.
     """
-    parts = [model.encode_text(texts[at : at + _TEXTS_AT_ONCE]) for at in range(0, len(texts), _TEXTS_AT_ONCE)]
-    return torch.cat(parts) if parts else torch.empty(0, model.tower.embed_dim, device=model.device)
+    name, dtype = options.model or MODEL, options.dtype or DTYPE
+    return load_model(name, options.pretrained, check_device(options.device), dtype)
 
 
 def versions() -> dict[str, str | None]:

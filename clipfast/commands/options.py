@@ -1,49 +1,134 @@
-"""Options that several commands share, as the command line hands them over; nothing is loaded for them."""
+"""Options that several commands share, and the types that options are written with; nothing heavy is imported here.
+
+Every command has a dataclass ``Options`` in its folder's ``options.py``. It is the only definition of the command's
+options: the command line parses into it (``Attributes`` of its docstring are the help texts), Python code makes one
+and calls the command's ``run``.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter, validators
 
 from clipfast.errors import InputError
 
 MODEL = "scenes"
-DTYPE = "fp32"
+DTYPE: "Dtype" = "fp32"
+
+Dtype = Literal["fp32", "bf16", "fp16", "fp64"]
+Flag = Annotated[bool, Parameter(show_default=False)]
+Texts = Annotated[Sequence[str], Parameter(show_default=False)]
+Paths = Annotated[Sequence[Path], Parameter(show_default=False)]
+Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+NonNegative = Annotated[int, Parameter(validator=validators.Number(gte=0))]
+Dashed = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
+"""Text that may begin with a hyphen, such as ``-4,-3``."""
 
 
+@Parameter(name="*")
 @dataclass(frozen=True)
-class Collecting:
-    """Which images, by which model; the names are those of the command line's options.
+class ImageOptions:
+    """Which images, by which model.
 
     Attributes:
-        images: files, folders and tar shards, or one folder that was collected before.
-        model: None for the bundled model, or for the one that a folder was collected with.
-        pretrained: as in :func:`clipfast.load`.
-        labels: ``"folder"``, ``"shard"`` or a CSV file; None for no labels, or for those that were collected.
-        label_column: the column with labels.
-        group_column: the column with groups, None for no groups.
-        batch_size: images at once.
-        device: None to choose.
-        dtype: None for float32, or for what a folder was collected with.
-        moments_only: whether each image's contributions are left out.
+        images: Image files, folders, tar shards.
+        model: An open_clip name (see ``clipfast models``), a model's folder, or hf-hub:REPOSITORY. Default: the
+            bundled model.
+        pretrained: A tag of open_clip, or a checkpoint's path.
+        batch_size: Images at once.
+        device: cpu, cuda or cuda:N. Default: CUDA where there is a device.
+        dtype: Precision of the weights. Default: fp32.
     """
 
-    images: Sequence[Path]
+    images: Paths = ()
+    _: KW_ONLY
     model: str | None = None
     pretrained: str | None = None
+    batch_size: Positive = 8
+    device: str | None = None
+    dtype: Dtype | None = None
+
+    def check(self) -> None:
+        """Checks what can be checked before anything is read.
+
+        Raises:
+            InputError: no images.
+        """
+        if not self.images:
+            raise InputError("no images were given: name image files, folders or tar shards")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class InputOptions(ImageOptions):
+    """Which images, by which model, with which labels.
+
+    Attributes:
+        images: Image files, folders, tar shards; or one folder that ``clipfast stats`` wrote, a collection.
+        model: An open_clip name (see ``clipfast models``), a model's folder, or hf-hub:REPOSITORY. Default: the
+            bundled model, or the model that the collection was made with.
+        dtype: Precision of the weights. Default: fp32, or that of the collection.
+        labels: Where labels are: folder, shard, or a CSV file with a column ``file``.
+        label_column: The column with labels.
+        group_column: The column with groups.
+        moments_only: Keep no image's contributions; ``stats`` sets it.
+    """
+
+    _: KW_ONLY
     labels: str | None = None
     label_column: str = "label"
     group_column: str | None = None
-    batch_size: int = 8
-    device: str | None = None
-    dtype: str | None = None
-    moments_only: bool = False
+    moments_only: Annotated[bool, Parameter(parse=False)] = False
 
-    def check_columns(self) -> None:
-        """Raises :class:`InputError` where a column is named and nothing that has it."""
-        given = {
-            "--label-column": self.label_column != Collecting.label_column,
+    def check(self) -> None:
+        """Checks what can be checked before anything is read.
+
+        Raises:
+            InputError: no images, or a column is named without ``labels``.
+        """
+        super().check()
+        columns = {
+            "--label-column": self.label_column != InputOptions.label_column,
             "--group-column": bool(self.group_column),
         }
-        for option, named in given.items():
-            if named and self.labels is None:
+        for option, is_set in columns.items():
+            if is_set and self.labels is None:
                 raise InputError(f"{option} names a column of --labels, which is not given")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ClassOptions:
+    """The texts that stand for the classes of labelled images.
+
+    Attributes:
+        classes: A CSV file with columns ``label`` and ``text``, several texts per label allowed. Default: the labels
+            that occur.
+        prompt: A template such as "a photo of a {}.", into which every text of a class is put; repeat.
+        templates: A set of templates by name (plain, simple, imagenet), or a file with one per line; repeat. The
+            features of all texts of a class are averaged.
+    """
+
+    classes: Path | None = None
+    prompt: Texts = ()
+    templates: Texts = ()
+
+    def given(self) -> bool:
+        """Whether any of these options is set."""
+        return self.classes is not None or bool(self.prompt) or bool(self.templates)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PoolOptions:
+    """The texts that heads are named by.
+
+    Attributes:
+        pool: general, classes, common_words, scenes, random, or a file with one text per line.
+        seed: Seed of the pool of random vectors.
+    """
+
+    pool: str = "general"
+    seed: NonNegative = 0

@@ -1,19 +1,21 @@
-"""From what a command raises to one line and an exit code.
+"""How a command ends: exceptions become one line on stderr and an exit code.
 
-0: done.  1: a fault of clipfast (a traceback follows).  2: something the user can mend, or images that failed.
-130: interrupted.
+====  ==================================================================================================
+code  meaning
+====  ==================================================================================================
+0     done
+1     a fault of clipfast; a traceback follows
+2     something that the user can correct: arguments, files, memory; or some images failed
+130   interrupted with Ctrl-C (SIGINT); 143 after SIGTERM, 129 after SIGHUP. What was computed is saved first
+====  ==================================================================================================
 """
 
 import contextlib
-import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import FrameType
-from typing import NoReturn
-
-import typer
 
 from clipfast.commands import console
 from clipfast.errors import ClipfastError, is_out_of_memory
@@ -46,68 +48,82 @@ def memory_for(batch_size: int, where: str, what: str = "images") -> Iterator[No
         raise
 
 
-def _drop_stdout() -> None:
-    """Points stdout at nothing, so that the interpreter's last flush does not fail again."""
-    with contextlib.suppress(OSError, ValueError):
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, sys.stdout.fileno())
+class Interrupted(KeyboardInterrupt):
+    """SIGINT, SIGTERM or SIGHUP: handled wherever Ctrl-C is."""
+
+
+@dataclass
+class Ending:
+    """How a command ended.
+
+    Attributes:
+        code: the exit code.
+        signal: the first signal that arrived, None if none did.
+    """
+
+    code: int = 0
+    signal: int | None = None
+
+
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 @contextlib.contextmanager
-def _lasting_interrupts() -> Iterator[None]:
-    """Ctrl-C stays Ctrl-C where a library makes an error of its own out of it, as safetensors and torch can."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+def _signals(ending: Ending) -> Iterator[None]:
+    """Raises :class:`Interrupted` for each of the signals, and notes the first.
+
+    It also stays an interrupt where a library turns it into an error of its own, as safetensors and torch can. After
+    the first signal SIGTERM and SIGHUP are ignored, so that saving is not disturbed; Ctrl-C is not. A signal that was
+    ignored from the start (``nohup``) stays ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    seen = False
+    defaults = (signal.SIG_DFL, signal.default_int_handler)
+    replaced = {number: before for number in _SIGNALS if (before := signal.getsignal(number)) in defaults}
 
-    def note(number: int, frame: FrameType | None) -> NoReturn:
-        nonlocal seen
-        seen = True
-        signal.default_int_handler(number, frame)
+    def interrupt(number: int, _: FrameType | None) -> None:
+        repeated = ending.signal is not None
+        if not repeated:
+            ending.signal = number
+        if not repeated or number == signal.SIGINT:
+            raise Interrupted
 
-    signal.signal(signal.SIGINT, note)
+    for number in replaced:
+        signal.signal(number, interrupt)
     try:
         yield
     except Exception as error:
-        if seen:
-            raise KeyboardInterrupt from error
+        if ending.signal is not None:
+            raise Interrupted from error
         raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, before in replaced.items():
+            signal.signal(number, before)
 
 
 @contextlib.contextmanager
-def exit_codes() -> Iterator[None]:
-    """Runs a command's body; what the user can mend becomes ``error: …`` and exit code 2, Ctrl-C 130.
-
-    Raises:
-        typer.Exit: with the code.
-    """
+def exit_codes() -> Iterator[Ending]:
+    """Runs a command's body, which sets ``code``; an exception that is no fault of clipfast sets it too."""
+    ending = Ending()
     try:
         console.set_up()
-        with _lasting_interrupts():
-            yield
-        sys.stdout.flush()
+        with _signals(ending):
+            yield ending
+        console.flush()
     except KeyboardInterrupt:
         console.error("interrupted")
-        raise typer.Exit(INTERRUPTED) from None
-    except BrokenPipeError:  # `clipfast models | head`: whoever read has enough
-        _drop_stdout()
-        raise typer.Exit(0) from None
+        ending.code = INTERRUPTED
     except ClipfastError as error:
         console.error(error)
-        raise typer.Exit(FAILED) from None
+        ending.code = FAILED
     except OSError as error:
-        named = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-        console.error(named)
-        raise typer.Exit(FAILED) from None
-    except MemoryError:
-        console.error("out of memory")
-        raise typer.Exit(FAILED) from None
-    except RuntimeError as error:
+        console.error(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error)
+        ending.code = FAILED
+    except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        console.error(f"out of memory: {error}")
-        raise typer.Exit(FAILED) from None
+        console.error(f"out of memory: {error}" if str(error) else "out of memory")
+        ending.code = FAILED
+    if ending.code == INTERRUPTED and ending.signal is not None:
+        ending.code = 128 + ending.signal

@@ -1,7 +1,7 @@
 """Labels as classes: what each is called in words, and the classifier that the words make."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipfast.analyses.ablation import Batch
-from clipfast.commands.loading import encode_texts
-from clipfast.commands.outcome import memory_for
+from clipfast.commands.options import ClassOptions
+from clipfast.commands.text_features import encode_texts
 from clipfast.dataset.collection import Collection, Entry
+from clipfast.descriptions.templates import check_template, fill, read_templates
 from clipfast.errors import InputError
 from clipfast.model import Model
 
@@ -32,54 +33,74 @@ class Classes:
     labels: tuple[str, ...]
     texts: tuple[tuple[str, ...], ...]
 
+    @classmethod
+    def of(cls, names: Mapping[str, Sequence[str]], templates: Sequence[str] = ()) -> Self:
+        """Classes by label; with templates each name is put into each, without the names are the texts."""
+        texts = names
+        if templates:
+            texts = {
+                label: list(dict.fromkeys(fill(template, name) for name in some for template in templates))
+                for label, some in names.items()
+            }
+        return cls(tuple(texts), tuple(map(tuple, texts.values())))
+
     def classifier(self, model: Model) -> Tensor:
-        """A unit row per label, the mean of its texts' features, ``[C, D]``.
+        """A unit row per label: the mean of the unit features of its texts, normalised, ``[C, D]``.
 
         Raises:
             InputError: a text that is too long, or a model without a text encoder.
         """
-        every = [text for texts in self.texts for text in texts]
-        with memory_for(len(every), str(model.device), "texts"):
-            features = encode_texts(model, every).split([len(texts) for texts in self.texts])
-        return torch.stack([F.normalize(each.mean(0), dim=0) for each in features])
+        texts = [text for some in self.texts for text in some]
+        features = encode_texts(model, texts).split([len(some) for some in self.texts])
+        return torch.stack([F.normalize(rows.mean(0), dim=0) for rows in features])
 
     def index(self, entries: Sequence[Entry]) -> Tensor:
         """Classes of labelled images, ``[B]``."""
         return torch.tensor([self.labels.index(str(entry.label)) for entry in entries], dtype=torch.long)
 
 
-def read_classes(entries: Sequence[Entry], file: Path | None, prompts: Sequence[str]) -> Classes:
+def read_classes(entries: Sequence[Entry], options: ClassOptions) -> Classes:
     """The classes of labelled images.
+
+    The names of a class are the texts that ``--classes`` has for its label, or else the label itself with ``_`` as a
+    space. Each of its names is put into each template. Without templates the texts of ``--classes`` are taken as they
+    are, and a label is put into ``a photo of a {}.``
 
     Args:
         entries: the images; those without a label do not count.
-        file: a CSV file with columns ``label`` and ``text``, a row for each text of a class; its labels are the
-            classes. None to make the texts from the labels that occur.
-        prompts: templates with ``{}`` where the label goes, with ``_`` as a space; ``a photo of a {}.`` if none.
+        options: where names and templates come from.
 
     Raises:
-        InputError: no labels, fewer than two classes, a label without texts, a prompt without ``{}``, or both a file
-            and prompts.
+        InputError: no labels, fewer than two classes, a label without texts, or a template without ``{}``.
     """
-    found = sorted({entry.label for entry in entries if entry.label is not None})
-    if not found:
+    labels = sorted({entry.label for entry in entries if entry.label is not None})
+    if not labels:
         raise InputError("the images have no labels: give --labels folder, --labels shard or --labels FILE.csv")
-    if file is not None and prompts:
-        raise InputError("--classes and --prompt are both given: the file has the texts already")
-    for prompt in prompts:
-        if prompt.count("{}") != 1:
-            raise InputError(f"--prompt is {prompt!r}: it needs one {{}} where the class goes")
-    if file is None:
-        templates = prompts or (PROMPT,)
-        texts = {label: [each.format(label.replace("_", " ")) for each in templates] for label in found}
+    templates = read_all_templates(options)
+    if options.classes is None:
+        names = {label: [label.replace("_", " ")] for label in labels}
+        templates = templates or (PROMPT,)
     else:
-        texts = read_class_texts(file)
-        lacking = [label for label in found if label not in texts]
+        names = read_class_texts(options.classes)
+        lacking = [label for label in labels if label not in names]
         if lacking:
-            raise InputError(f"{file} has no text for the label {lacking[0]!r}: it has {', '.join(list(texts)[:10])}")
-    if len(texts) < 2:
-        raise InputError(f"all images have the label {found[0]!r}: zero-shot accuracy needs two classes or more")
-    return Classes(tuple(texts), tuple(map(tuple, texts.values())))
+            known = ", ".join(list(names)[:10])
+            raise InputError(f"{options.classes} has no text for the label {lacking[0]!r}: it has {known}")
+    if len(names) < 2:
+        raise InputError(f"all images have the label {labels[0]!r}: zero-shot accuracy needs two classes or more")
+    return Classes.of(names, templates)
+
+
+def read_all_templates(options: ClassOptions) -> tuple[str, ...]:
+    """The templates of ``--prompt`` and ``--templates`` together, each once; none where neither is given.
+
+    Raises:
+        InputError: a template without exactly one ``{}``, or a set that does not exist.
+    """
+    templates = [check_template(template, "--prompt") for template in options.prompt]
+    for name in options.templates:
+        templates += read_templates(name)
+    return tuple(dict.fromkeys(templates))
 
 
 def read_class_texts(file: Path) -> dict[str, list[str]]:
@@ -167,9 +188,9 @@ class Labelled:
     classifier: Tensor
 
     @classmethod
-    def of(cls, collection: Collection, model: Model, file: Path | None, prompts: Sequence[str]) -> Self:
+    def of(cls, collection: Collection, model: Model, options: ClassOptions) -> Self:
         """Labelled images as :func:`read_classes` says; raises as it does."""
-        classes = read_classes(collection.entries, file, prompts)
+        classes = read_classes(collection.entries, options)
         return cls(collection, model, classes, Groups.of(collection.entries), classes.classifier(model))
 
     def batches(self) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""The picture as the model sees it: resized, cropped, before its colours were normalised."""
+"""Pictures of the model's input: resized and cropped, with the normalisation of colours undone."""
 
 from typing import Any, cast
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from clipfast.model import Model
 
 
-class Seen:
+class Denormalizer:
     """Turns a model's input back into pictures.
 
     Preprocessing ends with an affine map per channel; where it takes black and white says how to undo it, whatever

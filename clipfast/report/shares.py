@@ -90,7 +90,11 @@ def text_scores(found: Contributions, features: Tensor) -> Tensor:
 
 
 def text_shares(
-    found: Contributions, features: Tensor, texts: Sequence[str], most: int = MOST_TEXTS
+    found: Contributions,
+    features: Tensor,
+    texts: Sequence[str],
+    most: int = MOST_TEXTS,
+    scores: Tensor | None = None,
 ) -> list[list[TextShares]]:
     """Takes every image's similarity with texts apart.
 
@@ -99,6 +103,7 @@ def text_shares(
         features: ``[T, D]``, unit norm.
         texts: ``T`` labels.
         most: of more texts than that, only the best of each image, in the order of :func:`best_texts`.
+        scores: what :func:`text_scores` gives for these, ``[B, T]``, where it is known already.
 
     Returns:
         ``[image][text]``.
@@ -108,12 +113,12 @@ def text_shares(
     """
     parts = found.scores(features)
     start, heads, mlps, rest = (part.cpu() for part in parts)  # [B, T], [B, L, H, T], [B, layers, T], [B, T]
-    scores: list[list[float]] = text_scores(found, features).tolist()  # [B, T]
+    similarities = (text_scores(found, features) if scores is None else scores).tolist()  # [B, T]
     return [
         [
             TextShares(
                 text=texts[column],
-                score=scores[image][column],
+                score=similarities[image][column],
                 start=float(start[image, column]),
                 layers=found.layers,
                 attention=heads[image, :, :, column].sum(1).tolist(),
@@ -121,7 +126,7 @@ def text_shares(
                 rest=float(rest[image, column]),
                 heads=heads[image, :, :, column].tolist(),
             )
-            for column in best_texts(scores[image], most)
+            for column in best_texts(similarities[image], most)
         ]
         for image in range(len(found))
     ]

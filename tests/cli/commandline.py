@@ -1,6 +1,7 @@
 """Running the command line as its users do, and what it is run on."""
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -15,9 +16,8 @@ from builders import randomise
 from open_clip.model import CLIP
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
-from clipfast.cli import app
+from clipfast.cli.app import run
 
 COMMAND = (sys.executable, "-m", "clipfast.cli")
 LAYERS, HEADS = 2, 2
@@ -59,6 +59,11 @@ def clipfast(*arguments: object, cwd: Path | None = None) -> subprocess.Complete
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
+def messages(stderr: str) -> list[str]:
+    """Lines of stderr but for the one that says which model runs where."""
+    return [line for line in stderr.splitlines() if not line.startswith("model ")]
+
+
 def picture(seed: int = 0, width: int = 48, height: int = 40) -> Image.Image:
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
@@ -94,15 +99,14 @@ def write_bad(folder: Path) -> dict[str, str]:
     return {"truncated.jpg": "truncated", "page.jpg": "HTML", "empty.jpg": "empty", "noise.jpg": "not an image"}
 
 
-def inside(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def inside(*arguments: object, cwd: Path | str = ".") -> subprocess.CompletedProcess[str]:
     """As :func:`clipfast` in this process, for commands that are refused at once; leaves nothing behind."""
     logger = logging.getLogger("clipfast")
+    out, err = io.StringIO(), io.StringIO()
     shown, handlers, propagate = warnings.showwarning, list(logger.handlers), logger.propagate
     try:
-        with contextlib.chdir(cwd):
-            done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = run([str(argument) for argument in arguments])
     finally:
         warnings.showwarning, logger.handlers[:], logger.propagate = shown, handlers, propagate
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())

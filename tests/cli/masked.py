@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision import transforms
 
 import clipfast as package
-from clipfast.commands.options import Collecting
+from clipfast.commands.options import ClassOptions, InputOptions
 from clipfast.commands.segment.command import Options, run
 
 SIZE = 32
@@ -50,16 +50,20 @@ def write_data(root: Path) -> Path:
     return root
 
 
-def asked(images: Path, model: Path | None, **given: Any) -> Collecting:
+def asked(images: Path, model: Path | None, **given: Any) -> InputOptions:
     """Options of a pass; double precision, so that no pixel's class hangs on the batch it was in."""
     shared = {} if model is None else {"model": str(model), "dtype": "fp64"}
-    return Collecting([images], batch_size=4, **shared, **{"labels": "folder", **given})
+    return InputOptions([images], batch_size=4, **shared, **{"labels": "folder", **given})
+
+
+def texts_of(data: Path) -> ClassOptions:
+    return ClassOptions(classes=data / "classes.csv")
 
 
 def scored(data: Path, model: Path, out: Path, **given: Any) -> dict[str, Any]:
     collecting = given.pop("collecting", asked(data / "images", model))
-    options = {"masks": str(data / "masks"), "classes": data / "classes.csv", "ignore": IGNORED, **given}
-    assert run(Options(collecting, out, **options)) == 0
+    options = {"masks": str(data / "masks"), "zeroshot": texts_of(data), "ignore": IGNORED, **given}
+    assert run(Options(collecting, out=out, **options)) == 0
     return written(out)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commandline import LAYERS, clipfast, inside, picture
+from commandline import LAYERS, clipfast, inside, messages, picture
 
 import clipfast as package
 from clipfast.analyses import selection
@@ -143,7 +143,7 @@ def test_heads_replaced_by_texts(data: Path, tmp_path: Path) -> None:
         (["other", "--classes", "none.csv"], "cannot read the classes in none.csv"),
         (["other", "--classes", "labels.csv"], "needs the columns label and text"),
         (["other", "--prompt", "a photo"], "needs one {} where the class goes"),
-        (["other", "--prompt", "a {}", "--classes", "classes.csv"], "both given"),
+        (["other", "--templates", "none"], "--templates is 'none': neither a file nor one of plain, simple, imagenet"),
         (["other", "--terms", "L9"], "layer 9 does not exist"),
         (["other", "--greedy", "2"], "give --validation"),
         (["other", "--contrast", "2", "--validation", "other"], "12 images of the test"),
@@ -159,7 +159,7 @@ def test_heads_replaced_by_texts(data: Path, tmp_path: Path) -> None:
 def test_what_does_not_fit(data: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     done = inside("ablate", *arguments, "--out", tmp_path / "o", cwd=data)
     assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    (line,) = messages(done.stderr)
     assert line.startswith("error: ")
     assert message in line
     assert not list((tmp_path / "o").glob("ablate.json"))

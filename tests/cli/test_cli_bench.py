@@ -11,13 +11,14 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from commandline import clipfast, start
-from typer.testing import CliRunner
 
 from clipfast.bench import outputs
 from clipfast.bench.document import read, rows
-from clipfast.cli import app
-from clipfast.commands import bench, console
-from clipfast.commands.bench import Options, run
+from clipfast.cli.app import run as command_line
+from clipfast.commands import console
+from clipfast.commands.bench import command
+from clipfast.commands.bench import measure as bench
+from clipfast.commands.bench.measure import Options, run
 from clipfast.errors import ClipfastError
 
 QUICK = ("--pairs", 1, "--warmup", 0, "--no-memory", "--threads", 1)
@@ -127,7 +128,7 @@ def test_results_are_looked_at_without_loading_torch(written: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from clipfast.commands.bench_results import compare_files
+from clipfast.commands.bench.results import compare_files
 compare_files(Path({str(written / "out" / "bench.json")!r}), Path({str(written / "out" / "bench.json")!r}))
 print([name for name in ("torch", "open_clip") if name in sys.modules])
 """
@@ -245,13 +246,12 @@ def test_a_busy_machine_is_warned_about(monkeypatch: pytest.MonkeyPatch, capsys:
 def test_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "set_up", lambda: None)
     asked: list[Options] = []
-    monkeypatch.setattr(bench, "run", lambda options: asked.append(options) or 0)
-    runner = CliRunner()
-    assert runner.invoke(app, ["bench"]).exit_code == 0
-    assert asked.pop() == Options(model=["ViT-B-32"], batch=[8], dtype=["fp32"], backend=["auto"])
+    monkeypatch.setattr(command, "run", lambda options: asked.append(options) or 0)
+    assert command_line(["bench"]) == 0
+    assert asked.pop() == Options()
     given = "--model a --model b --batch 1 --batch 2 --dtype bf16 --dtype fp64 --backend eager --outputs plain,maps"
     more = "--texts 4 --device cpu --threads 2 --pairs 3 --warmup 1 --naive --compile --no-memory --out x --json"
-    assert runner.invoke(app, ["bench", *given.split(), *more.split()]).exit_code == 0
+    assert command_line(["bench", *given.split(), *more.split()]) == 0
     assert asked.pop() == Options(
         model=["a", "b"],
         batch=[1, 2],
@@ -270,5 +270,5 @@ def test_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
         json=True,
     )
     for wrong in (["--batch", "0"], ["--dtype", "int8"], ["--pairs", "0"], ["--warmup", "-1"], ["--compare", "a.json"]):
-        assert runner.invoke(app, ["bench", *wrong]).exit_code == 2, wrong
+        assert command_line(["bench", *wrong]) == 2, wrong
     assert asked == []

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from builders import ROOT
-from commandline import CONTEXT, HEADS, LAYERS, clipfast, picture, start, write_bad, write_good
+from commandline import CONTEXT, HEADS, LAYERS, clipfast, messages, picture, start, write_bad, write_good
 from PIL import Image
 
 import clipfast as package
-from clipfast.commands.decompose import Options, run
+from clipfast.commands.decompose.command import Options, run
+from clipfast.commands.options import ImageOptions
 from clipfast.errors import ClipfastError
 from clipfast.report.shares import rounded
 
@@ -37,7 +38,7 @@ def test_good_and_bad_images_together_twice(tmp_path: Path, model_folder: Path) 
     done = clipfast(*arguments, *options, "--out", "out", cwd=tmp_path)
 
     assert done.returncode == 2
-    errors = done.stderr.splitlines()
+    errors = messages(done.stderr)
     for name, word in {**bad, "gone.jpg": "no such file"}.items():
         (line,) = [line for line in errors if name in line]
         assert line.startswith("error: ")
@@ -97,7 +98,7 @@ def test_interrupted_run_keeps_what_is_done(tmp_path: Path, model_folder: Path) 
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    (line,) = err.splitlines()
+    (line,) = messages(err)
     assert line.startswith("error: interrupted: ")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["complete"] is False
@@ -144,8 +145,12 @@ def test_photographs(tmp_path: Path, model_folder: Path) -> None:
 
 def options(folder: Path, model: str, **changes: object) -> Options:
     picture().save(folder / "image.png")
-    given = {"images": [folder / "image.png"], "out": folder / "out", "model": model, "texts": TEXTS, **changes}
-    return Options(**given)  # type: ignore[arg-type]
+    inputs = {
+        name: changes.pop(name) for name in ("images", "pretrained", "device", "dtype", "batch_size") if name in changes
+    }
+    given = {"out": folder / "out", "texts": TEXTS, **changes}
+    image_options = ImageOptions(**{"images": [folder / "image.png"], "model": model, **inputs})  # type: ignore[arg-type]
+    return Options(image_options, **given)  # type: ignore[arg-type]
 
 
 def refusal(asked: Options) -> str:
@@ -177,7 +182,7 @@ def test_texts_that_do_not_fit(tmp_path: Path, model_folder: Path) -> None:
 
 def test_layers_and_devices_that_do_not_exist(tmp_path: Path, model_folder: Path) -> None:
     assert "whole numbers" in refusal(options(tmp_path, str(model_folder), layers="last"))
-    assert "[9] do not exist" in refusal(options(tmp_path, str(model_folder), layers="0,9"))
+    assert "9 does not exist" in refusal(options(tmp_path, str(model_folder), layers="0,9"))
     assert "no device is called 'gpu'" in refusal(options(tmp_path, str(model_folder), device="gpu"))
     assert "cuda:99" in refusal(options(tmp_path, str(model_folder), device="cuda:99"))
 
@@ -206,14 +211,14 @@ def test_an_embedding_that_is_not_finite_is_a_failed_image(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture(1).save(tmp_path / "second.png")
-    images = package.Model.images
+    prepare = package.Model.prepare
 
     def broken(self: package.Model, given: object) -> torch.Tensor:
-        pixels = images(self, given)  # type: ignore[arg-type]
+        pixels = prepare(self, given)  # type: ignore[arg-type]
         pixels[0] = float("nan")
         return pixels
 
-    monkeypatch.setattr(package.Model, "images", broken)
+    monkeypatch.setattr(package.Model, "prepare", broken)
     asked = options(tmp_path, str(model_folder), images=[tmp_path / "image.png", tmp_path / "second.png"], dtype="fp64")
     assert run(asked) == 2
     assert "image.png: the embedding is not finite in fp64" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import pytest
 from commandline import LAYERS, picture
 from PIL import Image
 
-from clipfast.commands.demo import Options, run, scene_subject
+from clipfast.commands.demo.command import Options, run, scene_subject
 from clipfast.errors import InputError
 
 

@@ -18,10 +18,11 @@ from commandline import HEADS, LAYERS, clipfast, picture, start
 from pages import NASTY, Parsed
 
 import clipfast as package
-from clipfast.commands import stats
-from clipfast.commands.options import Collecting
+from clipfast.commands.options import ClassOptions, InputOptions, PoolOptions
 from clipfast.commands.report import command as report
-from clipfast.commands.report.pictures import Showing, in_turn
+from clipfast.commands.report.images import in_turn
+from clipfast.commands.report.options import PictureOptions
+from clipfast.commands.stats import command as stats
 
 WORDS = ["cat", "dog", "house", "tree", "car", "boat", "face", "hand", "road", "sky"]
 TEXTS = [f"a photo of a {word}" for word in WORDS]
@@ -196,9 +197,11 @@ def test_names_are_shown_and_nothing_of_them_runs(page: Parsed) -> None:
 def test_moments_alone_are_enough_for_texts(
     images: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    moments = Collecting([images], model=str(model_folder), moments_only=True)
-    assert stats.run(stats.Options(moments, tmp_path / "c")) == 0
-    options = report.Options(Collecting([tmp_path / "c"]), tmp_path / "folder", pool="random", size=2, heads="L1")
+    moments = InputOptions([images], model=str(model_folder))
+    assert stats.run(stats.Options(moments, out=tmp_path / "c", moments_only=True)) == 0
+    options = report.Options(
+        InputOptions([tmp_path / "c"]), out=tmp_path / "folder", naming=PoolOptions(pool="random"), size=2, heads="L1"
+    )
     assert report.run(options) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "folder" / "report.html")
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["report.html"]
@@ -219,14 +222,19 @@ def test_images_that_are_gone_have_no_pictures(written: Path, images: Path, tmp_
     for entry in entries[3:]:
         entry["path"] = str(tmp_path / "gone" / Path(entry["path"]).name)
     (collection / "images.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
-    given = Collecting([collection])
-    showing = Showing(top=12, random=0, thumbnails=12, maps=0, examples=0)
+    given = InputOptions([collection])
+    pictures = PictureOptions(top=12, random=0, thumbnails=12, maps=0, examples=0)
     texts = str(images.parent / "texts.txt")
-    assert report.run(report.Options(given, tmp_path / "all.html", pool=texts, showing=showing)) == 0
+    assert (
+        report.run(report.Options(given, out=tmp_path / "all.html", naming=PoolOptions(pool=texts), pictures=pictures))
+        == 0
+    )
     page = Parsed((tmp_path / "all.html").read_text(encoding="utf-8"))
     assert "pictures of 9 images: their files could not be opened again" in page.by_id("summary").text
     assert page.all("style")[0].text.count("data:image/webp") == 3
-    few = report.Options(given, tmp_path / "few.html", pool=texts, showing=replace(showing, thumbnails=2))
+    few = report.Options(
+        given, out=tmp_path / "few.html", naming=PoolOptions(pool=texts), pictures=replace(pictures, thumbnails=2)
+    )
     assert report.run(few) == 0
     page = Parsed((tmp_path / "few.html").read_text(encoding="utf-8"))
     assert "thumbnails of 10 of 12 images: --thumbnails is 2" in page.by_id("summary").text
@@ -254,13 +262,16 @@ def test_what_does_not_fit(written: Path, images: Path, model_folder: Path, tmp_
     done = clipfast("report", images, "--model", model_folder, "--prompt", "a {}", "--out", tmp_path / "o")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line == "error: --classes and --prompt say what labels mean: give --labels, too"
-    collection = Collecting([written.parent / "all-collection"])
+    assert line == "error: --classes, --prompt and --templates say what labels mean: give --labels, too"
+    collection = InputOptions([written.parent / "all-collection"])
     for options, message in (
-        (report.Options(collection, tmp_path / "o", heads="mlps"), "--heads is 'mlps'"),
-        (report.Options(collection, tmp_path / "o", pool="nothing.txt"), "--pool is 'nothing.txt'"),
-        (report.Options(collection, images.parent / "labels.csv" / "x.html"), "it is a file, not a folder"),
-        (report.Options(collection, tmp_path / "o", prompt=["no place"]), "it needs one {}"),
+        (report.Options(collection, out=tmp_path / "o", heads="mlps"), "--heads is 'mlps'"),
+        (
+            report.Options(collection, out=tmp_path / "o", naming=PoolOptions(pool="nothing.txt")),
+            "--pool is 'nothing.txt'",
+        ),
+        (report.Options(collection, out=images.parent / "labels.csv" / "x.html"), "it is a file, not a folder"),
+        (report.Options(collection, out=tmp_path / "o", zeroshot=ClassOptions(prompt=["no place"])), "it needs one {}"),
     ):
         with pytest.raises(package.InputError, match=re.escape(message)):
             report.run(options)

@@ -15,7 +15,7 @@ from tolerances import FLOAT32
 from torch import Tensor
 
 import clipfast as package
-from clipfast.commands.options import Collecting
+from clipfast.commands.options import InputOptions
 from clipfast.commands.retrieve.command import Options, find_query, run
 from clipfast.dataset.collection import Collection, Entry
 
@@ -39,12 +39,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def collection(images: Path, model_folder: Path) -> Path:
     """As the command itself leaves it."""
     given = collecting(images, model_folder, labels=str(images.parent / "labels.csv"), label_column="feeling")
-    assert run(Options(given, images.parent / "c", top=3)) == 0
+    assert run(Options(given, out=images.parent / "c", top=3)) == 0
     return images.parent / "c"
 
 
-def collecting(images: Path, model: Path | None = None, **given: Any) -> Collecting:
-    return Collecting([images], model=None if model is None else str(model), **(SMALL if model else {}), **given)
+def collecting(images: Path, model: Path | None = None, **given: Any) -> InputOptions:
+    return InputOptions([images], model=None if model is None else str(model), **(SMALL if model else {}), **given)
 
 
 def result(folder: Path) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def test_heads_are_judged_by_labels(
     images: Path, collection: Path, model_folder: Path, tmp_path: Path, measure: Any, centred: bool
 ) -> None:
     """The share of the three nearest with the same label, image by image; the one without a label takes no part."""
-    assert run(Options(collecting(collection), tmp_path, top=3, measure=measure, centred=centred)) == 0
+    assert run(Options(collecting(collection), out=tmp_path, top=3, measure=measure, centred=centred)) == 0
     found = result(tmp_path)
     _, whole = outputs(images, model_folder)
     kept = [image for image in range(COUNT) if LABELS[image]]
@@ -133,7 +133,7 @@ def test_some_heads_and_a_sample(
     other = tmp_path / "other.csv"
     other.write_text("file,kind\n" + "".join(f"{number}.png,{'ab'[number > 6]}\n" for number in range(COUNT)))
     given = collecting(collection, labels=str(other), label_column="kind")
-    assert run(Options(given, tmp_path, heads="L1.H1", sample=3)) == 0
+    assert run(Options(given, out=tmp_path, heads="L1.H1", sample=3)) == 0
     found = result(tmp_path)
     assert [(row["layer"], row["head"]) for row in found["heads"]] == [(1, 1)]
     assert (found["labelled"], found["queried"], found["neighbours"]) == (10, 3, 5)
@@ -164,10 +164,10 @@ def test_pictures_that_are_gone_do_not_hide_the_neighbours(
 ) -> None:
     shutil.copytree(images, tmp_path / "images")
     given = collecting(tmp_path / "images", model_folder)
-    assert run(Options(given, tmp_path / "c", heads="L1", query=["0.png"], top=9)) == 0
+    assert run(Options(given, out=tmp_path / "c", heads="L1", query=["0.png"], top=9)) == 0
     before = result(tmp_path / "c")["queries"][0]["neighbours"]
     (tmp_path / "images" / "3.png").unlink()
-    assert run(Options(collecting(tmp_path / "c"), tmp_path / "o", heads="L1", query=["0.png"], top=9)) == 0
+    assert run(Options(collecting(tmp_path / "c"), out=tmp_path / "o", heads="L1", query=["0.png"], top=9)) == 0
     assert result(tmp_path / "o")["queries"][0]["neighbours"] == before
     assert "3.png: no such file" in capsys.readouterr().err
 
@@ -186,7 +186,7 @@ def test_pictures_that_are_gone_do_not_hide_the_neighbours(
 )
 def test_what_does_not_fit(collection: Path, tmp_path: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(package.InputError, match=message):
-        run(Options(collecting(collection), tmp_path, **given))
+        run(Options(collecting(collection), out=tmp_path, **given))
     assert not (tmp_path / "retrieve.json").exists()
 
 
@@ -195,12 +195,12 @@ def test_faiss(images: Path, model_folder: Path, collection: Path, tmp_path: Pat
     asked: dict[str, Any] = {"heads": "L1", "query": ["0.png"], "text": ["a cat"], "top": 4}
     if importlib.util.find_spec("faiss") is None:
         with pytest.raises(package.MissingExtra, match=r"pip install 'clipfast\[faiss\]'"):
-            run(Options(collecting(images, model_folder), tmp_path / "c", faiss=True, **asked))
+            run(Options(collecting(images, model_folder), out=tmp_path / "c", faiss=True, **asked))
         assert not (tmp_path / "c").exists()
         return
     found = []
     for faiss in (False, True):
-        assert run(Options(collecting(collection), tmp_path / "o", faiss=faiss, **asked)) == 0
+        assert run(Options(collecting(collection), out=tmp_path / "o", faiss=faiss, **asked)) == 0
         found.append([[near["file"] for near in query["neighbours"]] for query in result(tmp_path / "o")["queries"]])
     assert found[0] == found[1]
     assert [len(near) for near in found[0]] == [4, 4]
@@ -209,6 +209,6 @@ def test_faiss(images: Path, model_folder: Path, collection: Path, tmp_path: Pat
 def test_labels_that_tell_nothing(collection: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / "one.csv").write_text("file,label\n" + "".join(f"{number}.png,same\n" for number in range(COUNT)))
     with pytest.raises(package.InputError, match="all labelled images have the label 'same'"):
-        run(Options(collecting(collection, labels=str(tmp_path / "one.csv")), tmp_path))
+        run(Options(collecting(collection, labels=str(tmp_path / "one.csv")), out=tmp_path))
     with pytest.raises(package.InputError, match="--label-column names a column of --labels, which is not given"):
-        run(Options(collecting(collection, label_column="colour"), tmp_path))
+        run(Options(collecting(collection, label_column="colour"), out=tmp_path))

@@ -36,8 +36,9 @@ from torch import Tensor
 
 import clipfast as package
 from clipfast.analyses.relevance import METHODS
-from clipfast.commands import stats
+from clipfast.commands.options import ClassOptions
 from clipfast.commands.segment.command import Options, run
+from clipfast.commands.stats import command as stats
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,7 @@ def test_masks_in_a_shard_and_images_of_a_collection(data: Path, model_folder: P
         data, model_folder, tmp_path / "k", collecting=collecting, masks=str(tmp_path / "keys"), methods="ours,legrad"
     )
     assert keys["methods"] == want
-    assert stats.run(stats.Options(asked(data / "images", model_folder), tmp_path / "c")) == 0
+    assert stats.run(stats.Options(asked(data / "images", model_folder), out=tmp_path / "c")) == 0
     collecting = asked(tmp_path / "c", None, labels=None)
     again = scored(data, model_folder, tmp_path / "o", collecting=collecting, methods="ours,legrad")
     assert again["methods"] == want
@@ -196,7 +197,7 @@ def test_pictures_of_texts(data: Path, model: package.Model, model_folder: Path,
     image = data / "images" / "cat" / "0.png"
     texts = ["a cat", "The Sea!"]
     collecting = asked(image, model_folder, labels=None)
-    assert run(Options(collecting, tmp_path, texts=texts, methods="ours,gradcam")) == 0
+    assert run(Options(collecting, out=tmp_path, texts=texts, methods="ours,gradcam")) == 0
     (entry,) = written(tmp_path)["pictures"]
     names = ["0/000-a-cat-ours", "0/000-a-cat-gradcam", "0/001-the-sea-ours", "0/001-the-sea-gradcam"]
     assert [each["heat"] for each in entry["maps"]] == [f"heat/{name}.png" for name in names]
@@ -212,7 +213,9 @@ def test_pictures_of_texts(data: Path, model: package.Model, model_folder: Path,
 
 
 def test_pictures_of_an_images_own_class(data: Path, model_folder: Path, tmp_path: Path) -> None:
-    assert run(Options(asked(data / "images", model_folder), tmp_path, prompt=["one {}."])) == 0
+    assert (
+        run(Options(asked(data / "images", model_folder), out=tmp_path, zeroshot=ClassOptions(prompt=["one {}."]))) == 0
+    )
     found = written(tmp_path)
     assert [[each["text"] for each in entry["maps"]] for entry in found["pictures"]] == [
         [kind] for kind in KINDS for _ in range(EACH)

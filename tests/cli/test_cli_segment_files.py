@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from commandline import clipfast, picture, start
-from masked import BACKGROUND, CLASSES, IGNORED, KINDS, asked, mask, write_data, written
+from masked import BACKGROUND, CLASSES, IGNORED, KINDS, asked, mask, texts_of, write_data, written
 
 import clipfast as package
-from clipfast.commands.options import Collecting
+from clipfast.commands.options import ClassOptions, InputOptions
 from clipfast.commands.segment.command import Options, run
-from clipfast.commands.segment.subjects import read_others
+from clipfast.commands.segment.targets import read_others
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +60,9 @@ def test_masks_that_do_not_fit_are_one_line_each(data: Path, model_folder: Path,
 def test_values_that_are_no_class(
     data: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = {"masks": str(data / "masks"), "mask_values": data / "values.csv", "classes": data / "classes.csv"}
+    options = {"masks": str(data / "masks"), "mask_values": data / "values.csv", "zeroshot": texts_of(data)}
     with pytest.raises(package.InputError, match="none of the 6 images could be used"):
-        run(Options(asked(data / "images", model_folder), tmp_path, multiclass=True, **options))  # type: ignore[arg-type]
+        run(Options(asked(data / "images", model_folder), out=tmp_path, multiclass=True, **options))  # type: ignore[arg-type]
     lines = capsys.readouterr().err.splitlines()
     assert sum("its mask has the values [255], which are no class" in line for line in lines) == 6
     assert len(written(tmp_path)["failed"]) == 6
@@ -85,13 +85,16 @@ def test_background_texts(data: Path) -> None:
         ({"masks": None}, "--ignore says how to read masks"),
         ({"multiclass": True}, "give --masks and --mask-values"),
         ({"background": 0.5}, "--background is a threshold for --multiclass"),
-        ({"texts": ["a cat"]}, "leave out --classes and --prompt"),
-        ({"texts": ["a cat"], "classes": None}, "'a cat' has nothing to stand out from"),
-        ({"texts": ["a", "b"], "classes": None, "target": "label"}, "--target label needs labels"),
-        ({"mask_values": "values.csv", "classes": None, "labels": "labels.csv"}, "no mask value for the label 'fox'"),
+        ({"texts": ["a cat"]}, "leave out --classes, --prompt and --templates"),
+        ({"texts": ["a cat"], "zeroshot": ClassOptions()}, "'a cat' has nothing to stand out from"),
+        ({"texts": ["a", "b"], "zeroshot": ClassOptions(), "target": "label"}, "--target label needs labels"),
+        (
+            {"mask_values": "values.csv", "zeroshot": ClassOptions(), "labels": "labels.csv"},
+            "no mask value for the label 'fox'",
+        ),
         ({"mask_values": "twice.csv"}, "the value 1 is 'dog', and 'cat' before"),
         ({"mask_values": "classes.csv"}, "needs the columns value and label: it has label, text"),
-        ({"labels": None, "classes": None}, "nothing to look for: give --texts"),
+        ({"labels": None, "zeroshot": ClassOptions()}, "nothing to look for: give --texts"),
         ({"group_column": "group"}, "--group-column is of no use here"),
     ],
 )
@@ -104,12 +107,12 @@ def test_what_does_not_fit(data: Path, tmp_path: Path, given: dict[str, Any], me
     given = {name: data / value if name == "mask_values" else value for name, value in given.items()}
     labels = given.pop("labels", "folder")
     labels = str(data / labels) if labels == "labels.csv" else labels
-    collecting = Collecting(
+    collecting = InputOptions(
         [data / "images"], model="no-such-model", labels=labels, group_column=given.pop("group_column", None)
     )
-    options = {"masks": str(data / "masks"), "classes": data / "classes.csv", "ignore": IGNORED, **given}
+    options = {"masks": str(data / "masks"), "zeroshot": texts_of(data), "ignore": IGNORED, **given}
     with pytest.raises(package.InputError, match=message):
-        run(Options(collecting, tmp_path, **options))
+        run(Options(collecting, out=tmp_path, **options))
 
 
 def test_an_interrupted_pass_keeps_what_it_has(model_folder: Path, tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from commandline import clipfast, start
-from typer.testing import CliRunner
+from commandline import clipfast, inside, start
 
 import clipfast as package
-from clipfast.cli import app
-from clipfast.commands import models
+from clipfast.cli.app import COMMANDS
+from clipfast.commands.models.command import run as list_models
+from clipfast.commands.models.options import Options as ModelsOptions
 from clipfast.model import BUNDLED
 
 
@@ -26,10 +26,10 @@ def test_help_needs_nothing_heavy() -> None:
 
 
 def test_parsing() -> None:
-    runner = CliRunner()
-    version = runner.invoke(app, ["--version"])
-    assert (version.exit_code, version.output) == (0, f"clipfast {package.__version__}\n")
-    assert runner.invoke(app, ["--help"]).exit_code == 0
+    version = inside("--version")
+    assert (version.returncode, version.stdout) == (0, f"clipfast {package.__version__}\n")
+    listed = inside("--help").stdout
+    assert all(name in listed for name in COMMANDS)
     for wrong in (
         ["demo", "--no-such-option"],
         ["decompose", "a.jpg", "--dtype", "int8"],
@@ -37,7 +37,10 @@ def test_parsing() -> None:
         ["decompose"],
         ["no-such-command"],
     ):
-        assert runner.invoke(app, wrong).exit_code == 2, wrong
+        done = inside(*wrong)
+        assert (done.returncode, done.stdout) == (2, ""), wrong
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: "), wrong
 
 
 def test_only_our_own_warnings_reach_the_terminal() -> None:
@@ -61,17 +64,15 @@ console.error("[bold]x" + "y" * 1000)
 
 def test_an_interrupt_that_a_library_turns_into_an_error_is_one_still() -> None:
     code = """
-import os, signal, typer
+import os, signal
 from clipfast.commands.outcome import exit_codes
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background ignores it
-try:
-    with exit_codes():
-        try:
-            os.kill(os.getpid(), signal.SIGINT)
-        except KeyboardInterrupt:
-            raise ValueError("could not determine the shape") from None
-except typer.Exit as end:
-    print(end.exit_code, signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+with exit_codes() as ending:
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        raise ValueError("could not determine the shape") from None
+print(ending.code, signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 """
     done = python(code)
     assert (done.stdout, done.stderr) == ("130 True\n", "error: interrupted\n")
@@ -89,11 +90,11 @@ def test_listing_into_a_pipe_that_closes() -> None:
 
 
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:
-    assert models.run("rn50", every=False, as_json=True) == 0
+    assert list_models(ModelsOptions("rn50", json=True)) == 0
     found = {model["name"]: model for model in json.loads(capsys.readouterr().out)}
     assert found["RN50"]["supported"] is False
     assert found["RN50"]["refusals"]
-    assert models.run(None, every=False, as_json=False) == 0
+    assert list_models(ModelsOptions()) == 0
     captured = capsys.readouterr()
     rows = [line.split("\t") for line in captured.out.splitlines()]
     assert {len(row) for row in rows} == {5}

@@ -8,7 +8,7 @@ from subprocess import TimeoutExpired
 from time import sleep
 
 import pytest
-from commandline import HEADS, LAYERS, clipfast, inside, picture, start, write_bad
+from commandline import HEADS, LAYERS, clipfast, inside, messages, picture, start, write_bad
 from measures import error
 from tolerances import FLOAT32
 
@@ -124,7 +124,7 @@ def test_an_interrupted_pass_goes_on(model_folder: Path, tmp_path: Path) -> None
 def test_what_does_not_fit(images: Path, model_folder: Path, arguments: list[str], message: str) -> None:
     done = inside("stats", *arguments, "--model", model_folder, "--out", images.parent / "o", cwd=images.parent)
     assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    (line,) = messages(done.stderr)
     assert line.startswith("error: ")
     assert message in line
 

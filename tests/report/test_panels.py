@@ -9,7 +9,7 @@ import clipfast
 from clipfast.report.canvas import shortened, width_of, wrapped
 from clipfast.report.palette import diverging, enlarged, greyed, limit, overlay
 from clipfast.report.panels import HeadMaps, TextMaps, heads_panel, text_panel
-from clipfast.report.pictures import Seen
+from clipfast.report.pictures import Denormalizer
 from clipfast.report.shares import MOST_TEXTS, best_texts, text_shares
 
 
@@ -108,7 +108,7 @@ def test_lines_fit() -> None:
 def test_seen_undoes_the_normalisation() -> None:
     model = clipfast.wrap(clip_model())
     original = picture()
-    (seen,) = Seen(model).pictures(model.prepare([original]))
+    (seen,) = Denormalizer(model).pictures(model.prepare([original]))
     assert np.abs(np.asarray(seen, dtype=int) - np.asarray(original, dtype=int)).max() <= 1
 
 

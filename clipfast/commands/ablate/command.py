@@ -7,8 +7,6 @@ what their texts span. Accuracy with nothing ablated comes first. ``--out`` gets
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from clipfast.analyses.ablation import evaluate
@@ -17,34 +15,19 @@ from clipfast.analyses.moments import Moments
 from clipfast.analyses.reconstruction import reconstruction_curve
 from clipfast.analyses.terms import Terms
 from clipfast.commands import console
-from clipfast.commands.ablate.choosing import Choosing, Removal, removals
+from clipfast.commands.ablate.options import Options
+from clipfast.commands.ablate.removals import Removal, removals
 from clipfast.commands.collecting import collect
 from clipfast.commands.files import prepare_folder, write_json
-from clipfast.commands.options import Collecting
+from clipfast.commands.heads import chosen_heads
 from clipfast.commands.outcome import FAILED, INTERRUPTED
-from clipfast.commands.textspan import chosen_heads, fitting, pool_features, read_pool
+from clipfast.commands.pools import fitting, pool_features, read_pool
 from clipfast.commands.zeroshot import Labelled
 from clipfast.dataset.collection import Collection
 from clipfast.report.shares import rounded
 
 FORMAT = "clipfast.ablate/1"
 _MARKS = (0, 1, 2, 5, 10, 20, 40, 60)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line asked for; the names are those of its options."""
-
-    collecting: Collecting
-    out: Path
-    classes: Path | None = None
-    prompt: Sequence[str] = ()
-    terms: Sequence[str] = ()
-    means: Path | None = None
-    choosing: Choosing = field(default_factory=Choosing)
-    reconstruct: int | None = None
-    rest_ablated: bool = False
-    json: bool = False
 
 
 def run(options: Options) -> int:
@@ -55,17 +38,17 @@ def run(options: Options) -> int:
         OSError: a result that cannot be written.
     """
     prepare_folder(options.out)
-    texts, notes = read_pool(options.choosing.pool)  # before anything slow
+    texts, notes = read_pool(options.naming.pool)  # before anything slow
     for note in notes:
         console.warn(note)
-    found = collect(options.collecting, options.out)
+    found = collect(options.inputs, options.out)
     if not found.complete:
         return INTERRUPTED
-    test = Labelled.of(found.collection, found.model, options.classes, options.prompt)
-    texts = fitting(found.model, texts, options.choosing.pool) if needs_texts(options) else []
+    test = Labelled.of(found.collection, found.model, options.zeroshot)
+    texts = fitting(found.model, texts, options.naming.pool) if needs_texts(options) else []
     means = found.collection.moments if options.means is None else Collection(options.means).moments
     chosen = [Removal(text, Terms.parse(text, means.basis)) for text in options.terms]
-    chosen += removals(options.choosing, test, means, texts)
+    chosen += removals(options, test, means, texts)
     wanted = chosen or ([] if options.reconstruct else paper(means))
     accuracies = evaluate(test.batches(), test.classifier, means, [removal.terms for removal in wanted])
     nothing = Terms.of(means.basis)
@@ -78,7 +61,7 @@ def run(options: Options) -> int:
         "pretrained": found.collection.header["pretrained"],
         "images": baseline.count,
         "means": str(options.means or found.collection.folder),
-        "pool": options.choosing.pool,
+        "pool": options.naming.pool,
         "chance": rounded(baseline.chance),
         "near_chance": baseline.near_chance,
         "classes": list(test.classes.labels),
@@ -98,7 +81,7 @@ def run(options: Options) -> int:
 
 def needs_texts(options: Options) -> bool:
     """Whether heads are named at all."""
-    return bool(options.choosing.words) or options.reconstruct is not None
+    return bool(options.selection.words) or options.reconstruct is not None
 
 
 def paper(moments: Moments) -> list[Removal]:
@@ -137,9 +120,8 @@ def _table(rows: Sequence[dict[str, Any]], baseline: Accuracy) -> None:
 
 def _reconstruct(options: Options, test: Labelled, means: Moments, texts: Sequence[str]) -> dict[str, Any]:
     """Accuracy with heads replaced by what up to ``--reconstruct`` texts each span."""
-    choosing = options.choosing
-    heads = chosen_heads(choosing.heads, means.basis, means.layers)
-    features = pool_features(test.model, texts, choosing.pool, choosing.seed)
+    heads = chosen_heads(options.selection.heads, means.basis, means.layers)
+    features = pool_features(test.model, texts, options.naming)
     spans = means.textspan(features, options.reconstruct or 0, heads)
     ablated = None
     if options.rest_ablated:
@@ -149,7 +131,7 @@ def _reconstruct(options: Options, test: Labelled, means: Moments, texts: Sequen
     accuracies = [accuracy.accuracy for accuracy in curve.sizes]
     if not options.json:
         lines = [(str(size), f"{accuracies[size]:.1%}") for size in _MARKS if size < len(accuracies)]
-        where = f"{len(heads)} heads replaced by what their texts span, pool {choosing.pool}"
+        where = f"{len(heads)} heads replaced by what their texts span, pool {options.naming.pool}"
         console.table(("texts per head", "accuracy"), [("whole", f"{curve.baseline.accuracy:.1%}"), *lines], where)
     return {
         "heads": [list(head) for head in heads],

@@ -8,8 +8,6 @@ some images at a time.
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -17,12 +15,12 @@ from time import perf_counter
 from clipfast.commands import console
 from clipfast.commands.collecting import Collected, collect
 from clipfast.commands.files import prepare_folder
+from clipfast.commands.heads import chosen_heads
 from clipfast.commands.loading import versions
-from clipfast.commands.options import Collecting
 from clipfast.commands.outcome import FAILED, INTERRUPTED
-from clipfast.commands.report.passes import Findings, Judge, find
-from clipfast.commands.report.pictures import Showing
-from clipfast.commands.textspan import RANDOM, chosen_heads, fitting, pool_features, read_pool
+from clipfast.commands.pools import RANDOM, fitting, pool_features, read_pool
+from clipfast.commands.report.findings import Findings, Judge, find
+from clipfast.commands.report.options import Options
 from clipfast.dataset.collection import is_collection
 from clipfast.errors import InputError
 from clipfast.files import write_text
@@ -30,22 +28,6 @@ from clipfast.report.html.content import Content, Fact
 
 PAGE = "report.html"
 _ENDINGS = (".html", ".htm")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line asked for; the names are those of its options."""
-
-    collecting: Collecting
-    out: Path
-    pool: str = "general"
-    size: int = 20
-    heads: str | None = None
-    classes: Path | None = None
-    prompt: Sequence[str] = ()
-    showing: Showing = field(default_factory=Showing)
-    title: str | None = None
-    seed: int = 0
 
 
 def run(options: Options) -> int:
@@ -60,24 +42,24 @@ def run(options: Options) -> int:
     started = perf_counter()
     page, folder = _places(options.out)
     prepare_folder(page.parent)
-    texts, notes = read_pool(options.pool)
+    texts, notes = read_pool(options.naming.pool)
     for note in notes:
         console.warn(note)
-    given = options.collecting
+    given = options.inputs
     known = len(given.images) == 1 and is_collection(given.images[0])
-    if (options.classes or options.prompt) and given.labels is None and not known:
-        raise InputError("--classes and --prompt say what labels mean: give --labels, too")
+    if options.zeroshot.given() and given.labels is None and not known:
+        raise InputError("--classes, --prompt and --templates say what labels mean: give --labels, too")
     collected = collect(given, folder)
     if not collected.complete:
         return INTERRUPTED
-    judge = Judge.maybe(collected, options.classes, options.prompt)
+    judge = Judge.maybe(collected, options.zeroshot)
     moments = collected.collection.moments
     every = moments.heads()
     named = every if options.heads is None else chosen_heads(options.heads, moments.basis, moments.layers)
-    texts = fitting(collected.model, texts, options.pool)
-    features = pool_features(collected.model, texts, options.pool, options.seed)
+    texts = fitting(collected.model, texts, options.naming.pool)
+    features = pool_features(collected.model, texts, options.naming)
     labels = texts or [f"random vector {number}" for number in range(len(features))]
-    found = find(collected, judge, named, (labels, features), options.size, options.showing)
+    found = find(collected, judge, named, (labels, features), options.size, options.pictures)
     with console.status("writing the page"):
         html = render(_content(options, collected, found, len(features)))
         write_text(page, html)
@@ -119,7 +101,7 @@ def _facts(options: Options, collected: Collected, found: Findings, texts: int) 
         Fact("model", Path(header["model"]).name or header["model"], header["pretrained"] or ""),
         Fact("images", f"{moments.count:,}", f"{labelled:,} with labels" if labelled else "without labels"),
         Fact("layers × heads", f"{tower.layers} × {tower.heads}", f"embedding of {tower.embed_dim}"),
-        Fact("texts", f"{texts:,}", f"pool {Path(options.pool).name}, up to {options.size} per head"),
+        Fact("texts", f"{texts:,}", f"pool {Path(options.naming.pool).name}, up to {options.size} per head"),
     ]
     ablated = found.ablated
     if ablated is not None:
@@ -150,7 +132,7 @@ def _warnings(collected: Collected, found: Findings) -> list[str]:
 
 
 def _settings(options: Options, collected: Collected) -> list[tuple[str, str]]:
-    header, model = collected.collection.header, collected.model
+    header, model, pool = collected.collection.header, collected.model, options.naming.pool
     software = ", ".join(f"{name} {version}" for name, version in versions().items() if version)
     return [
         ("command", shlex.join(["clipfast", *sys.argv[1:]])),
@@ -158,6 +140,6 @@ def _settings(options: Options, collected: Collected) -> list[tuple[str, str]]:
         ("model", " ".join(filter(None, (header["model"], header["pretrained"])))),
         ("precision", f"{header['dtype']} on {model.device.type}"),
         ("collection", str(collected.collection.folder)),
-        ("pool", f"{options.pool}, seed {options.seed}" if options.pool == RANDOM else options.pool),
+        ("pool", f"{pool}, seed {options.naming.seed}" if pool == RANDOM else pool),
         ("software", software),
     ]

@@ -16,17 +16,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipfast.analyses.retrieval import Engine, Index, Measure, import_faiss
+from clipfast.analyses.retrieval import Engine, Index, import_faiss
 from clipfast.commands import console
 from clipfast.commands.collecting import Collected, collect
 from clipfast.commands.figures import write_panel
 from clipfast.commands.files import prepare_folder, write_json
-from clipfast.commands.loading import encode_texts
-from clipfast.commands.options import Collecting
+from clipfast.commands.heads import chosen_heads
 from clipfast.commands.outcome import FAILED, INTERRUPTED
-from clipfast.commands.retrieve.likeness import Head, Judged, embedding_share, head_shares
+from clipfast.commands.retrieve.agreement import Head, Judged, embedding_share, head_shares
+from clipfast.commands.retrieve.options import Options
 from clipfast.commands.sheets import Tile, sheet
-from clipfast.commands.textspan import chosen_heads
+from clipfast.commands.text_features import encode_texts
 from clipfast.contributions import Contributions
 from clipfast.dataset.collection import Collection, Entry
 from clipfast.dataset.files import Source
@@ -40,23 +40,6 @@ _SHOWN = 12
 _COLUMNS = 6
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the command line asked for; the names are those of its options."""
-
-    collecting: Collecting
-    out: Path
-    heads: str | None = None
-    query: Sequence[str] = ()
-    text: Sequence[str] = ()
-    top: int = 5
-    measure: Measure = "cosine"
-    centred: bool = True
-    faiss: bool = False
-    sample: int = 2000
-    json: bool = False
-
-
 def run(options: Options) -> int:
     """Retrieves or judges; returns the exit code.
 
@@ -64,7 +47,7 @@ def run(options: Options) -> int:
         ClipfastError: an option that does not fit, or a model that cannot be loaded.
         OSError: a result that cannot be written.
     """
-    options.collecting.check_columns()
+    options.inputs.check()
     asked = bool(options.query or options.text)
     if asked and options.heads is None:
         raise InputError("--heads is missing: name the heads to compare images by, such as L11.H3")
@@ -75,7 +58,7 @@ def run(options: Options) -> int:
     if options.faiss:
         import_faiss()  # what is missing is said before anything slow
     prepare_folder(options.out)
-    found = collect(options.collecting, options.out)
+    found = collect(options.inputs, options.out)
     if not found.complete:
         return INTERRUPTED
     moments = found.collection.moments
@@ -245,8 +228,8 @@ def _judge(options: Options, found: Collected, heads: Sequence[Head], result: di
     rows.sort(key=lambda row: -row["share"])
     result |= {
         "complete": complete,
-        "labels": options.collecting.labels or collection.header["labels"],
-        "label_column": options.collecting.label_column if options.collecting.labels else None,
+        "labels": options.inputs.labels or collection.header["labels"],
+        "label_column": options.inputs.label_column if options.inputs.labels else None,
         "labelled": len(judged.labels),
         "queried": len(judged.queries),
         "neighbours": judged.top,

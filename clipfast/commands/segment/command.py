@@ -20,13 +20,10 @@ from clipfast.analyses.groundtruth import Geometry, MaskProtocol, truth
 from clipfast.analyses.segmentation import predicted
 from clipfast.commands import console
 from clipfast.commands.files import prepare_folder, write_json
-from clipfast.commands.options import Collecting
 from clipfast.commands.outcome import FAILED, INTERRUPTED, memory_for
 from clipfast.commands.reading import Prepared, reading
-from clipfast.commands.segment.judging import Binary, Drawn, Maps, Multiclass, Panels, Threshold, number
-from clipfast.commands.segment.masks import SHARD, check_masks, check_values, open_mask, read_mask_values
-from clipfast.commands.segment.pictures import Failures, Item, Pictures, find_pictures
-from clipfast.commands.segment.seeing import (
+from clipfast.commands.segment.images import Failures, Item, Pictures, find_pictures
+from clipfast.commands.segment.maps import (
     METHODS,
     OURS,
     Batch,
@@ -36,39 +33,18 @@ from clipfast.commands.segment.seeing import (
     not_finite,
     parse_methods,
 )
-from clipfast.commands.segment.subjects import Directions, Wanted, read_wanted
+from clipfast.commands.segment.masks import SHARD, check_masks, check_values, open_mask, read_mask_values
+from clipfast.commands.segment.options import Options
+from clipfast.commands.segment.scoring import Binary, Drawn, Maps, Multiclass, Panels, Threshold, number
+from clipfast.commands.segment.targets import Directions, Wanted, read_wanted
 from clipfast.errors import ClipfastError, InputError
 from clipfast.model import Model
-from clipfast.report.pictures import Seen
+from clipfast.report.pictures import Denormalizer
 from clipfast.report.shares import rounded
 
 FORMAT = "clipfast.segment/1"
 LABEL, PREDICTED = "label", "predicted"
 _COLUMNS = ("accuracy", "mIoU", "mAP", "mAP_both")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line asked for; the names are those of its options."""
-
-    collecting: Collecting
-    out: Path
-    masks: str | None = None
-    mask_values: Path | None = None
-    ignore: int | None = None
-    classes: Path | None = None
-    prompt: Sequence[str] = ()
-    texts: Sequence[str] = ()
-    background_texts: str | None = None
-    contrast: bool = True
-    target: str | None = None
-    methods: str | None = None
-    protocol: str = "aligned"
-    threshold: str = "mean"
-    multiclass: bool = False
-    background: float | None = None
-    panels: int = 8
-    json: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,7 +75,7 @@ def run(options: Options) -> int:
     work = _Pass(plan, model, failures)
     complete = False
     try:
-        size = options.collecting.batch_size
+        size = options.inputs.batch_size
         with (
             console.progress("segmenting", len(plan.items)) as advance,
             reading(model, plan.items, lambda item: item[0], size, failures.add_item) as batches,
@@ -130,8 +106,8 @@ def run(options: Options) -> int:
 def _plan(options: Options, failures: Failures) -> _Plan:
     """Checks every option that can be checked before a model is loaded."""
     scored = options.masks is not None
-    options.collecting.check_columns()
-    if options.collecting.group_column is not None:
+    options.inputs.check()
+    if options.inputs.group_column is not None:
         raise InputError("--group-column is of no use here: scores are of all images together")
     if options.multiclass and not (scored and options.mask_values is not None):
         raise InputError("--multiclass scores labels of pixels: give --masks and --mask-values")
@@ -151,12 +127,11 @@ def _plan(options: Options, failures: Failures) -> _Plan:
     values = None if options.mask_values is None else read_mask_values(options.mask_values)
     prepare_folder(options.out)
     aside = None if options.masks in (None, SHARD) else Path(options.masks or "")
-    pictures = find_pictures(options.collecting, options.out, aside, failures)
+    pictures = find_pictures(options.inputs, options.out, aside, failures)
     wanted = read_wanted(
         pictures.entries,
         options.texts,
-        options.classes,
-        options.prompt,
+        options.zeroshot,
         options.background_texts,
         options.contrast,
     )
@@ -197,16 +172,16 @@ class _Pass:
     def __init__(self, plan: _Plan, model: Model, failures: Failures) -> None:
         self.plan, self.model, self.failures = plan, model, failures
         options, names = plan.options, plan.wanted.subjects.labels
-        size, seen = model.tower.image_size, Seen(model)
+        size, denormalizer = model.tower.image_size, Denormalizer(model)
         self._features = Directions.of(model, plan.wanted)
         self._directions = self._features.all_at_once() if options.multiclass else self._features.single()
         self._geometry = None if options.masks is None else Geometry.of(model)
         self.accuracy = Accuracy(self._features.features) if plan.wanted.labelled else None
-        panels = Panels(options.out / "panels", options.panels, seen)
+        panels = Panels(options.out / "panels", options.panels, denormalizer)
         self.panels = panels.written
         self.judge: Binary | Multiclass | Drawn
         if options.masks is None:
-            self.judge = Drawn(options.out, names, plan.threshold, size, seen)
+            self.judge = Drawn(options.out, names, plan.threshold, size, denormalizer)
         elif options.multiclass:
             values, others = plan.values or {}, bool(plan.wanted.others)
             self.judge = Multiclass(plan.methods, names, values, options.background, others, size, panels)
@@ -262,7 +237,7 @@ class _Pass:
 
     def _without(self, batch: Batch) -> Batch:
         """The batch without images whose embedding is not finite."""
-        finite = (torch.isfinite(batch.found.embedding).all(1) & (batch.found.norm > 0)).tolist()
+        finite = batch.found.is_finite().tolist()
         for (_, entry), good in zip(batch.items, finite, strict=True):
             if not good:
                 dtype = self.plan.pictures.options.dtype

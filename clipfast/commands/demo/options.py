@@ -1,0 +1,29 @@
+"""Options of ``clipfast demo``."""
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from clipfast.commands.options import NonNegative, Paths
+
+
+@dataclass(frozen=True)
+class Options:
+    """Show what the bundled model sees in scenes it draws, and in photographs.
+
+    Attributes:
+        photos: Photographs to look at too: files or folders.
+        out: Folder for the panels.
+        scenes: How many scenes to draw.
+        seed: Which scenes to draw.
+        model: Another model than the bundled one.
+    """
+
+    photos: Paths = ()
+    _: KW_ONLY
+    out: Path = Path("out/demo")
+    scenes: NonNegative = 6
+    seed: NonNegative = 0
+    model: Annotated[str, Parameter(show=False)] = "scenes"

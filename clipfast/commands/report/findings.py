@@ -1,0 +1,323 @@
+"""What a report is about: the analyses of a collection, in two passes over its contributions at most, and pictures."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from clipfast.analyses.ablation import Batch, evaluate
+from clipfast.analyses.accuracy import Accuracy
+from clipfast.analyses.joint import head_overlaps, head_scores
+from clipfast.analyses.moments import Moments
+from clipfast.analyses.reconstruction import reconstruction_curve
+from clipfast.analyses.terms import Terms
+from clipfast.analyses.textspan import TextSpan
+from clipfast.analyses.tops import Tops
+from clipfast.analyses.variance import Shares, TermVariances
+from clipfast.commands import console
+from clipfast.commands.collecting import Collected
+from clipfast.commands.heads import LATE_LAYERS, head_rows
+from clipfast.commands.options import ClassOptions
+from clipfast.commands.report.images import CollectionImages, HeadMapRequest, in_turn
+from clipfast.commands.report.options import PictureOptions
+from clipfast.commands.zeroshot import Labelled
+from clipfast.dataset.collection import Collection
+from clipfast.errors import InputError
+from clipfast.report.html.content import Ablated, Example, Head, HeadText, Judged, Overlaps
+from clipfast.report.html.pictures import matrix
+
+Pair = tuple[int, int]
+
+TEXTS = 3
+"""A head's texts that images are shown for."""
+_PAIRS = 10
+_LOGITS = 1 << 25  # at once, over images, classes and ablations: 128 MB
+_ROWS = 256
+
+
+@dataclass
+class Findings:
+    """What was found, as the page shows it; the names are those of its :class:`.Content`.
+
+    Attributes:
+        near_chance: whether zero-shot accuracy is.
+        check: the largest difference between the sum of all terms and the embedding.
+    """
+
+    heads: list[Head] = field(default_factory=list)
+    shares: Shares | None = None
+    ablated: Ablated | None = None
+    near_chance: bool = False
+    overlaps: Overlaps | None = None
+    check: float | None = None
+    examples: list[Example] = field(default_factory=list)
+    thumbnails: dict[int, str] = field(default_factory=dict)
+    missing: list[tuple[str, str]] = field(default_factory=list)
+
+
+class Judge(Labelled):
+    """Labelled images and their classifier, with accuracies as the page shows them."""
+
+    @classmethod
+    def maybe(cls, collected: Collected, zeroshot: ClassOptions) -> "Judge | None":
+        """None where the images have no labels; raises as :func:`.read_classes`."""
+        if all(entry.label is None for entry in collected.collection.entries):
+            if zeroshot.given():
+                raise InputError(
+                    "--classes, --prompt and --templates say what labels mean, and there are none: give --labels, too"
+                )
+            return None
+        return cls.of(collected.collection, collected.model, zeroshot)
+
+    def judged(self, name: str, accuracy: Accuracy) -> Judged:
+        """An accuracy as the page shows it."""
+        return Judged(name, accuracy.accuracy, accuracy.worst_group if self.groups.names else None)
+
+    def worst_group(self, accuracy: Accuracy) -> str | None:
+        """Name of the group with the smallest accuracy."""
+        if not self.groups.names:
+            return None
+        accuracies = accuracy.group_accuracies
+        return self.groups.names[min(accuracies, key=lambda group: accuracies[group])]
+
+
+def find(
+    collected: Collected,
+    judge: Judge | None,
+    named: Sequence[Pair],
+    pool: tuple[Sequence[str], Tensor],
+    size: int,
+    pictures: PictureOptions,
+) -> Findings:
+    """Everything that a collection allows.
+
+    Args:
+        collected: the images and their model.
+        judge: None without labels.
+        named: heads to name.
+        pool: ``T`` texts and their features ``[T, D]``.
+        size: how many texts per head.
+        pictures: how many pictures.
+
+    Raises:
+        InputError: fewer than two images, or a damaged collection.
+    """
+    collection, moments = collected.collection, collected.collection.moments
+    texts, features = pool
+    found, alone = Findings(), dict[Pair, Judged]()
+    kept = all(entry.shard is not None for entry in collection.entries)
+    late = [head for head in moments.heads() if head[0] in moments.layers[-LATE_LAYERS:]]
+    with console.status("naming heads"):
+        spans = moments.textspan(features, size, sorted({*named, *(late if judge and kept else ())}))
+    tops = Tops(pictures.top, max(pictures.random, pictures.examples))
+    if kept:
+        directions = {head: _first(spans[head], features) for head in named}
+        first = _Pass(collection, judge, tops, directions)
+        alone = _first_pass(found, first, moments)
+        if judge is not None:
+            _replaced(found, _Pass(collection, judge), {head: spans[head] for head in late}, size)
+    with console.status("comparing heads"):
+        found.overlaps = _overlaps(moments)
+    for row in head_rows(moments):
+        pair = row["layer"], row["head"]
+        head = Head(*pair, share=row["share"], rank=row["rank"], alone=alone.get(pair))
+        if pair in named:
+            span = spans[pair]
+            explained = zip(span.picks, span.explained.tolist(), strict=True)
+            told = [HeadText(texts[pick], share) for pick, share in explained]
+            head = replace(head, texts=told, notes=span.notes)
+        found.heads.append(head)
+    _note_missing(found, collected, judge is not None, kept)
+    if kept:
+        _show(
+            found, collected, judge, tops, {head: place for place, head in enumerate(named)}, spans, features, pictures
+        )
+    return found
+
+
+def _first(span: TextSpan, features: Tensor) -> Tensor:
+    """Features of a head's first texts, zeros where it has fewer, ``[TEXTS, D]``."""
+    rows = features.new_zeros(TEXTS, features.shape[1])
+    picks = list(span.picks[:TEXTS])
+    rows[: len(picks)] = features[picks]
+    return rows
+
+
+def _note_missing(found: Findings, collected: Collected, labels: bool, kept: bool) -> None:
+    collection = collected.collection
+    count, failed = len(collection.entries), len(collection.header["failed"])
+    if failed:
+        found.missing.append((f"{failed} images", "they could not be read when the images were collected"))
+    if not kept:
+        found.missing.append(
+            ("images, maps, shares of layers, ablations", "the collection holds moments only (--moments-only)")
+        )
+    if not labels:
+        found.missing.append(("zero-shot accuracy, ablations, segmentation", "the images have no labels (--labels)"))
+    unlabelled = sum(entry.label is None for entry in collection.entries)
+    if labels and unlabelled:
+        found.missing.append((f"accuracy on {unlabelled} of {count} images", "they have no label"))
+    unnamed = sum(head.texts is None for head in found.heads)
+    if unnamed:
+        found.missing.append((f"texts of {unnamed} heads", "--heads names others"))
+
+
+class _Pass:
+    """Reads contributions a few images at a time.
+
+    Attributes:
+        judge: None without labels.
+        check: the largest difference between the sum of all terms and the embedding.
+        variances: of layers.
+    """
+
+    def __init__(
+        self,
+        collection: Collection,
+        judge: Judge | None,
+        tops: Tops | None = None,
+        directions: Mapping[Pair, Tensor] | None = None,
+    ) -> None:
+        self._collection, self.judge = collection, judge
+        self._tops, self._directions = tops, directions or {}
+        self.check, self.variances = 0.0, TermVariances()
+
+    def batches(self, what: str, logits: int, *, everything: bool) -> Iterator[Batch]:
+        """Labelled images, few enough for ``logits`` per class; with ``everything`` all are counted on the way."""
+        judge, classes = self.judge, 1 if self.judge is None else len(self.judge.classes.labels)
+        step = max(1, min(_ROWS, _LOGITS // (logits * classes)))
+        with console.progress(what, len(self._collection.entries)) as advance:
+            for entries, whole in self._collection.batches():
+                for start in range(0, len(entries), step):
+                    some = entries[start : start + step]
+                    found = whole.select(range(start, start + len(some)))
+                    if everything:
+                        self.check = max(self.check, found.max_error())
+                        self.variances.update(found)
+                        if self._tops is not None and self._directions:
+                            self._tops.push(head_scores(found, self._directions))
+                    rows = [row for row, entry in enumerate(some) if entry.label is not None]
+                    if judge is not None and rows:
+                        of = [some[row] for row in rows]
+                        part = found if len(rows) == len(some) else found.select(rows)
+                        labels, groups = judge.classes.index(of), judge.groups.index(of)
+                        yield (part, labels) if groups is None else (part, labels, groups)
+                    advance(len(some))
+
+
+def _first_pass(found: Findings, reading: _Pass, moments: Moments) -> dict[Pair, Judged]:
+    """Scores for texts, the sum check, shares of layers; with labels all ablations, those of single heads returned."""
+    basis, judge = moments.basis, reading.judge
+    layers, mlps, own = Terms.cumulative(basis), Terms.all_mlps(basis), Terms.all_class_tokens(basis)
+    heads = {head: Terms.of(basis, heads=[head]) for head in moments.heads()}
+    wanted = [*layers, mlps, own, mlps | own, *heads.values()]
+    batches = reading.batches("reading contributions", 1 + len(wanted), everything=True)
+    alone: dict[Pair, Judged] = {}
+    if judge is None:
+        for _ in batches:
+            pass  # nothing is yielded, everything counted
+    else:
+        accuracies = evaluate(batches, judge.classifier, moments, wanted)
+        baseline = accuracies[Terms.of(basis)]
+        found.near_chance = baseline.near_chance
+        found.ablated = Ablated(
+            baseline=judge.judged("nothing", baseline),
+            chance=baseline.chance,
+            layers=[
+                judge.judged(f"layers 0 to {layer}" if layer else "layer 0", accuracies[terms])
+                for layer, terms in enumerate(layers)
+            ],
+            others=[
+                judge.judged(name, accuracies[terms])
+                for name, terms in (("all MLPs", mlps), ("CLS→CLS", own), ("both", mlps | own))
+            ],
+            worst_group=judge.worst_group(baseline),
+        )
+        alone = {head: judge.judged(str(terms), accuracies[terms]) for head, terms in heads.items()}
+    found.check, found.shares = reading.check, reading.variances.shares()
+    return alone
+
+
+def _replaced(found: Findings, reading: _Pass, late: Mapping[Pair, TextSpan], size: int) -> None:
+    """Accuracy with the heads of the last layers replaced by what their texts span."""
+    judge, ablated = reading.judge, found.ablated
+    if judge is None or ablated is None:
+        return
+    batches = reading.batches("replacing heads by texts", size + 1, everything=False)
+    curve = reconstruction_curve(batches, judge.classifier, late)
+    layers = sorted({layer for layer, _ in late})
+    where = f"layers {layers[0]} to {layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}"
+    found.ablated = replace(
+        ablated,
+        sizes=[judge.judged(str(texts), accuracy) for texts, accuracy in enumerate(curve.sizes)],
+        replaced=f"The {len(late)} heads of {where}",
+    )
+
+
+def _overlaps(moments: Moments) -> Overlaps | None:
+    heads = moments.heads()
+    if len(heads) < 2:
+        return None
+    values = head_overlaps(moments)
+    rows, columns = torch.triu_indices(len(heads), len(heads), 1)
+    pairs = values[rows, columns]
+    best = pairs.argsort(descending=True, stable=True)[:_PAIRS].tolist()
+    names = [f"L{layer}.H{head}" for layer, head in heads]
+    return Overlaps(
+        heads=names,
+        layers=[(layer, moments.basis.heads) for layer in moments.layers],
+        picture=matrix(values.cpu().numpy()),
+        alike=[(names[int(rows[at])], names[int(columns[at])], float(pairs[at])) for at in best],
+    )
+
+
+def _show(
+    found: Findings,
+    collected: Collected,
+    judge: Judge | None,
+    tops: Tops,
+    places: Mapping[Pair, int],
+    spans: Mapping[Pair, TextSpan],
+    features: Tensor,
+    pictures: PictureOptions,
+) -> None:
+    """Rows of images for every head's first texts, thumbnails, maps and examples."""
+    images = CollectionImages(collected)
+    drawn = [shown.image for shown in tops.sample(0, 0)]
+    by_share = sorted((head for head in found.heads if head.texts), key=lambda head: -head.share)
+    best: dict[Pair, list[list[int]]] = {}
+    told: dict[Pair, list[HeadText]] = {}
+    for head in by_share:
+        pair = head.layer, head.head
+        rows = list(head.texts or ())
+        for text in range(min(TEXTS, len(rows))):
+            top, random = tops.best(places[pair], text), tops.sample(places[pair], text)[: pictures.random]
+            rows[text] = replace(
+                rows[text],
+                best=[images.shot(each.image, each.score) for each in top],
+                random=[images.shot(each.image, each.score) for each in random],
+            )
+            best.setdefault(pair, []).append([each.image for each in top])
+        told[pair] = rows
+    wanted = list(dict.fromkeys([*drawn[: pictures.random], *in_turn(best)]))
+    found.thumbnails = images.thumbnails(wanted[: pictures.thumbnails], pictures.thumbnail_size)
+    mapped = [
+        HeadMapRequest(*pair, best[pair][0][0], told[pair][0].text, features[spans[pair].picks[0]])
+        for pair in list(told)[: pictures.maps]
+    ]
+    maps = images.head_maps(mapped)
+    found.heads = [
+        replace(head, texts=told.get((head.layer, head.head), head.texts), map=maps.get((head.layer, head.head)))
+        for head in found.heads
+    ]
+    if judge is not None:
+        found.examples = images.examples(drawn[: pictures.examples], judge.classes.labels, judge.classifier)
+    if len(wanted) > pictures.thumbnails:
+        left = f"thumbnails of {len(wanted) - pictures.thumbnails} of {len(wanted)} images"
+        found.missing.append((left, f"--thumbnails is {pictures.thumbnails}; their names and scores are there"))
+    if len(told) > pictures.maps:
+        left = f"maps of {len(told) - pictures.maps} of {len(told)} heads"
+        found.missing.append((left, f"--maps is {pictures.maps}, for the heads that vary most"))
+    if images.gone:
+        found.missing.append((f"pictures of {len(images.gone)} images", "their files could not be opened again"))

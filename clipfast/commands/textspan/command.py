@@ -1,0 +1,132 @@
+"""``clipfast textspan``: naming heads by the texts that span their outputs.
+
+``--out`` gets ``textspan.json``: per head its texts in the order they were picked, the share of its variance that each
+explains, its rank and what was noticed. Images that are not a collection yet are collected in the same folder first.
+With ``--weights`` heads are named by what their weights can write, without images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clipfast.analyses.textspan import Method, TextSpan, check_method
+from clipfast.analyses.weights import weight_textspan
+from clipfast.commands import console
+from clipfast.commands.collecting import Collected, collect
+from clipfast.commands.files import prepare_folder, write_json
+from clipfast.commands.heads import chosen_heads
+from clipfast.commands.loading import load_model_of
+from clipfast.commands.options import MODEL
+from clipfast.commands.outcome import FAILED, INTERRUPTED
+from clipfast.commands.pools import fitting, pool_features, read_pool
+from clipfast.commands.textspan.options import Options
+from clipfast.errors import InputError
+from clipfast.report.shares import rounded
+
+FORMAT = "clipfast.textspan/1"
+_SHOWN = 3
+
+
+def run(options: Options) -> int:
+    """Names heads; returns the exit code.
+
+    Raises:
+        ClipfastError: an option that does not fit, or a model that cannot be loaded.
+        OSError: a result that cannot be written.
+    """
+    method = check_method(options.method)
+    prepare_folder(options.out)
+    texts, notes = read_pool(options.naming.pool)  # before anything slow
+    for note in notes:
+        console.warn(note)
+    if not (options.weights or options.inputs.images):
+        raise InputError("no images were given: give images, a folder that `clipfast stats` wrote, or --weights")
+    if options.weights:
+        named = _by_weights(options, texts, method)
+    else:
+        found = collect(options.inputs, options.out)
+        if not found.complete:
+            return INTERRUPTED
+        named = _by_images(options, found, texts, method)
+    result = {
+        "format": FORMAT,
+        "model": named.model,
+        "pretrained": named.pretrained,
+        "images": named.images,
+        "pool": options.naming.pool,
+        "texts": named.count,
+        "method": method,
+        "heads": [head_row(head, span, named.texts) for head, span in named.spans.items()],
+    }
+    write_json(options.out / "textspan.json", result)
+    if options.json:
+        console.say((options.out / "textspan.json").read_text(encoding="utf-8").rstrip())
+    else:
+        _table(named.spans, named.texts)
+    some = f"{options.size} of {named.count} texts"
+    console.note(f"{len(named.spans)} heads named by {some}; in {options.out}/textspan.json")
+    return FAILED if named.failed else 0
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Heads with their texts, and what they were named from."""
+
+    spans: dict[tuple[int, int], TextSpan]
+    texts: Sequence[str]
+    count: int
+    model: str
+    pretrained: str | None
+    images: int | None
+    failed: int = 0
+
+
+def _by_images(options: Options, found: Collected, texts: Sequence[str], method: Method) -> _Named:
+    moments, header = found.collection.moments, found.collection.header
+    heads = chosen_heads(options.heads, moments.basis, moments.layers)
+    pool = options.naming
+    kept = fitting(found.model, texts, pool.pool)
+    features = pool_features(found.model, kept, pool)
+    spans = moments.textspan(features, options.size, heads, rank=options.rank, method=method)
+    return _Named(spans, kept, len(features), header["model"], header["pretrained"], moments.count, found.failed)
+
+
+def _by_weights(options: Options, texts: Sequence[str], method: Method) -> _Named:
+    inputs = options.inputs
+    if inputs.images:
+        raise InputError("--weights names heads without images: leave the images out")
+    model = load_model_of(inputs)
+    heads = chosen_heads(options.heads, model.basis(), range(model.tower.layers))
+    pool = options.naming
+    kept = fitting(model, texts, pool.pool)
+    features = pool_features(model, kept, pool)
+    spans = weight_textspan(model, features, options.size, heads, rank=options.rank, method=method)
+    return _Named(spans, kept, len(features), inputs.model or MODEL, inputs.pretrained, None)
+
+
+def head_row(head: tuple[int, int], span: TextSpan, texts: Sequence[str]) -> dict[str, Any]:
+    """What the JSON says of one head."""
+    return {
+        "layer": head[0],
+        "head": head[1],
+        "rank": span.rank,
+        "variance": rounded(span.variance),
+        "picks": list(span.picks),
+        "texts": [texts[pick] for pick in span.picks] if texts else None,
+        "explained": [rounded(share) for share in span.explained.tolist()],
+        "notes": list(span.notes),
+    }
+
+
+def _table(spans: dict[tuple[int, int], TextSpan], texts: Sequence[str]) -> None:
+    total = sum(span.variance for span in spans.values()) or 1.0
+    rows = [
+        (
+            f"L{layer}.H{head}",
+            f"{span.variance / total:.1%}",
+            f"{float(span.explained.sum()):.0%}",
+            "; ".join(texts[pick] if texts else f"random vector {pick}" for pick in span.picks[:_SHOWN]),
+        )
+        for (layer, head), span in spans.items()
+    ]
+    console.table(("head", "of the variance", "explained", "texts"), rows)
