@@ -1,6 +1,7 @@
-"""Pages that are made while the documentation is built: the command line's reference.
+"""What MkDocs calls while it builds the documentation (``hooks`` in ``mkdocs.yml``).
 
-MkDocs calls :func:`on_files` (``hooks`` in ``mkdocs.yml``). ``python docs/generate.py`` prints the page.
+:func:`on_files` adds the page of the command line, which ``python docs/generate.py`` prints. :func:`on_post_page`
+refuses pages that would load anything from a network.
 """
 
 import re
@@ -12,10 +13,19 @@ from typing import Any
 PAGE = "commands.md"
 INTRODUCTION = """# Command line
 
-Made from the commands' own help. Every command ends with 0 where all went well, 2 where the input was at fault (one
-line on stderr says what, where and what to do) and 130 after Ctrl-C. Tables and JSON go to stdout, progress and
-warnings to stderr.
+Made from the commands' own definitions. Tables and JSON go to stdout, progress and warnings to stderr.
+
+| exit code | meaning |
+|---|---|
+| 0 | everything was done |
+| 2 | the input was at fault: one line on stderr says what, where and what to do |
+| 130 | stopped by Ctrl-C |
 """
+EXTERNAL = re.compile(
+    r"""<(?:script|img|iframe|source)[^>]*\ssrc=["']?(?:https?:)?//"""
+    r"""|<link[^>]*\srel=["']?(?:stylesheet|preconnect|preload)[^>]*\shref=["']?(?:https?:)?//"""
+    r"""|<link[^>]*\shref=["']?(?:https?:)?//[^>]*\srel=["']?(?:stylesheet|preconnect|preload)"""
+)
 
 
 def help_text(*command: str) -> str:
@@ -51,6 +61,16 @@ def on_files(files: Any, config: Any) -> Any:
 
     files.append(File.generated(config, PAGE, content=commands_page()))
     return files
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Raises an error where a page loads a script, a style or an image from elsewhere."""
+    match = EXTERNAL.search(output)
+    if match:
+        from mkdocs.exceptions import PluginError
+
+        raise PluginError(f"{page.file.src_path} loads from a network: {match[0]}")
+    return output
 
 
 if __name__ == "__main__":

@@ -13,12 +13,6 @@ from clipfast.kernels import library
 PAGES = list(pages())
 BLOCKS = {page: blocks(page) for page in PAGES}
 OPERATIONS = "docs/kernels/operations.md"
-AHEAD = {
-    "README.md",
-    "docs/tutorial.md",
-    *(f"docs/howto/{name}.md" for name in ("ablation", "segmentation", "spurious")),
-}
-"""Pages in the names of 0.2.0 that the code does not have yet."""
 
 
 def test_pages_are_found() -> None:
@@ -27,9 +21,7 @@ def test_pages_are_found() -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if BLOCKS[page]])
-def test_code_blocks_run(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if page in AHEAD:
-        request.applymarker(pytest.mark.xfail(reason="written in the names of 0.2.0"))
+def test_code_blocks_run(page: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     run(page, tmp_path)
 
