@@ -22,6 +22,7 @@ from clipfast.indices import resolve_layers
 from clipfast.kernels import dispatch
 from clipfast.reading import Picture, computing, prepared
 from clipfast.towers import openclip, openclip_models
+from clipfast.towers.patches import Signature
 from clipfast.towers.tower import Tower, weights_version
 
 Images: TypeAlias = Tensor | Picture | Sequence[Picture]
@@ -52,14 +53,19 @@ class Model:
         backend: str = "auto",
         cuda_graphs: int = 0,
         pretrained: bool | None = None,
+        name: str | None = None,
+        ignore_hooks: bool = False,
     ) -> None:
         try:
             dispatch.check(backend)
         except dispatch.BackendUnavailable as error:
             raise InputError(str(error)) from error
-        self.module = module
-        self._tower = openclip.read(module)
-        self._weights = self._parameters()
+        self.module = openclip.unwrap(module)
+        self.name = name or type(openclip.vision_module(module)).__name__
+        self._wrapped = module
+        self._ignore_hooks = ignore_hooks
+        self._tower = self._read()
+        self._signature = Signature(openclip.vision_module(module))
         self.preprocess = preprocess
         self.backend = backend
         self.pretrained = pretrained
@@ -69,17 +75,31 @@ class Model:
         self._graphs = _graphs(cuda_graphs, self._tower.device)
         self._text_features: tuple[tuple[str, ...], int, Tensor] | None = None
 
-    def _parameters(self) -> list[int]:
-        return _identities(openclip.vision_module(self.module))
+    def _read(self) -> Tower:
+        tower = openclip.read(self.module, ignore_hooks=self._ignore_hooks)
+        devices = {str(tensor.device) for tensor in tower.tensors()}
+        if "meta" in devices:
+            raise InputError(f"weights of {self.name} are on the meta device and have no values: load them first")
+        if len(devices) > 1:
+            raise InputError(f"weights of {self.name} are on {', '.join(sorted(devices))}: move them to one device")
+        return tower
 
     @property
     def tower(self) -> Tower:
-        """The vision tower as plain tensors, shared with ``module``; read again when a parameter was replaced."""
+        """The vision tower as plain tensors, shared with ``module``.
+
+        It is read again, and refused again, when a parameter or a layer was replaced, a hook registered or a
+        ``forward`` overridden.
+
+        Raises:
+            UnsupportedTower: the module was changed into one that cannot be decomposed, with every reason.
+        """
         if torch.compiler.is_compiling():  # compiled code is guarded by the tensors themselves
             return self._tower
-        weights = self._parameters()
-        if weights != self._weights:
-            self._tower, self._weights = openclip.read(self.module), weights
+        visual = openclip.vision_module(self._wrapped)
+        if visual is not self._signature.root or self._signature.changed():
+            signature = Signature(visual)
+            self._tower, self._signature = self._read(), signature
         return self._tower
 
     @property
@@ -172,7 +192,7 @@ class Model:
     def _encode_image(self, pixels: Tensor) -> Tensor:
         if not len(pixels):  # open_clip's own forward cannot
             return pixels.new_empty(0, self.tower.embed_dim)
-        out = openclip.vision_module(self.module)(pixels)
+        out = openclip.image_encoder(self._wrapped)(pixels)
         return out[0] if isinstance(out, tuple) else out
 
     def too_long(self, texts: Sequence[str]) -> list[int]:
@@ -322,15 +342,6 @@ class Model:
         return kept[2]
 
 
-def _identities(module: nn.Module) -> list[int]:
-    """Which objects its parameters are; ``module.parameters()`` takes ten times as long, and this is asked often."""
-    found = [id(parameter) for parameter in module._parameters.values()]
-    for child in module._modules.values():
-        if child is not None:
-            found += _identities(child)
-    return found
-
-
 def _strings(texts: Iterable[str]) -> tuple[str, ...]:
     """One string or several as a tuple; a generator is read once."""
     strings = (texts,) if isinstance(texts, str) else tuple(texts)
@@ -392,17 +403,31 @@ def load(
     )
 
 
-def wrap(module: nn.Module, *, tokenize: Tokenize | None = None, backend: str = "auto", cuda_graphs: int = 0) -> Model:
+def wrap(
+    module: nn.Module,
+    *,
+    tokenize: Tokenize | None = None,
+    backend: str = "auto",
+    cuda_graphs: int = 0,
+    ignore_hooks: bool = False,
+) -> Model:
     """Wraps an existing open_clip CLIP, or its ``.visual``, as it is: weights are shared, not copied.
+
+    ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` around the model or its ``.visual`` are looked
+    through. The decomposition computes from the weights and runs no forward of the module, so hooks, replaced methods
+    and layers of other classes are refused, here and whenever they appear later.
 
     Args:
         module: the model; later changes of its weights, device or dtype are seen.
         tokenize: strings → tokens ``[T, context]``; default open_clip's own where the vocabulary is its.
         backend: which kernels compute; ``"auto"`` chooses.
         cuda_graphs: the largest batch whose forward runs as a CUDA graph; 0 for none.
+        ignore_hooks: accept forward hooks, which the decomposition does not run: for hooks that only read, such as
+            those that log activations. :meth:`Model.verify` shows whether they change the embedding.
 
     Raises:
         UnsupportedTower: a vision tower that cannot be decomposed, with every reason.
+        InputError: weights on the meta device or on several devices.
     """
     return Model(
         module,
@@ -410,4 +435,5 @@ def wrap(module: nn.Module, *, tokenize: Tokenize | None = None, backend: str = 
         tokenize=tokenize or openclip_models.default_tokenizer(module),
         backend=backend,
         cuda_graphs=cuda_graphs,
+        ignore_hooks=ignore_hooks,
     )

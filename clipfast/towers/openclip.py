@@ -1,11 +1,12 @@
 """open_clip's vision towers as plain tensors.
 
 A tower is read from an unmodified module of open_clip's own ``VisionTransformer`` class. What cannot be decomposed
-exactly is refused with every reason at once; ``REFUSALS`` is the list of them, shown in the README.
+exactly is refused with every reason at once; the documentation lists ``REFUSALS``.
 """
 
 from typing import Any, cast
 
+from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import (
@@ -23,6 +24,7 @@ from open_clip.transformer import LayerNorm as OpenClipLayerNorm
 from torch import Tensor, nn
 
 from clipfast.errors import UnsupportedTower
+from clipfast.towers.patches import patches, plain_type, replacement, sentence
 from clipfast.towers.tower import Activation, Block, LayerNorm, Pooling, Tower
 
 REFUSALS: dict[str, str] = {
@@ -41,24 +43,55 @@ REFUSALS: dict[str, str] = {
     "activation": "an activation other than GELU and QuickGELU",
     "projection": "no linear projection to the joint space",
     "training": "patch dropout in training mode: call .eval() first",
-    "replaced": "a layer that has been replaced or re-parametrised",
+    "replaced": "a layer that is not the one its class comes with",
+    "adapter": "an adapter such as LoRA: merge it into the weights first (in peft: merge_and_unload)",
+    "quantised": "quantised weights: load the model in floating point",
+    "parametrization": "a parametrised weight: fold it in with torch.nn.utils.parametrize.remove_parametrizations",
+    "weight_norm": "weight_norm: fold it in with torch.nn.utils.remove_weight_norm",
+    "spectral_norm": "spectral_norm: fold it in with torch.nn.utils.remove_spectral_norm",
+    "pruning": "a pruned weight: make the pruning permanent with torch.nn.utils.prune.remove",
+    "hook": "a forward hook, which may change activations: remove it, or pass ignore_hooks=True if it only reads",
+    "global_hook": "a forward hook on all modules: remove it, or pass ignore_hooks=True if it only reads",
+    "forward": "a replaced method, which the decomposition does not run: restore that of the class",
 }
 """Why a tower is refused, by a short key."""
 
 
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside ``DataParallel``, ``DistributedDataParallel`` and what ``torch.compile`` returns."""
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif isinstance(getattr(module, "_orig_mod", None), nn.Module):  # torch._dynamo's OptimizedModule
+            module = cast(nn.Module, module._orig_mod)
+        else:
+            return module
+
+
 def vision_module(module: nn.Module) -> nn.Module:
-    """The image tower of a CLIP model, or the module itself when it is one."""
-    return cast(nn.Module, module.visual) if hasattr(module, "visual") else module
+    """The image tower of a CLIP model, or the module itself when it is one, without what is wrapped around it."""
+    module = unwrap(module)
+    return unwrap(cast(nn.Module, module.visual)) if hasattr(module, "visual") else module
 
 
-def read(module: nn.Module) -> Tower:
+def image_encoder(module: nn.Module) -> nn.Module:
+    """What computes a model's image embeddings: its image tower with what is wrapped around it."""
+    inner = unwrap(module)
+    return cast(nn.Module, inner.visual) if hasattr(inner, "visual") else module
+
+
+def read(module: nn.Module, *, ignore_hooks: bool = False) -> Tower:
     """Reads a CLIP model or its ``.visual`` into a :class:`Tower` that shares its parameters.
+
+    Args:
+        module: the model.
+        ignore_hooks: take forward hooks for ones that only read.
 
     Raises:
         UnsupportedTower: with every reason.
     """
     visual = vision_module(module)
-    reasons = [text for _, text in refusals(visual)]
+    reasons = [text for _, text in refusals(visual, ignore_hooks=ignore_hooks)] + _replaced_encoder(unwrap(module))
     if reasons:
         raise UnsupportedTower(type(visual).__name__, reasons)
     vit = cast(Any, visual)
@@ -81,101 +114,139 @@ def read(module: nn.Module) -> Tower:
     )
 
 
-def refusals(visual: nn.Module) -> list[tuple[str, str]]:
+def _replaced_encoder(module: nn.Module) -> list[str]:
+    """The reason when a CLIP's ``encode_image`` is not the one that returns what its image tower does."""
+    own = CLIP.encode_image if isinstance(module, CLIP) else CustomTextCLIP.encode_image
+    subclassed = isinstance(module, CLIP | CustomTextCLIP) and type(module).encode_image is not own
+    if subclassed or "encode_image" in vars(module):
+        return [sentence(REFUSALS["forward"], [f"{type(module).__name__}.encode_image"])]
+    return []
+
+
+def refusals(visual: nn.Module, *, ignore_hooks: bool = False) -> list[tuple[str, str]]:
     """Every reason why a vision module cannot be decomposed, as (key of :data:`REFUSALS`, sentence)."""
+    kind = plain_type(visual)
     if isinstance(visual, ModifiedResNet):
         return [("resnet", REFUSALS["resnet"])]
     if isinstance(visual, TimmModel):
         return [("timm", f"{REFUSALS['timm']} ({type(visual.trunk).__name__})")]
-    if type(visual) is not VisionTransformer:
-        return [("class", f"{REFUSALS['class']} but {type(visual).__module__}.{type(visual).__qualname__}")]
+    if kind is not VisionTransformer:
+        return [("class", f"{REFUSALS['class']} but {kind.__module__}.{kind.__qualname__}")]
     vit = cast(Any, visual)
-    found: list[str] = []
+    reasons: dict[str, list[str]] = {}  # key → places
     if vit.attn_pool is not None:
-        found.append("attentional_pool")
+        reasons["attentional_pool"] = []
     elif vit.pool_type == "none":
-        found.append("pool")
+        reasons["pool"] = []
     elif vit.pool_type == "avg" and not vit.final_ln_after_pool:
-        found.append("norm_before_pool")
+        reasons["norm_before_pool"] = []
     if vit.proj is None:
-        found.append("projection")
+        reasons["projection"] = []
     if isinstance(vit.patch_dropout, PatchDropout) and vit.training:
-        found.append("training")
+        reasons["training"] = []
     blocks = list(vit.transformer.resblocks)
-    for block in blocks:
-        found += [key for key in _block_refusals(block) if key not in found]
-    if "replaced" not in found and not (_is_plain_frame(vit) and _are_alike(blocks)):
-        found.append("replaced")
-    return [(key, REFUSALS[key]) for key in found]
+    for index, block in enumerate(blocks):
+        for key in _block_settings(block):
+            reasons.setdefault(key, [])
+        for key, place in _replaced_in_block(block, f"transformer.resblocks.{index}"):
+            reasons.setdefault(key, []).append(place)
+    for key, place in _replaced_around_blocks(vit):
+        reasons.setdefault(key, []).append(place)
+    if not {"replaced", "adapter", "quantised"} & reasons.keys() and not _have_equal_settings(blocks):
+        reasons["replaced"] = ["blocks with different heads or activations"]
+    for patch in patches(visual, ignore_hooks=ignore_hooks):
+        reasons.setdefault(patch.reason, []).append(patch.place)
+    return [(key, sentence(REFUSALS[key], places)) for key, places in reasons.items()]
 
 
-def _block_refusals(block: Any) -> list[str]:
-    if type(block) not in (ResidualAttentionBlock, CustomResidualAttentionBlock):
-        return ["replaced"]
-    found = []
-    if type(block) is CustomResidualAttentionBlock:
+def _block_settings(block: Any) -> list[str]:
+    """Settings of a block that cannot be decomposed."""
+    keys = []
+    if plain_type(block) is CustomResidualAttentionBlock:
         attn = block.attn
-        flags = {
+        settings = {
             "scale_attn": not isinstance(block.ln_attn, nn.Identity),
-            "scale_fc": not isinstance(block.mlp.ln, nn.Identity),
+            "scale_fc": not isinstance(getattr(block.mlp, "ln", nn.Identity()), nn.Identity),
         }
-        if type(attn) is Attention:
-            flags |= {
+        if plain_type(attn) is Attention:
+            settings |= {
                 "qk_norm": not isinstance(attn.ln_q, nn.Identity),
                 "scaled_cosine": attn.scaled_cosine,
                 "scale_heads": attn.head_scale is not None,
                 "scale_attn_inner": not isinstance(attn.ln_inner, nn.Identity),
             }
-        found += [key for key, wanted in flags.items() if wanted]
-    if _activation(block.mlp.gelu) is None:
-        found.append("activation")
-    if not _is_plain_block(block):
-        found.append("replaced")
-    return found
+        keys += [key for key, is_set in settings.items() if is_set]
+    if plain_type(block) in BLOCKS and _activation(getattr(block.mlp, "gelu", None)) is None:
+        keys.append("activation")
+    return keys
 
 
-def _is_plain_frame(vit: Any) -> bool:
-    """Whether what surrounds the blocks is what its class came with."""
-    return (
-        type(vit.conv1) is nn.Conv2d
-        and vit.conv1.bias is None
-        and type(vit.transformer) is Transformer
-        and (_is_plain_norm(vit.ln_pre) or type(vit.ln_pre) is nn.Identity)
-        and _is_plain_norm(vit.ln_post)
-    )
+BLOCKS = (ResidualAttentionBlock, CustomResidualAttentionBlock)
+LINEARS = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
+NORMS = (OpenClipLayerNorm, LayerNormFp32, nn.LayerNorm)
+Places = list[tuple[str, str]]  # (key of REFUSALS, place)
 
 
-def _is_plain_block(block: Any) -> bool:
-    """Whether a block's layers are the ones its class came with: no adapters, quantised layers, parametrisations."""
-    custom = type(block) is CustomResidualAttentionBlock
-    children = {name for name, _ in block.named_children()} - ({"ln_attn"} if custom else set())
+def _expect(module: Any, kinds: tuple[type, ...], place: str) -> Places:
+    """A reason when a module is of none of some classes."""
+    if isinstance(module, nn.Module) and plain_type(module) in kinds:
+        return []
+    return [(replacement(module), f"{place}: {type(module).__name__} in place of {kinds[0].__name__}")]
+
+
+def _expect_norm(norm: Any, place: str) -> Places:
+    wrong = _expect(norm, NORMS, place)
+    if not wrong and (norm.weight is None or norm.bias is None):
+        wrong.append(("replaced", f"{place}: no weight or no bias"))
+    return wrong
+
+
+def _replaced_around_blocks(vit: Any) -> Places:
+    """What stands around the blocks and is not what the class comes with."""
+    wrong = _expect(vit.conv1, (nn.Conv2d,), "conv1") + _expect(vit.transformer, (Transformer,), "transformer")
+    if not wrong and vit.conv1.bias is not None:
+        wrong.append(("replaced", "conv1: a bias"))
+    if type(vit.ln_pre) is not nn.Identity:
+        wrong += _expect_norm(vit.ln_pre, "ln_pre")
+    return wrong + _expect_norm(vit.ln_post, "ln_post")
+
+
+def _replaced_in_block(block: Any, place: str) -> Places:
+    """What stands in a block and is not what its class comes with: adapters, quantised layers, other classes."""
+    wrong = _expect(block, BLOCKS, place)
+    if wrong:
+        return wrong
+    custom = plain_type(block) is CustomResidualAttentionBlock
+    children = {name for name, _ in block.named_children()} - ({"ln_attn"} if custom else set()) - {"parametrizations"}
     inner = [name for name, _ in block.mlp.named_children() if not (custom and name == "ln")]
-    if children != {"ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2"} or inner != ["c_fc", "gelu", "c_proj"]:
-        return False
-    linears = (block.attn.out_proj, block.mlp.c_fc, block.mlp.c_proj)
-    return (
-        type(block.attn) in (nn.MultiheadAttention, Attention)
-        and isinstance(block.attn.in_proj_weight, nn.Parameter)
-        and getattr(block.attn, "bias_k", None) is None
-        and not getattr(block.attn, "add_zero_attn", False)
-        and all(type(layer) in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear) for layer in linears)
-        and all(layer.bias is not None for layer in linears)
-        and all(_is_plain_norm(norm) for norm in (block.ln_1, block.ln_2))
-        and all(type(scale) in (nn.Identity, LayerScale) for scale in (block.ls_1, block.ls_2))
-    )
+    if children != {"ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2"}:
+        return [("replaced", f"{place}: has the layers {', '.join(sorted(children))}")]
+    if inner != ["c_fc", "gelu", "c_proj"]:
+        return [("replaced", f"{place}.mlp: has the layers {', '.join(inner)}")]
+    wrong += _expect(block.mlp, (nn.Sequential,), f"{place}.mlp")
+    wrong += _expect(block.attn, (nn.MultiheadAttention, Attention), f"{place}.attn")
+    if not wrong:
+        attn = block.attn
+        linears = {"attn.out_proj": attn.out_proj, "mlp.c_fc": block.mlp.c_fc, "mlp.c_proj": block.mlp.c_proj}
+        for name, layer in linears.items():
+            linear = _expect(layer, LINEARS, f"{place}.{name}")
+            wrong += linear or ([("replaced", f"{place}.{name}: no bias")] if layer.bias is None else [])
+        if getattr(attn, "in_proj_weight", None) is None:
+            wrong.append(("replaced", f"{place}.attn: separate weights for query, key and value"))
+        if getattr(attn, "bias_k", None) is not None or getattr(attn, "add_zero_attn", False):
+            wrong.append(("replaced", f"{place}.attn: a learned or zero key"))
+    wrong += _expect_norm(block.ln_1, f"{place}.ln_1") + _expect_norm(block.ln_2, f"{place}.ln_2")
+    for name in ("ls_1", "ls_2"):
+        wrong += _expect(getattr(block, name), (LayerScale, nn.Identity), f"{place}.{name}")
+    return wrong
 
 
-def _is_plain_norm(norm: Any) -> bool:
-    known = type(norm) in (OpenClipLayerNorm, LayerNormFp32, nn.LayerNorm)
-    return known and norm.weight is not None and norm.bias is not None
-
-
-def _are_alike(blocks: list[Any]) -> bool:
+def _have_equal_settings(blocks: list[Any]) -> bool:
     """Whether all blocks have the same heads and activation, as a :class:`Tower` says of them."""
     return len({(block.attn.num_heads, _activation(block.mlp.gelu)) for block in blocks}) <= 1
 
 
-def _activation(module: nn.Module) -> str | None:
+def _activation(module: nn.Module | None) -> str | None:
     if type(module) is QuickGELU:
         return "quick_gelu"
     if type(module) is nn.GELU:

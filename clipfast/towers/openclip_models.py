@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipfast.errors import InputError, MissingExtra, ModelError
-from clipfast.towers.openclip import REFUSALS, refusals, vision_module
+from clipfast.towers.openclip import REFUSALS, refusals, unwrap, vision_module
 
 logger = logging.getLogger("clipfast")
 
@@ -229,6 +229,7 @@ def _tokenizer(name: str, options: dict[str, str]) -> Callable[[Sequence[str]], 
 
 def default_tokenizer(module: nn.Module) -> Callable[[Sequence[str]], Tensor] | None:
     """open_clip's own tokenizer where a module's vocabulary is that tokenizer's, else None."""
+    module = unwrap(module)
     text = getattr(module, "text", module)
     if isinstance(module, CLIP | CustomTextCLIP) and getattr(text, "vocab_size", None) == 49408:
         return partial(_tokenize, open_clip.SimpleTokenizer(context_length=text.context_length))
