@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from clipfast.errors import InputError
+from clipfast.fingerprint import checksum, output_weights
 from clipfast.kernels.reference import accumulation_dtype
 from clipfast.towers.tower import Tower
 
@@ -248,17 +249,22 @@ class FoldedTower(Basis):
         self.readout = readout
         self._tower = tower
         # Compiled code makes its basis anew at every call and cannot see versions.
-        self._version = None if torch.compiler.is_compiling() else tower.version()
+        self._checksums = None if torch.compiler.is_compiling() else _checksums(tower)
 
     def _make(self, layer: int) -> Tensor:
-        if self._version is not None and self._tower.version() != self._version:
-            raise InputError("the weights have changed since these images were decomposed: decompose them again")
         block = self._tower.blocks[layer]
+        if self._checksums is not None and checksum(output_weights(block)) != self._checksums[layer]:
+            raise InputError("the weights have changed since these images were decomposed: decompose them again")
         columns = self.readout.matrix
         if block.attention_scale is not None:
             columns = block.attention_scale.to(columns.dtype)[:, None] * columns
         with torch.no_grad(), autocast_disabled(columns):
             return (block.out_weight.to(columns.dtype).T @ columns).view(self._tower.heads, -1, columns.shape[1])
+
+
+def _checksums(tower: Tower) -> list[int]:
+    """By layer, of the weights that are read when its values are first asked for."""
+    return [checksum(output_weights(block)) for block in tower.blocks]
 
 
 @torch.no_grad()

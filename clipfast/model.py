@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from clipfast.basis import Basis, Centring, FoldedTower, check_centring, fold
 from clipfast.contributions import Contributions, refuse_gradients
 from clipfast.errors import InputError
-from clipfast.fingerprint import fingerprint
+from clipfast.fingerprint import Weights, fingerprint
 from clipfast.forward import Maps, Request, decompose
 from clipfast.graphs import Graphs
 from clipfast.indices import resolve_layers
@@ -23,7 +23,7 @@ from clipfast.kernels import dispatch
 from clipfast.reading import Picture, computing, prepared
 from clipfast.towers import openclip, openclip_models
 from clipfast.towers.patches import Signature
-from clipfast.towers.tower import Tower, weights_version
+from clipfast.towers.tower import Tower
 
 Images: TypeAlias = Tensor | Picture | Sequence[Picture]
 Tokenize: TypeAlias = Callable[[Sequence[str]], Tensor]
@@ -66,6 +66,8 @@ class Model:
         self._ignore_hooks = ignore_hooks
         self._tower = self._read()
         self._signature = Signature(openclip.vision_module(module))
+        self._weights, self._text_weights = Weights(), Weights()
+        self._fingerprint: tuple[int, str] | None = None
         self.preprocess = preprocess
         self.backend = backend
         self.pretrained = pretrained
@@ -100,6 +102,7 @@ class Model:
         if visual is not self._signature.root or self._signature.changed():
             signature = Signature(visual)
             self._tower, self._signature = self._read(), signature
+            self._bases, self._text_basis = {}, None  # they hold on to the weights that were replaced
         return self._tower
 
     @property
@@ -117,13 +120,21 @@ class Model:
 
         Every byte is read each time, about 13 ms for ViT-B-32 on a CPU.
         """
-        return fingerprint(self.tower)
+        digest = fingerprint(self.tower)
+        self._fingerprint = self._weights.all(self.tower.tensors()), digest
+        return digest
+
+    def _cached_fingerprint(self) -> str:
+        """:meth:`fingerprint`, read again only where :class:`.Weights` notices a change; for every call's results."""
+        if self._fingerprint is None or self._fingerprint[0] != self._weights.all(self.tower.tensors()):
+            return self.fingerprint()
+        return self._fingerprint[1]
 
     def basis(self, centring: Centring = "uniform") -> FoldedTower:
         """The model's part of every contribution, made once per centring and again when weights change."""
         if torch.compiler.is_compiling():  # made anew in the graph: its weights may change between calls
             return fold(self.tower, check_centring(centring))
-        key = (check_centring(centring), self.tower.version())
+        key = (check_centring(centring), self._weights.basis(self.tower))
         if key not in self._bases:
             self._bases = {old: basis for old, basis in self._bases.items() if old[1] == key[1]}
             self._bases[key] = fold(self.tower, centring)
@@ -138,7 +149,7 @@ class Model:
         """
         if torch.compiler.is_compiling():
             return fold(self.tower, check_centring(centring), text_features)
-        version = self.tower.version()
+        version = self._weights.basis(self.tower)
         kept = self._text_basis
         if kept is None or kept[1:3] != (check_centring(centring), version) or not _same(kept[0], text_features):
             basis = fold(self.tower, centring, text_features)
@@ -335,7 +346,7 @@ class Model:
             return texts.to(self.device)
         if torch.compiler.is_compiling():
             raise InputError("compiled code reads no strings: pass texts=model.encode_text(texts)")
-        version = weights_version(self.module.parameters())
+        version = self._text_weights.all(self.module.parameters())
         kept = self._text_features
         if kept is None or kept[:2] != (texts, version):
             self._text_features = kept = (texts, version, self.encode_text(texts))

@@ -7,7 +7,7 @@ import torch
 from builders import clip_model, vision_tower
 
 from clipfast import InputError, wrap
-from clipfast.fingerprint import fingerprint
+from clipfast.fingerprint import SECONDS_BETWEEN_CHECKS, Weights, _weighted_sum, fingerprint
 from clipfast.towers import openclip
 from clipfast.towers.tower import Tower
 
@@ -117,3 +117,49 @@ def test_text_weights_do_not_count() -> None:
 def test_weights_without_values_have_no_fingerprint() -> None:
     with pytest.raises(InputError, match=r"^the weights are on the meta device and have no values: load them first$"):
         fingerprint(openclip.read(vision_tower().to("meta")))
+
+
+# ------------------------------------------------------------------------------------------- checks at every call
+
+
+def test_a_cached_fingerprint_is_read_again_when_weights_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = clip_model()
+    model = wrap(clip)
+    first = model._cached_fingerprint()
+    assert first == model.fingerprint()
+    with monkeypatch.context() as patch:
+        patch.setattr("clipfast.model.fingerprint", lambda tower: pytest.fail("it was read again"))
+        assert model._cached_fingerprint() == first
+    for tensor in model.tower.tensors():
+        tensor.data.mul_(2)
+        assert model._cached_fingerprint() == model.fingerprint() != first
+        tensor.data.mul_(0.5)
+    assert model._cached_fingerprint() == first
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_checksum_on_any_device_notices_values_and_places(dtype: torch.dtype) -> None:
+    """The sum that GPUs compute, on the CPU."""
+    weight = torch.randn(7, 9).to(dtype)
+    seen = {int(_weighted_sum(weight)), int(_weighted_sum(weight.flip(0))), int(_weighted_sum(weight * 2))}
+    changed = weight.clone()
+    changed[3, 4] += 1
+    seen |= {int(_weighted_sum(changed)), int(_weighted_sum(weight.roll(1, 1)))}
+    assert len(seen) == 5
+    assert _weighted_sum(weight.T.contiguous().T) == _weighted_sum(weight)
+
+
+def test_bytes_on_a_gpu_are_read_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, reads = 0.0, []
+    monkeypatch.setattr("clipfast.fingerprint.time.monotonic", lambda: now)
+    weights = Weights()
+
+    def state(version: int) -> int:
+        return weights._seldom("basis", version, lambda: reads.append(now) or len(reads))
+
+    first = state(1)
+    assert (state(1), len(reads)) == (first, 1)
+    assert state(2) != first  # another version is read at once
+    now = SECONDS_BETWEEN_CHECKS
+    state(2)
+    assert reads == [0.0, 0.0, SECONDS_BETWEEN_CHECKS]

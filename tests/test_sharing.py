@@ -74,11 +74,42 @@ def by_assigning(visual: nn.Module) -> None:
     visual.load_state_dict(vision_tower(seed=9).state_dict(), assign=True)
 
 
+def through_data(visual: nn.Module) -> None:
+    """As older code writes to weights; torch counts no version."""
+    visual.proj.data.mul_(2)
+
+
+def through_data_of_the_last_norm(visual: nn.Module) -> None:
+    visual.ln_post.bias.data[3] += 1
+
+
+def through_data_of_one_head(visual: nn.Module) -> None:
+    visual.transformer.resblocks[1].attn.out_proj.weight.data[:, :16] *= -1
+
+
+def through_data_by_swapping_heads(visual: nn.Module) -> None:
+    weight = visual.transformer.resblocks[1].attn.out_proj.weight.data
+    weight.copy_(weight.roll(16, 1))
+
+
 def by_replacing_one(visual: nn.Module) -> None:
     visual.proj = nn.Parameter(visual.proj.detach().flip(0))
 
 
-@pytest.mark.parametrize("change", [in_place, by_an_optimiser, by_loading, by_assigning, by_replacing_one])
+CHANGES = [
+    in_place,
+    by_an_optimiser,
+    by_loading,
+    by_assigning,
+    by_replacing_one,
+    through_data,
+    through_data_of_the_last_norm,
+    through_data_of_one_head,
+    through_data_by_swapping_heads,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_later_weights_are_followed(change: Callable[[nn.Module], None]) -> None:
     visual = vision_tower()
     model = wrap(visual)
@@ -113,20 +144,39 @@ def test_contributions_of_weights_that_are_gone_are_refused() -> None:
     """Codes of the old weights times a basis of the new ones would be wrong without a sign of it."""
     visual = vision_tower()
     model = wrap(visual)
+    weight = visual.transformer.resblocks[1].attn.out_proj.weight
     made = model.decompose(pixels(visual))
     want = made.heads()  # the basis exists from here on
-    with torch.no_grad():
-        visual.proj.mul_(2)
+    weight.data.mul_(2)
     assert torch.equal(made.heads(), want)
-    unmade = model.decompose(pixels(visual))
-    with torch.no_grad():
-        visual.proj.mul_(2)
-    with pytest.raises(
-        InputError, match=r"weights have changed since these images were decomposed: decompose them again$"
-    ):
-        unmade.heads()
-    with pytest.raises(InputError, match="weights have changed"):
-        unmade.max_error()
+    for scale in (weight.detach().mul_, weight.data.mul_):  # with a version, and without one
+        unmade = model.decompose(pixels(visual))
+        scale(2)
+        with pytest.raises(
+            InputError, match=r"weights have changed since these images were decomposed: decompose them again$"
+        ):
+            unmade.heads()
+        with pytest.raises(InputError, match="weights have changed"):
+            unmade.max_error()
+
+
+def test_contributions_keep_the_projection_they_were_made_with() -> None:
+    visual = vision_tower()
+    images = pixels(visual)
+    want = wrap(visual).decompose(images).heads()
+    contributions = wrap(visual).decompose(images)
+    visual.proj.data.mul_(2)
+    assert torch.equal(contributions.heads(), want)
+
+
+def test_text_weights_written_through_data_are_followed() -> None:
+    clip = clip_model()
+    model, images = wrap(clip), pixels(clip.visual)
+    before = model.decompose(images, texts=["a forest"]).maps
+    clip.text_projection.data.copy_(clip.text_projection.data.flip(1))
+    after = model.decompose(images, texts=["a forest"]).maps
+    assert not torch.equal(after, before)
+    assert torch.equal(after, wrap(clip).decompose(images, texts=["a forest"]).maps)
 
 
 def test_gradients_are_not_asked_for() -> None:
