@@ -11,13 +11,13 @@ from torch import Tensor
 from clipfast.analyses.moments import Moments
 from clipfast.commands import console
 from clipfast.commands.files import prepare_folder
+from clipfast.commands.labels import labelled_images, labels_of
 from clipfast.commands.loading import check_device, load_model, versions
 from clipfast.commands.options import DTYPE, MODEL, InputOptions
 from clipfast.commands.outcome import memory_for
 from clipfast.commands.reading import reading
 from clipfast.dataset.collection import Collection, CollectionWriter, Entry, is_collection, labelled
 from clipfast.dataset.files import Source, find_images
-from clipfast.dataset.labels import Labels, read_labels
 from clipfast.errors import ClipfastError, InputError
 from clipfast.model import Model
 
@@ -57,7 +57,8 @@ def collect(options: InputOptions, folder: Path) -> Collected:
     if not sources:
         raise InputError(f"none of the {len(missing)} paths has images")
     options = replace(options, model=options.model or MODEL, dtype=options.dtype or DTYPE)
-    labels = _labels(options, sources)
+    images = labelled_images(options, sources)
+    sources = [source for source, _ in images]
     model = load_model(options.model or MODEL, options.pretrained, check_device(options.device), options.dtype or DTYPE)
     settings = _settings(options, sources, model)
     writer = CollectionWriter(folder, settings, not options.moments_only, Moments(model))
@@ -66,10 +67,7 @@ def collect(options: InputOptions, folder: Path) -> Collected:
         console.note(f"{len(done)} of {len(sources)} images were collected before: going on with the others")
     for gone in missing:
         writer.fail(str(gone.path), console.one_line(gone.error))
-    entries = [Entry.of(source) for source in sources]
-    if labels is not None:
-        entries = labelled(entries, labels)
-    wanted = [(source, entry) for source, entry in zip(sources, entries, strict=True) if entry.file not in done]
+    wanted = [(source, entry) for source, entry in images if entry.file not in done]
     failed, complete = len(missing), False
 
     def fail(item: tuple[Source, Entry], error: ClipfastError) -> None:
@@ -114,24 +112,13 @@ def _open(options: InputOptions, folder: Path) -> Collected:
                 f"{folder} was collected with {name} {header[name]!r}, not {given!r}: leave --{name} out, or give the "
                 "images themselves"
             )
-    labels = _labels(options, collection.sources())
+    labels = labels_of(options, collection.sources())
     if labels is not None:
         collection.entries = labelled(collection.entries, labels)
     model = load_model(header["model"], header["pretrained"], check_device(options.device), header["dtype"])
     if not header["complete"]:
         console.warn(f"{folder} holds a pass that was not finished: {len(collection.entries)} images")
     return Collected(collection, model, 0, True)
-
-
-def _labels(options: InputOptions, sources: Sequence[Source]) -> Labels | None:
-    """The labels asked for, after saying what did not fit; None where none were."""
-    options.check()
-    if options.labels is None:
-        return None
-    labels = read_labels(sources, options.labels, label=options.label_column, group=options.group_column)
-    for note in labels.notes:
-        console.warn(note)
-    return labels
 
 
 def _settings(options: InputOptions, sources: Sequence[Source], model: Model) -> dict[str, Any]:

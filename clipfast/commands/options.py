@@ -70,9 +70,12 @@ class InputOptions(ImageOptions):
         model: An open_clip name (see ``clipfast models``), a model's folder, or hf-hub:REPOSITORY. Default: the
             bundled model, or the model that the collection was made with.
         dtype: Precision of the weights. Default: fp32, or that of the collection.
-        labels: Where labels are: folder, shard, or a CSV file with a column ``file``.
+        labels: Where labels are: folder (the first folder below the one that was searched), parent (the folder that
+            the image is in), shard (members of the tar shard), or a CSV file with a column that names the images.
         label_column: The column with labels.
-        group_column: The column with groups.
+        group_column: The column with groups, or several with commas (y,place), whose combinations are the groups.
+        file_column: The column that names the images. Default: file, path, image, filename or another that does.
+        where: Keep only the images whose row has this value, such as split=2; repeat.
         moments_only: Keep no image's contributions; ``stats`` sets it.
     """
 
@@ -80,6 +83,8 @@ class InputOptions(ImageOptions):
     labels: str | None = None
     label_column: str = "label"
     group_column: str | None = None
+    file_column: str | None = None
+    where: Texts = ()
     moments_only: Annotated[bool, Parameter(parse=False)] = False
 
     def check(self) -> None:
@@ -91,11 +96,21 @@ class InputOptions(ImageOptions):
         super().check()
         columns = {
             "--label-column": self.label_column != InputOptions.label_column,
-            "--group-column": bool(self.group_column),
+            "--group-column": self.group_column is not None,
+            "--file-column": self.file_column is not None,
+            "--where": bool(self.where),
         }
         for option, is_set in columns.items():
             if is_set and self.labels is None:
                 raise InputError(f"{option} names a column of --labels, which is not given")
+        if self.group_column is not None and not all(self.group_columns()):
+            raise InputError(
+                f"--group-column is {self.group_column!r}: give columns with commas between, such as y,place"
+            )
+
+    def group_columns(self) -> list[str]:
+        """The columns whose combinations are the groups; none without groups."""
+        return [] if self.group_column is None else [column.strip() for column in self.group_column.split(",")]
 
 
 @Parameter(name="*")

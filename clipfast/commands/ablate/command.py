@@ -18,10 +18,11 @@ from clipfast.commands import console
 from clipfast.commands.ablate.options import Options
 from clipfast.commands.ablate.removals import Removal, removals
 from clipfast.commands.collecting import collect
-from clipfast.commands.files import prepare_folder, write_json
+from clipfast.commands.files import write_json
 from clipfast.commands.heads import chosen_heads
 from clipfast.commands.outcome import FAILED, INTERRUPTED
 from clipfast.commands.pools import fitting, pool_features, read_pool
+from clipfast.commands.results import prepare_results
 from clipfast.commands.zeroshot import Labelled
 from clipfast.dataset.collection import Collection
 from clipfast.report.shares import rounded
@@ -37,7 +38,7 @@ def run(options: Options) -> int:
         ClipfastError: an option that does not fit, images without labels, or a model that cannot be loaded.
         OSError: a result that cannot be written.
     """
-    prepare_folder(options.out)
+    prepare_results(options.out, options.inputs)
     texts, notes = read_pool(options.naming.pool)  # before anything slow
     for note in notes:
         console.warn(note)

@@ -19,9 +19,10 @@ from clipfast.bench.plan import Plan, parse_outputs
 from clipfast.bench.run import EVERY, WRONG, measure_plan
 from clipfast.commands import console
 from clipfast.commands.bench.options import Options
-from clipfast.commands.files import prepare_folder, write_json
+from clipfast.commands.files import write_json
 from clipfast.commands.loading import check_device
 from clipfast.commands.outcome import FAILED, INTERRUPTED
+from clipfast.commands.results import prepare_results
 from clipfast.files import write_text
 
 WRONG_RESULT = 1
@@ -62,7 +63,7 @@ def run(options: Options) -> int:
         ClipfastError: an option that does not fit.
         OSError: a result that cannot be written.
     """
-    prepare_folder(options.out)
+    prepare_results(options.out)
     plan = plan_of(options)
     outputs = len(plan.rows())
     total = outputs * len(list(plan.setups()))

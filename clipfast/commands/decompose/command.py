@@ -20,14 +20,14 @@ from clipfast.basis import check_centring
 from clipfast.commands import console
 from clipfast.commands.decompose.options import Options
 from clipfast.commands.figures import draw_heads, draw_texts, write_panel
-from clipfast.commands.files import prepare_folder, read_texts, write_json
+from clipfast.commands.files import read_texts, write_json
 from clipfast.commands.loading import load_model_of, versions
 from clipfast.commands.options import DTYPE, MODEL
 from clipfast.commands.outcome import FAILED, INTERRUPTED, memory_for
 from clipfast.commands.reading import reading
+from clipfast.commands.results import prepare_results
 from clipfast.commands.text_features import encode_texts
 from clipfast.contributions import Contributions
-from clipfast.dataset.collection import refuse_collection
 from clipfast.dataset.files import Source, find_images
 from clipfast.dataset.store import ShardWriter
 from clipfast.errors import ImageError, InputError
@@ -81,8 +81,7 @@ def run(options: Options) -> int:
     started = perf_counter()
     inputs = options.inputs
     inputs.check()
-    prepare_folder(options.out)
-    refuse_collection(options.out)
+    prepare_results(options.out)
     texts = read_texts(options.texts, options.texts_file)
     if options.per_head and not texts:
         raise InputError("--per-head draws maps for texts: give --texts or --texts-file")

@@ -13,9 +13,9 @@ from PIL import Image
 from clipfast.commands import console
 from clipfast.commands.demo.options import Options
 from clipfast.commands.figures import draw_heads, draw_texts, write_panel
-from clipfast.commands.files import prepare_folder
 from clipfast.commands.loading import load_model
 from clipfast.commands.outcome import FAILED
+from clipfast.commands.results import prepare_results
 from clipfast.commands.text_features import encode_texts
 from clipfast.dataset.files import find_images
 from clipfast.errors import ImageError, InputError
@@ -82,7 +82,7 @@ def run(options: Options) -> int:
     """
     if not options.scenes and not options.photos:
         raise InputError("nothing to show: give photographs, or --scenes above 0")
-    prepare_folder(options.out)
+    prepare_results(options.out)
     sources, missing, left_out = find_images(options.photos, skip=options.out)
     for gone in missing:
         console.error(gone.error)

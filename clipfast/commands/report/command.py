@@ -14,13 +14,13 @@ from time import perf_counter
 
 from clipfast.commands import console
 from clipfast.commands.collecting import Collected, collect
-from clipfast.commands.files import prepare_folder
 from clipfast.commands.heads import chosen_heads
 from clipfast.commands.loading import versions
 from clipfast.commands.outcome import FAILED, INTERRUPTED
 from clipfast.commands.pools import RANDOM, fitting, pool_features, read_pool
 from clipfast.commands.report.findings import Findings, Judge, find
 from clipfast.commands.report.options import Options
+from clipfast.commands.results import prepare_results
 from clipfast.dataset.collection import is_collection
 from clipfast.errors import InputError
 from clipfast.files import write_text
@@ -41,7 +41,7 @@ def run(options: Options) -> int:
 
     started = perf_counter()
     page, folder = _places(options.out)
-    prepare_folder(page.parent)
+    prepare_results(page.parent, options.inputs)
     texts, notes = read_pool(options.naming.pool)
     for note in notes:
         console.warn(note)

@@ -20,9 +20,10 @@ from clipfast.analyses.retrieval import Engine, Index, import_faiss
 from clipfast.commands import console
 from clipfast.commands.collecting import Collected, collect
 from clipfast.commands.figures import write_panel
-from clipfast.commands.files import prepare_folder, write_json
+from clipfast.commands.files import write_json
 from clipfast.commands.heads import chosen_heads
 from clipfast.commands.outcome import FAILED, INTERRUPTED
+from clipfast.commands.results import prepare_results
 from clipfast.commands.retrieve.agreement import Head, Judged, embedding_share, head_shares
 from clipfast.commands.retrieve.options import Options
 from clipfast.commands.sheets import Tile, sheet
@@ -57,7 +58,7 @@ def run(options: Options) -> int:
         raise InputError("--faiss searches for queries: give --query or --text")
     if options.faiss:
         import_faiss()  # what is missing is said before anything slow
-    prepare_folder(options.out)
+    prepare_results(options.out, options.inputs)
     found = collect(options.inputs, options.out)
     if not found.complete:
         return INTERRUPTED

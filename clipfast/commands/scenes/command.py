@@ -18,6 +18,7 @@ from PIL import Image
 
 from clipfast.commands import console
 from clipfast.commands.files import prepare_folder
+from clipfast.commands.results import prepare_results
 from clipfast.commands.scenes.options import Options
 from clipfast.errors import InputError
 from clipfast.files import atomic_write
@@ -38,6 +39,7 @@ def run(options: Options) -> int:
     """
     if options.split not in SPLITS:
         raise InputError(f"--split is {options.split!r}: choose one of {', '.join(SPLITS)}")
+    prepare_results(options.out)
     for name in ("images", "masks", "classes"):
         prepare_folder(options.out / name)
     rows = []

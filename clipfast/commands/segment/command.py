@@ -19,9 +19,10 @@ from clipfast.analyses.accuracy import Accuracy
 from clipfast.analyses.groundtruth import Geometry, MaskProtocol, truth
 from clipfast.analyses.segmentation import predicted
 from clipfast.commands import console
-from clipfast.commands.files import prepare_folder, write_json
+from clipfast.commands.files import write_json
 from clipfast.commands.outcome import FAILED, INTERRUPTED, memory_for
 from clipfast.commands.reading import Prepared, reading
+from clipfast.commands.results import prepare_results
 from clipfast.commands.segment.images import Failures, Item, Pictures, find_pictures
 from clipfast.commands.segment.maps import (
     METHODS,
@@ -125,7 +126,7 @@ def _plan(options: Options, failures: Failures) -> _Plan:
         raise InputError(f"--protocol is {options.protocol!r}: choose from {', '.join(get_args(MaskProtocol))}")
     check_masks(options.masks)
     values = None if options.mask_values is None else read_mask_values(options.mask_values)
-    prepare_folder(options.out)
+    prepare_results(options.out)
     aside = None if options.masks in (None, SHARD) else Path(options.masks or "")
     pictures = find_pictures(options.inputs, options.out, aside, failures)
     wanted = read_wanted(

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from clipfast.commands import console
 from clipfast.commands.collecting import collect
+from clipfast.commands.labels import labelled_images
 from clipfast.commands.loading import check_device, load_model_of
 from clipfast.commands.options import DTYPE, MODEL, InputOptions
-from clipfast.dataset.collection import Entry, is_collection, labelled
+from clipfast.dataset.collection import Entry, is_collection
 from clipfast.dataset.files import Source, find_images
-from clipfast.dataset.labels import read_labels
 from clipfast.errors import ClipfastError, InputError
 from clipfast.model import Model
 
@@ -87,12 +87,7 @@ def find_pictures(options: InputOptions, out: Path, aside: Path | None, failures
         console.note(note)
     if not sources:
         raise InputError("no images are left" if aside else f"none of the {len(missing)} paths has images")
-    entries = [Entry.of(source) for source in sources]
-    if options.labels is not None:
-        labels = read_labels(sources, options.labels, label=options.label_column)
-        for note in labels.notes:
-            console.warn(note)
-        entries = labelled(entries, labels)
+    images = labelled_images(options, sources)
     named = replace(options, model=options.model or MODEL, dtype=options.dtype or DTYPE)
     check_device(options.device)
-    return Pictures(list(zip(sources, entries, strict=True)), named, lambda: load_model_of(named))
+    return Pictures(images, named, lambda: load_model_of(named))

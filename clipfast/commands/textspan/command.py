@@ -13,12 +13,13 @@ from clipfast.analyses.textspan import Method, TextSpan, check_method
 from clipfast.analyses.weights import weight_textspan
 from clipfast.commands import console
 from clipfast.commands.collecting import Collected, collect
-from clipfast.commands.files import prepare_folder, write_json
+from clipfast.commands.files import write_json
 from clipfast.commands.heads import chosen_heads
 from clipfast.commands.loading import load_model_of
 from clipfast.commands.options import MODEL
 from clipfast.commands.outcome import FAILED, INTERRUPTED
 from clipfast.commands.pools import fitting, pool_features, read_pool
+from clipfast.commands.results import prepare_results
 from clipfast.commands.textspan.options import Options
 from clipfast.errors import InputError
 from clipfast.report.shares import rounded
@@ -35,7 +36,7 @@ def run(options: Options) -> int:
         OSError: a result that cannot be written.
     """
     method = check_method(options.method)
-    prepare_folder(options.out)
+    prepare_results(options.out, None if options.weights else options.inputs)
     texts, notes = read_pool(options.naming.pool)  # before anything slow
     for note in notes:
         console.warn(note)
