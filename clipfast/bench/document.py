@@ -134,7 +134,7 @@ def read(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError:  # no UTF-8, or no JSON
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, or nested too deeply
         raise InputError(f"{path} is not JSON: give the bench.json that `clipfast bench` wrote") from None
     kind = found.get("format") if isinstance(found, dict) else None
     if kind != FORMAT:

@@ -89,7 +89,7 @@ def code() -> dict[str, Any]:
 
 def moment() -> dict[str, Any]:
     """What changes from run to run and explains a figure that stands out."""
-    described: dict[str, Any] = {"load_average": round(os.getloadavg()[0], 2)}
+    described: dict[str, Any] = {"load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0}
     torch = sys.modules.get("torch")
     if torch is not None:
         described["torch_threads"] = torch.get_num_threads()

@@ -8,7 +8,6 @@ needs. ``python -m clipfast.bench.memory TARGET ARGUMENTS`` is that process.
 import importlib
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -72,8 +71,9 @@ def peak_memory(target: str, **arguments: Any) -> Peak:
         arguments: what JSON can hold.
 
     Raises:
-        ProbeFailed: the process died, for lack of memory for example.
+        ProbeFailed: the process died, for lack of memory for example, or this system does not say what is used.
     """
+    _check_system()
     command = [sys.executable, "-P", "-m", __name__, target, json.dumps(arguments)]
     # what this process imports, that one must find, in the same order and whatever the working directory
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
@@ -83,6 +83,12 @@ def peak_memory(target: str, **arguments: Any) -> Peak:
         said = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
         raise ProbeFailed(f"{target} ended with {done.returncode}: {said}")
     return Peak(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _check_system() -> None:
+    """Raises :class:`ProbeFailed` where memory cannot be read."""
+    if not Path("/proc/self/statm").exists():
+        raise ProbeFailed("peak memory is read from /proc, which this system does not have: use --no-memory")
 
 
 def _resident() -> int:
@@ -105,6 +111,8 @@ def _high_water() -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
+    import resource  # Windows has none, and no /proc either: see _check_system
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -7,7 +7,6 @@ from clipfast.commands.options import InputOptions
 from clipfast.dataset.collection import Entry, labelled
 from clipfast.dataset.files import Source
 from clipfast.dataset.labels import Labels, parse_where, read_labels
-from clipfast.errors import InputError
 
 
 def labels_of(options: InputOptions, sources: Sequence[Source]) -> Labels | None:
@@ -36,7 +35,7 @@ def labelled_images(options: InputOptions, sources: Sequence[Source]) -> list[tu
     """The images that ``--where`` keeps, with their labels and groups.
 
     Raises:
-        InputError: as :func:`labels_of`, or no image is left.
+        InputError: as :func:`labels_of`.
     """
     entries = [Entry.of(source) for source in sources]
     labels = labels_of(options, sources)
@@ -44,7 +43,4 @@ def labelled_images(options: InputOptions, sources: Sequence[Source]) -> list[tu
         return list(zip(sources, entries, strict=True))
     selected = labels.selected or (True,) * len(sources)
     kept = zip(sources, labelled(entries, labels), selected, strict=True)
-    images = [(source, entry) for source, entry, keep in kept if keep]
-    if not images:
-        raise InputError(f"no image is left: no row fits --where {' '.join(options.where)}")
-    return images
+    return [(source, entry) for source, entry, keep in kept if keep]
