@@ -120,7 +120,11 @@ class Wheel(bdist_wheel):
 
 
 setup(
-    packages=["clipfast.kernels", *(p for p in find_packages(include=["clipfast*"]) if p != "clipfast.kernels")],
+    packages=[
+        *find_packages(include=["clipfast*"], exclude=["clipfast.kernels*"]),  # without what the link leads to
+        "clipfast.kernels",
+        *(f"clipfast.kernels.{folder}" for folder in find_packages("kernels")),
+    ],
     package_dir={"clipfast.kernels": "kernels"},
     ext_modules=[NATIVE, CUDA],
     cmdclass={"build_ext": Build, "bdist_wheel": Wheel},

@@ -14,7 +14,7 @@ from clipfast.bench.checks import relative
 from clipfast.bench.inputs import unit
 from clipfast.bench.measuring import Bar, Call, Check, Comparison, seconds
 from clipfast.kernels import dispatch, ops, reference
-from clipfast.kernels.library import OPERATIONS
+from clipfast.kernels.registration import operations
 
 Verify = Callable[[], Sequence[Check]]
 
@@ -58,7 +58,7 @@ def _dispatch(
 ) -> None:
     """What ``"auto"`` takes against the best of everything it could have taken."""
     able, _ = dispatch.candidates(operation, given)
-    every = {"/".join(way).rstrip("/"): run for way, run in dispatch.ways(operation, given, able).items()}
+    every = {"/".join(way).rstrip("/"): run for way, run in dispatch.variants(operation, given, able).items()}
     calls: dict[str, Call] = {way: partial(run, *given) for way, run in every.items()}
     best = _best(bench, calls)
     choice = dispatch.choose(operation, given)
@@ -70,7 +70,7 @@ def _dispatch(
         f"{name}, dispatch",
         (
             f"auto ({choice.backend} {choice.variant})".replace(" )", ")"),
-            partial(OPERATIONS[operation], *given, "auto"),
+            partial(operations()[operation], *given, "auto"),
         ),
         (f"best of {len(every)} ({best})", calls[best]),
         verify,
@@ -181,8 +181,8 @@ def mlp(bench: Bench) -> None:
 
         bench.compared(
             f"MLP in + {activation}",
-            ("triton", partial(OPERATIONS["linear_activation"], *given, "triton")),
-            ("torch", partial(OPERATIONS["linear_activation"], *given, "eager")),
+            ("triton", partial(operations()["linear_activation"], *given, "triton")),
+            ("torch", partial(operations()["linear_activation"], *given, "eager")),
             verify,
             settings={"rows": rows, "width": width, "hidden": hidden, "activation": activation},
         )
@@ -205,8 +205,8 @@ def layer_norm(bench: Bench) -> None:
 
     bench.compared(
         "add + LayerNorm",
-        ("triton", partial(OPERATIONS["add_layer_norm"], *given, "triton")),
-        ("torch", partial(OPERATIONS["add_layer_norm"], *given, "eager")),
+        ("triton", partial(operations()["add_layer_norm"], *given, "triton")),
+        ("torch", partial(operations()["add_layer_norm"], *given, "eager")),
         verify,
         settings={"rows": rows, "width": width},
     )
@@ -248,7 +248,7 @@ def textspan(bench: Bench) -> None:
     )
     given = [*low, size, 1e-10]
     cluster = next(backend for backend in dispatch.BACKENDS if backend.name == "cuda")
-    refused = dispatch.refusals(cluster, "span", given, asked=True)
+    refused = dispatch.unsupported_reasons(cluster, "span", given)
     if refused:
         bench.say(f"  TEXTSPAN by clusters does not run here: {', '.join(refused)}")
         return

@@ -100,7 +100,7 @@ class Cost:
 def triton(
     device: Device, heads: int, texts: int = TEXTS, rank: int = RANK, size: int = SIZE, loop: Loop = TRITON
 ) -> Cost:
-    """``kernels/span.py``: a program per head; its texts come from level 2, or from memory where they are too many."""
+    """``kernels/span/triton.py``: a program per head; its texts come from level 2, or from memory if too many."""
     at_once = min(heads, sum(device.processors))
     if heads > at_once:  # the rest follow
         whole, rest = heads // at_once, heads % at_once

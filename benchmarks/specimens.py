@@ -10,20 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clipfast.kernels import (
-    attention,
-    attention_tiles,
-    layer_norm,
-    mlp,
-    moments,
-    query_row,
-    query_row_tokens,
-    span,
-    text_maps,
-    token_contributions,
-)
+from clipfast.kernels.attention import triton as attention
 from clipfast.kernels.launch import Launch
+from clipfast.kernels.layer_norm import triton as layer_norm
+from clipfast.kernels.linear import triton as linear
+from clipfast.kernels.moments import triton as moments
+from clipfast.kernels.query_row import triton as query_row
+from clipfast.kernels.query_row import triton_from_tokens as query_row_from_tokens
 from clipfast.kernels.reference import Activation
+from clipfast.kernels.span import triton as span
+from clipfast.kernels.text_maps import triton as text_maps
+from clipfast.kernels.token_contributions import triton as token_contributions
 
 IMAGES = 256
 LOW, FULL = torch.bfloat16, torch.float32
@@ -72,13 +69,13 @@ def _attention(capability: int) -> Iterator[Specimen]:
     cases += [(197, 80, LOW), (257, 64, torch.float16), (257, 64, FULL), (197, 64, FULL), (257, 80, FULL)]
     for tokens, head_dim, dtype in cases:
         qkv = _meta(IMAGES, tokens, 3, 16, head_dim, dtype=dtype)
-        for config in attention_tiles.configs(qkv, capability):
+        for config in attention.configs(qkv, capability):
             launches, _, _ = attention.plan(qkv, "cls", config)
             for launch in launches:
                 yield Specimen("attention", f"N={tokens} E={head_dim} {_name(dtype)}", launch, dtype != FULL)
     for head_dim in (64, 80):
         qkv = _meta(IMAGES, 257, 3, 16, head_dim)
-        launches, _, _ = attention.plan(qkv, "mean", attention_tiles.configs(qkv, capability)[0])
+        launches, _, _ = attention.plan(qkv, "mean", attention.configs(qkv, capability)[0])
         for launch in launches:
             yield Specimen("attention", f"N=257 E={head_dim} bf16, mean row", launch, True)
 
@@ -99,8 +96,8 @@ def _query_row_from_tokens() -> Iterator[Specimen]:
     for dtype in (LOW, torch.float16, FULL):
         tokens, folded = _meta(IMAGES, 257, 1024, dtype=dtype), _meta(IMAGES, 16, 1024, dtype=FULL)
         alpha, mixed = _meta(IMAGES, 16, 257, dtype=FULL), _meta(IMAGES, 16, 1024, dtype=FULL)
-        for cut in query_row_tokens.cuts(tokens):
-            for launch in query_row_tokens.plan(folded, tokens, alpha, mixed, cut):
+        for cut in query_row_from_tokens.cuts(tokens):
+            for launch in query_row_from_tokens.plan(folded, tokens, alpha, mixed, cut):
                 yield Specimen("query_row_from_tokens", f"W=1024 H=16 {_name(dtype)}", launch, dtype == LOW)
 
 
@@ -155,8 +152,8 @@ def _layers(capability: int) -> Iterator[Specimen]:
     ]
     for rows, width, hidden, dtype, activation in cases:
         x, weight, bias = (_meta(*shape, dtype=dtype) for shape in ((rows, width), (hidden, width), (hidden,)))
-        for config in mlp.configs(x, weight, capability):
-            launch, _ = mlp.plan(x, weight, bias, activation, config, capability)
+        for config in linear.configs(x, weight, capability):
+            launch, _ = linear.plan(x, weight, bias, activation, config, capability)
             case = f"{rows}x{width}->{hidden} {activation} {_name(dtype)}"
             yield Specimen("linear_activation", case, launch, dtype != FULL)
     for width, dtype in ((768, LOW), (1024, LOW), (1280, LOW), (1664, LOW), (1024, FULL)):

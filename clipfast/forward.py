@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clipfast.basis import Basis, Centring, FoldedTower, autocast_disabled
 from clipfast.contributions import Contributions
-from clipfast.kernels import ops, rooms
+from clipfast.kernels import buffers, ops
 from clipfast.kernels.reference import accumulation_dtype
 from clipfast.towers.tower import Activation, Block, LayerNorm, Tower
 
@@ -55,13 +55,10 @@ def add_norm(x: Tensor, delta: Tensor | None, norm: LayerNorm, backend: str) -> 
     return ops.add_layer_norm(x, delta, norm.weight, norm.bias, norm.eps, backend=backend)
 
 
-def feed_forward(
-    normed: Tensor, block: Block, activation: Activation, backend: str, room: rooms.Rooms = rooms.NONE
-) -> Tensor:
+def feed_forward(normed: Tensor, block: Block, activation: Activation, backend: str) -> Tensor:
     """What a block's MLP adds to the residual stream, from the normed tokens ``[..., W]``."""
     hidden = ops.linear_activation(normed, block.mlp_in_weight, block.mlp_in_bias, activation, backend=backend)
     out = ops.linear(hidden, block.mlp_out_weight, block.mlp_out_bias, backend=backend)
-    room.free(hidden)
     return out if block.mlp_scale is None else out.mul_(block.mlp_scale)
 
 
@@ -71,7 +68,7 @@ def project_out(out: Tensor, block: Block, backend: str) -> Tensor:
     return added if block.attention_scale is None else added.mul_(block.attention_scale)
 
 
-def embed(tower: Tower, images: Tensor, backend: str, room: rooms.Rooms = rooms.NONE) -> Tensor:
+def embed(tower: Tower, images: Tensor, backend: str) -> Tensor:
     """Pixels to the start of the residual stream, ``[B, 3, height, width] → [B, N, W]``."""
     # A convolution whose stride is its kernel is one matrix product; this way its result has the tokens' layout.
     (rows, columns), (high, wide) = tower.grid, tower.patch_size
@@ -82,7 +79,6 @@ def embed(tower: Tower, images: Tensor, backend: str, room: rooms.Rooms = rooms.
     x[:, 0] = tower.class_embedding + position[0]
     embedded = ops.linear(patches, tower.patch_weight.flatten(1), backend=backend)  # [B, N − 1, W]
     x[:, 1:] = embedded.add_(position[1:])
-    room.free(embedded)
     return x if tower.ln_pre is None else add_norm(x, None, tower.ln_pre, backend)
 
 
@@ -256,37 +252,33 @@ def decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTower
     """
     with autocast_disabled(images):
         if torch.compiler.is_compiling():
-            return _decompose(tower, images, request, basis, rooms.NONE)
-        with rooms.reused(tower.device) as room:
-            return _decompose(tower, images, request, basis, room)
+            return _decompose(tower, images, request, basis)
+        with buffers.reuse(tower.device):
+            return _decompose(tower, images, request, basis)
 
 
-def _decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTower, room: rooms.Rooms) -> Contributions:
+def _decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTower) -> Contributions:
     backend = request.backend
-    x = embed(tower, images, backend, room)  # [B, N, W], the residual stream
+    x = embed(tower, images, backend)  # [B, N, W], the residual stream
     kept = _Collector(tower, request, x)
     added: Tensor | None = None  # what the last MLP gives to the stream: added where the next LayerNorm reads it
     full_blocks = tower.layers - 1 if tower.pooling == "cls" else tower.layers
     for layer, block in enumerate(tower.blocks[:full_blocks]):
         normed = add_norm(x, added, block.ln_1, backend)
-        room.free(added)
         del added  # nothing as wide as the stream lives longer than it must
         qkv = ops.linear(normed, block.in_weight, block.in_bias, backend=backend)
-        room.free(normed)
+        del normed
         qkv = qkv.view(*x.shape[:2], 3, tower.heads, tower.head_dim)  # [B, N, 3, H, E]
         row = tower.pooling if kept.wants_alpha(layer) else None
         out, alpha = ops.attention(qkv, row, backend=backend)  # [B, N, H, E], [B, H, N]
         value = qkv[:, :, 2] if kept.wants_values(layer) else None
         kept.attended(layer, pool(tower, out), alpha, value, qkv[:, 0, 2])
-        room.free(qkv)
         del qkv, value
         attended = project_out(out.flatten(2), block, backend)
-        room.free(out)
+        del out
         normed = add_norm(x, attended, block.ln_2, backend)
-        room.free(attended)
-        del out, attended
-        added = feed_forward(normed, block, tower.activation, backend, room)
-        room.free(normed)
+        del attended
+        added = feed_forward(normed, block, tower.activation, backend)
         del normed
         kept.residual[:, 1 + layer] = pool(tower, added)
     if tower.pooling == "cls":

@@ -3,10 +3,10 @@
 Installed as ``clipfast.kernels``. Nothing else of clipfast is imported here, so the operations can be used on their
 own tensors by anyone.
 
-* :mod:`clipfast.kernels.reference` defines every operation, plainly, in whatever precision its inputs have.
-* :mod:`clipfast.kernels.eager` computes the same fast in torch, on any device.
-* :mod:`clipfast.kernels.ops` is what the rest of clipfast calls: validated arguments, a backend chosen by
-  :mod:`clipfast.kernels.dispatch`.
+* :mod:`clipfast.kernels.reference` defines every operation plainly, in whatever precision its inputs have.
+* Every other folder is a family of operations: its ``__init__.py`` has the public calls, each other file a backend.
+* :mod:`clipfast.kernels.ops` has all public calls under one name.
+* :mod:`clipfast.kernels.dispatch` chooses the backend that computes a call.
 """
 
 if __name__ != "clipfast.kernels":

@@ -91,7 +91,7 @@ def _found(name: str, *arguments: object) -> int:
 
 
 @cache
-def refusals() -> list[str]:
+def unsupported_reasons() -> list[str]:
     """Why the library cannot be used on this machine, empty when it can on at least one of its GPUs."""
     reason = load().reason
     if DEVICE == "cuda" and not torch.cuda.is_available():
@@ -154,5 +154,5 @@ def call(name: str, device: torch.device, *arguments: object) -> None:
 
 def forget() -> None:
     """Looks for the library and its devices anew."""
-    for each in (load, refusals, capability, clusters):
+    for each in (load, unsupported_reasons, capability, clusters):
         each.cache_clear()

@@ -1,14 +1,17 @@
-"""Which backend computes an operation, and why another one does not.
+"""Chooses the backend that computes a call, and says why the others do not.
 
-A backend is a name, a test of whether it can run on this machine, and its implementations, one per operation; an
-implementation says of given arguments whether it can take them. ``"auto"`` chooses per call: the backends are asked in
-order of preference, and where several can take the arguments on a GPU the fastest is found by running them once
-(:mod:`clipfast.kernels.tuning`). A backend that is named must be able to: else the error lists every reason. Only
-operations that a named backend does not have at all are left to ``eager``, which has all of them.
+A backend is a name and two tests: can it run on this machine, and should ``"auto"`` consider it for a tensor? It has
+an operation where the operation's folder has a file of its name, ``attention/triton.py``, whose ``IMPLEMENTATIONS``
+say which arguments they support. These files are imported when they are first needed.
+
+``"auto"`` chooses per call: the backends are tried in order of preference, and where several support the arguments on
+a GPU, the fastest is found by running them once (:mod:`clipfast.kernels.tuning`). A backend chosen by name must
+support the call, else the error lists every reason. Only operations that a named backend does not have at all are
+computed by ``eager``, which has all of them.
 """
 
 import importlib
-import sys
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,52 +24,87 @@ from clipfast.kernels import cuda, native
 
 AUTO = "auto"
 Variant = tuple[str, Callable[..., Any]]
+"""One way to run an implementation: its label and the function."""
+VariantKey = tuple[str, str]
+"""A backend's name and the label of one of its variants."""
 
 
 class BackendUnavailable(ValueError):
-    """The backend asked for does not exist or cannot run here; the message lists every reason."""
+    """The requested backend does not exist, or cannot run here; the message lists every reason."""
 
 
-def _nothing(*arguments: Any) -> list[str]:
+def _no_reasons(*arguments: Any) -> list[str]:
     return []
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """One backend's way of computing one operation.
+    """One backend's implementation of one operation.
 
     Attributes:
-        run: the computation, with the operation's arguments.
-        refuses: the reasons why it cannot take given arguments, empty when it can.
-        variants: named ways to run it for given arguments, the preferred first; ``run`` alone where there is one.
+        run: computes it from the operation's arguments.
+        unsupported_reasons: the reasons why ``run`` cannot take given arguments, empty when it can.
+        variants: labelled variants of ``run`` for given arguments, the preferred first; None where there is only one.
+        auto_skip_reasons: the reasons why ``"auto"`` passes it over for given arguments although it supports them.
     """
 
     run: Callable[..., Any]
-    refuses: Callable[..., list[str]] = _nothing
+    unsupported_reasons: Callable[..., list[str]] = _no_reasons
     variants: Callable[..., Sequence[Variant]] | None = None
+    auto_skip_reasons: Callable[..., list[str]] = _no_reasons
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to compute the operations.
+    """A set of implementations that share their requirements.
 
     Attributes:
-        name: what ``backend=`` calls it.
-        module: the module with its ``IMPLEMENTATIONS``, imported when it is first needed.
-        refusals: returns the reasons why it cannot run on this machine, empty when it can.
-        unasked: returns the reasons why ``"auto"`` leaves it alone for a tensor although it could run.
+        name: what ``backend=`` calls it, and the name of its file in an operation's folder.
+        unsupported_reasons: the reasons why it cannot run on this machine, empty when it can.
+        auto_skip_reasons: the reasons why ``"auto"`` passes it over for a tensor although it could run.
     """
 
     name: str
-    module: str
-    refusals: Callable[[], list[str]] = _nothing
-    unasked: Callable[[Tensor], list[str]] = _nothing
+    unsupported_reasons: Callable[[], list[str]] = _no_reasons
+    auto_skip_reasons: Callable[[Tensor], list[str]] = _no_reasons
+
+    def implementation(self, operation: str) -> Implementation | None:
+        """Its implementation of an operation, None where it has none."""
+        return implementation(operation, self.name)
 
     def implementations(self) -> Mapping[str, Implementation]:
-        """Its implementations by operation."""
-        module = sys.modules.get(self.module) or importlib.import_module(self.module)
-        found: Mapping[str, Implementation] = module.IMPLEMENTATIONS
-        return found
+        """All its implementations by operation."""
+        from clipfast.kernels.registration import operations
+
+        pairs = ((operation, self.implementation(operation)) for operation in operations())
+        return {operation: own for operation, own in pairs if own is not None}
+
+
+# ------------------------------------------------------------------------------------ operations and their folders
+
+_PACKAGES: dict[str, str] = {}  # operation → the package of its folder
+
+
+def add_operation(name: str, package: str) -> None:
+    """Makes an operation known, with the package that holds the backends' files."""
+    _PACKAGES[name] = package
+
+
+@cache
+def implementation(operation: str, backend: str) -> Implementation | None:
+    """A backend's implementation of an operation, None where the operation's folder has no file for it."""
+    if operation not in _PACKAGES:
+        from clipfast.kernels.registration import operations
+
+        operations()
+    module = f"{_PACKAGES[operation]}.{backend}"
+    if importlib.util.find_spec(module) is None:
+        return None
+    implementations: Mapping[str, Implementation] = importlib.import_module(module).IMPLEMENTATIONS
+    return implementations.get(operation)
+
+
+# ------------------------------------------------------------------------------------------------------ the backends
 
 
 @cache
@@ -79,14 +117,14 @@ def _triton_import() -> str | None:
     return None
 
 
-def _interpreted() -> bool:
+def _is_interpreted() -> bool:
     import triton
 
     return bool(triton.knobs.runtime.interpret)
 
 
 def _interpreter_faults() -> list[str]:
-    """Why Triton's interpreter cannot run: before 3.8 it hands arrays to ``range``, which numpy 2.4 refuses."""
+    """Why Triton's interpreter cannot run: before 3.8 it passes arrays to ``range``, which numpy 2.4 rejects."""
     import numpy
     import triton
 
@@ -97,78 +135,91 @@ def _interpreter_faults() -> list[str]:
 
 
 @cache
-def _triton_refusals() -> list[str]:
+def _triton_unsupported() -> list[str]:
     failed = _triton_import()
     if failed is not None:
         return [failed]
-    if _interpreted():
+    if _is_interpreted():
         return _interpreter_faults()
     if torch.cuda.is_available():
         return []
     return ["no GPU (TRITON_INTERPRET=1 set before the start interprets it on the CPU, slowly, for tests)"]
 
 
-def _cuda_unasked(tensor: Tensor) -> list[str]:
+def _skip_unless_on_gpu(tensor: Tensor) -> list[str]:
     return [] if tensor.is_cuda else ["the tensors are not on a GPU"]
 
 
-def _native_unasked(tensor: Tensor) -> list[str]:
+def _skip_unless_on_cpu(tensor: Tensor) -> list[str]:
     return [] if tensor.is_cpu else ["the tensors are not on the CPU"]
 
 
-def _triton_unasked(tensor: Tensor) -> list[str]:
+def _triton_skip(tensor: Tensor) -> list[str]:
     if not tensor.is_cuda:
         return ["the tensors are not on a GPU"]
     if _triton_import() is not None:
         return []  # then that is the reason
-    return ["TRITON_INTERPRET=1 interprets the kernels: name the backend to have that"] if _interpreted() else []
+    return ["TRITON_INTERPRET=1 interprets the kernels: backend='triton' asks for that"] if _is_interpreted() else []
 
 
-EAGER = Backend("eager", "clipfast.kernels.eager")
+EAGER = Backend("eager")
 BACKENDS: tuple[Backend, ...] = (
-    Backend("cuda", "clipfast.kernels.cuda_ops", cuda.refusals, _cuda_unasked),
-    Backend("triton", "clipfast.kernels.triton_ops", _triton_refusals, _triton_unasked),
-    Backend("native", "clipfast.kernels.native_ops", native.refusals, _native_unasked),
+    Backend("cuda", cuda.unsupported_reasons, _skip_unless_on_gpu),
+    Backend("triton", _triton_unsupported, _triton_skip),
+    Backend("native", native.refusals, _skip_unless_on_cpu),
     EAGER,
 )
 """In order of preference."""
 
 
 def check(name: str) -> None:
-    """Raises unless a backend can be named here: ``"auto"``, or one that exists and can run on this machine.
+    """Raises unless ``backend=name`` can be used here: ``"auto"``, or a backend that can run on this machine.
 
     Raises:
         BackendUnavailable: no backend of that name, or it cannot run here.
     """
     if name != AUTO:
-        _named(name)
+        _by_name(name)
 
 
-def _named(name: str) -> Backend:
+def _by_name(name: str) -> Backend:
     for backend in BACKENDS:
         if backend.name == name:
-            refused = backend.refusals()
-            if refused:
-                raise BackendUnavailable(f"{name}: {', '.join(refused)}")
+            reasons = backend.unsupported_reasons()
+            if reasons:
+                raise BackendUnavailable(f"{name}: {', '.join(reasons)}")
             return backend
     known = ", ".join(backend.name for backend in BACKENDS)
     raise BackendUnavailable(f"unknown backend {name!r}: choose {AUTO!r} or one of {known}")
 
 
-def refusals(backend: Backend, operation: str, arguments: Sequence[Any], *, asked: bool) -> list[str]:
-    """Every reason why a backend does not compute an operation with these arguments.
+# ------------------------------------------------------------------------------------------------------- the choice
+
+
+def unsupported_reasons(backend: Backend, operation: str, arguments: Sequence[Any]) -> list[str]:
+    """Every reason why a backend cannot compute an operation with these arguments.
 
     Args:
         backend: which.
-        operation: its name in :mod:`clipfast.kernels.ops`.
+        operation: its name.
         arguments: what the operation is called with, a tensor first.
-        asked: whether it was named, or is considered by ``"auto"``.
     """
-    reasons = ([] if asked else backend.unasked(arguments[0])) or backend.refusals()
+    reasons = backend.unsupported_reasons()
     if reasons:
         return reasons
-    implementation = backend.implementations().get(operation)
-    return [f"has no {operation}"] if implementation is None else implementation.refuses(*arguments)
+    own = implementation(operation, backend.name)
+    return [f"has no {operation}"] if own is None else own.unsupported_reasons(*arguments)
+
+
+def _auto_reasons(backend: Backend, operation: str, arguments: Sequence[Any]) -> list[str]:
+    """Every reason why ``"auto"`` does not take a backend for a call, whether it could compute it or not."""
+    reasons = backend.auto_skip_reasons(arguments[0]) or backend.unsupported_reasons()
+    if reasons:
+        return reasons
+    own = implementation(operation, backend.name)
+    if own is None:
+        return [f"has no {operation}"]
+    return own.auto_skip_reasons(*arguments) or own.unsupported_reasons(*arguments)
 
 
 @dataclass(frozen=True)
@@ -177,98 +228,104 @@ class Choice:
 
     Attributes:
         backend: its name.
-        variant: which of its ways, empty where it has one.
+        variant: label of the variant, empty where there is only one.
         run: the computation.
-        refused: the other backends' reasons, by name.
+        skipped: reasons of the backends that were tried before it, by name.
         tuned: whether it was found by timing.
     """
 
     backend: str
     variant: str
     run: Callable[..., Any]
-    refused: Mapping[str, Sequence[str]]
+    skipped: Mapping[str, Sequence[str]]
     tuned: bool = False
 
 
 def choose(operation: str, arguments: Sequence[Any], name: str = AUTO) -> Choice:
-    """The implementation for one call.
+    """Chooses what computes one call.
 
     Args:
-        operation: its name in :mod:`clipfast.kernels.ops`.
+        operation: its name.
         arguments: what the operation is called with, a tensor first.
         name: ``"auto"`` or a backend's name.
 
     Raises:
-        BackendUnavailable: no backend of that name, or it cannot take these arguments; with every reason.
+        BackendUnavailable: no backend of that name, or it does not support these arguments; with every reason.
     """
     if name == AUTO:
-        return _best(operation, arguments)
-    backend = _named(name)
-    if operation not in backend.implementations():
+        return _choose_automatically(operation, arguments)
+    backend = _by_name(name)
+    if implementation(operation, name) is None:
         backend = EAGER
-    reasons = refusals(backend, operation, arguments, asked=True)
+    reasons = unsupported_reasons(backend, operation, arguments)
     if reasons:
         raise BackendUnavailable(f"{backend.name} cannot compute {operation}: {', '.join(reasons)}")
     return _fastest(operation, arguments, [backend], {})
 
 
 def candidates(
-    operation: str, arguments: Sequence[Any], most: int | None = None
+    operation: str, arguments: Sequence[Any], limit: int | None = None
 ) -> tuple[list[Backend], dict[str, Sequence[str]]]:
     """The backends that ``"auto"`` may take for a call, the preferred first, and the reasons of the others by name.
 
     Args:
-        operation: its name in :mod:`clipfast.kernels.ops`.
+        operation: its name.
         arguments: what the operation is called with, a tensor first.
-        most: how many are enough: no more are asked; None asks all.
+        limit: stop after this many candidates; None tries every backend.
     """
-    able: list[Backend] = []
-    refused: dict[str, Sequence[str]] = {}
+    usable: list[Backend] = []
+    skipped: dict[str, Sequence[str]] = {}
     for backend in BACKENDS:
-        reasons = refusals(backend, operation, arguments, asked=False)
+        reasons = _auto_reasons(backend, operation, arguments)
         if reasons:
-            refused[backend.name] = reasons
+            skipped[backend.name] = reasons
             continue
-        able.append(backend)
-        if len(able) == most:
+        usable.append(backend)
+        if len(usable) == limit:
             break
-    return able, refused
+    return usable, skipped
 
 
-def _best(operation: str, arguments: Sequence[Any]) -> Choice:
-    timed = arguments[0].is_cuda  # only there several are timed against each other
-    able, refused = candidates(operation, arguments, None if timed else 1)
-    if not able:
-        told = "; ".join(f"{backend}: {', '.join(reasons)}" for backend, reasons in refused.items())
-        raise BackendUnavailable(f"nothing computes {operation}: {told}")
-    return _fastest(operation, arguments, able, refused)
+def _choose_automatically(operation: str, arguments: Sequence[Any]) -> Choice:
+    # Only on a GPU several backends are timed against each other.
+    usable, skipped = candidates(operation, arguments, None if arguments[0].is_cuda else 1)
+    if not usable:
+        reasons = "; ".join(f"{backend}: {', '.join(own)}" for backend, own in skipped.items())
+        raise BackendUnavailable(f"nothing computes {operation}: {reasons}")
+    return _fastest(operation, arguments, usable, skipped)
 
 
-def ways(
+def variants(
     operation: str, arguments: Sequence[Any], backends: Sequence[Backend]
-) -> dict[tuple[str, str], Callable[..., Any]]:
-    """Every way that these backends have for a call, by backend and variant, the preferred first."""
-    found: dict[tuple[str, str], Callable[..., Any]] = {}
+) -> dict[VariantKey, Callable[..., Any]]:
+    """Every variant that these backends have for a call, the preferred first.
+
+    Args:
+        operation: its name.
+        arguments: what the operation is called with.
+        backends: which; each has the operation.
+    """
+    runs: dict[VariantKey, Callable[..., Any]] = {}
     for backend in backends:
-        implementation = backend.implementations()[operation]
-        if implementation.variants is None:
-            found[backend.name, ""] = implementation.run
-        else:
-            found |= {(backend.name, label): run for label, run in implementation.variants(*arguments)}
-    return found
+        own = backend.implementation(operation)
+        assert own is not None
+        labelled = [("", own.run)] if own.variants is None else own.variants(*arguments)
+        runs |= {(backend.name, label): run for label, run in labelled}
+    return runs
 
 
 def _fastest(
-    operation: str, arguments: Sequence[Any], able: Sequence[Backend], refused: Mapping[str, Sequence[str]]
+    operation: str, arguments: Sequence[Any], usable: Sequence[Backend], skipped: Mapping[str, Sequence[str]]
 ) -> Choice:
-    first = able[0].implementations()[operation]
-    if first.variants is None and (len(able) == 1 or not arguments[0].is_cuda):
-        return Choice(able[0].name, "", first.run, refused)
-    known = ways(operation, arguments, able)
-    if len(known) == 1 or not arguments[0].is_cuda:
-        (backend_name, variant), run = next(iter(known.items()))
-        return Choice(backend_name, variant, run, refused)
+    preferred = implementation(operation, usable[0].name)
+    assert preferred is not None
+    if preferred.variants is None and (len(usable) == 1 or not arguments[0].is_cuda):
+        return Choice(usable[0].name, "", preferred.run, skipped)
+    runs = variants(operation, arguments, usable)
+    if len(runs) == 1 or not arguments[0].is_cuda:
+        (backend_name, label), run = next(iter(runs.items()))
+        return Choice(backend_name, label, run, skipped)
     from clipfast.kernels import tuning
 
-    (backend_name, variant), tuned = tuning.fastest(operation, arguments, known)
-    return Choice(backend_name, variant, known[backend_name, variant], refused, tuned)
+    (backend_name, label), tuned = tuning.fastest(operation, arguments, runs)
+    return Choice(backend_name, label, runs[backend_name, label], skipped, tuned)

@@ -94,7 +94,7 @@ def unit_stride(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
-def refused_dtypes(**tensors: Tensor | None) -> list[str]:
+def unsupported_dtypes(**tensors: Tensor | None) -> list[str]:
     """The reasons why kernels cannot read these by their dtype; what is None is not there."""
     return [
         f"{name} is {str(tensor.dtype).removeprefix('torch.')}"
@@ -103,6 +103,6 @@ def refused_dtypes(**tensors: Tensor | None) -> list[str]:
     ]
 
 
-def refused_head(head_dim: int, largest: int) -> list[str]:
+def unsupported_head_dim(head_dim: int, largest: int) -> list[str]:
     """The reason why a head cannot be a tile: it is wider than the ``largest``."""
     return [f"head_dim {head_dim} is more than {largest}"] if head_dim > largest else []

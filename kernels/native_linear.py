@@ -13,10 +13,10 @@ threads divide the weight. It comes out turned, and the pass that adds the bias 
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from clipfast.kernels import native, rooms
+from clipfast.kernels import buffers, native
+from clipfast.kernels.linear import eager
 from clipfast.kernels.reference import Activation
 
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -51,7 +51,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return _in_pieces(x, weight, bias, None)
     if divides_weight(x, weight):
         return _in_one(x, weight, bias, None)
-    return product(x, weight, bias)
+    return eager.linear(x, weight, bias)
 
 
 def linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Tensor:
@@ -65,7 +65,7 @@ def linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: Activ
     if divides_weight(x, weight):
         return _in_one(x, weight, bias, activation)
     exact = x.dtype == torch.float32
-    hidden = product(x, weight, None if exact else bias)
+    hidden = eager.linear(x, weight, None if exact else bias)
     if hidden.numel():
         flat = hidden.view(-1, weight.shape[0])
         activate(flat, bias.contiguous() if exact else None, activation, flat)
@@ -85,20 +85,6 @@ def activate(x: Tensor, bias: Tensor | None, activation: Activation | None, out:
         native.call("activation", FORMATS[x.dtype], x, x.stride(0), *what)
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Torch's own product ``[..., I] → [..., M]``, contiguous, in a room where there are rooms."""
-    if not rooms.any_open() or not x.numel():
-        return F.linear(x, weight, bias).contiguous()
-    columns, depth = weight.shape
-    out = rooms.empty(x, *x.shape[:-1], columns)
-    rows, flat = x.reshape(-1, depth), out.view(-1, columns)
-    if bias is None:
-        torch.mm(rows, weight.T, out=flat)
-    else:
-        torch.addmm(bias, rows, weight.T, out=flat)
-    return out
-
-
 def divides_weight(x: Tensor, weight: Tensor) -> bool:
     """Whether threads had better divide the weight ``[M, I]`` than the rows of ``x [..., I]``.
 
@@ -111,23 +97,22 @@ def divides_weight(x: Tensor, weight: Tensor) -> bool:
 
 def _in_one(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
     columns, depth = weight.shape
-    out = rooms.empty(x, *x.shape[:-1], columns)
+    out = buffers.empty(x, *x.shape[:-1], columns)
     flat, into = x.reshape(-1, depth), out.view(-1, columns)
     shift = None if bias is None else bias.contiguous()
     if torch.get_num_threads() == 1:  # nothing to divide: MKL gives the same bits this way, before the bias is added
         torch.mm(flat, weight.T, out=into)
         activate(into, shift, activation, into)
         return out
-    turned = rooms.empty(x, columns, -(-len(flat) // ALIGNED) * ALIGNED)
+    turned = buffers.empty(x, columns, -(-len(flat) // ALIGNED) * ALIGNED)
     torch.mm(weight, flat.T, out=turned[:, : len(flat)])
     activate(turned[:, : len(flat)].T, shift, activation, into)
-    rooms.free(turned)
     return out
 
 
 def _in_pieces(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
     columns, depth = weight.shape
-    out = rooms.empty(x, *x.shape[:-1], columns)
+    out = buffers.empty(x, *x.shape[:-1], columns)
     if not out.numel():
         return out
     flat = out.view(-1, columns)

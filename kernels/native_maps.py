@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clipfast.kernels import eager, native
+from clipfast.kernels import native
 from clipfast.kernels.native_linear import FORMATS, linear
+from clipfast.kernels.text_maps import eager
 
 TILE = 32
 """Texts are padded to multiples of this many, as ``csrc/text_maps.h`` wants."""
@@ -52,7 +53,7 @@ def layered_text_maps(
     images, layers, count, tokens = alpha.shape
     out = alpha.new_zeros((images, tokens, text_basis.shape[3]), dtype=torch.float32)
     for layer in range(layers):
-        text_maps(alpha[:, layer], values[layer], text_basis[layer], out, eager.of_layer(heads, layer, count))
+        text_maps(alpha[:, layer], values[layer], text_basis[layer], out, eager.heads_of_layer(heads, layer, count))
     return out.to(alpha.dtype)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from clipfast.kernels import native, rooms
+from clipfast.kernels import buffers, native
 from clipfast.kernels.dispatch import Implementation
 from clipfast.kernels.native_linear import FORMATS, linear, linear_activation
 from clipfast.kernels.native_maps import layered_text_maps, text_maps, text_maps_from_tokens
@@ -48,7 +48,7 @@ def attention(qkv: Tensor, row: Row | None) -> tuple[Tensor, Tensor]:
     2⁻¹²⁶ counts as zero; the weights returned are those of float32.
     """
     images, tokens, _, heads, width = qkv.shape
-    out = rooms.empty(qkv, images, tokens, heads, width)
+    out = buffers.empty(qkv, images, tokens, heads, width)
     alpha = qkv.new_empty(images, heads, tokens if row is not None else 0, dtype=torch.float32)
     if out.numel():
         qkv = qkv if qkv.stride(4) == 1 else qkv.contiguous()
@@ -99,7 +99,7 @@ def query_row(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
 
 def add_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Adds ``delta`` to ``x`` and returns the LayerNorm, :func:`clipfast.kernels.reference.add_layer_norm`."""
-    out = rooms.empty(x, *x.shape)
+    out = buffers.empty(x, *x.shape)
     rows = _rows(x)
     if out.numel() and rows is not None:
         native.call(

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipfast.kernels.library import MUTATED
+from clipfast.kernels.registration import mutated_arguments
 
 logger = logging.getLogger("clipfast")
 
@@ -160,7 +160,7 @@ def fastest(
     if not enabled() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
         return preferred, False
     try:
-        changed = MUTATED.get(operation, ())
+        changed = mutated_arguments(operation)
         own = [argument.clone() if i in changed else argument for i, argument in enumerate(arguments)]
         seconds = time_each(ways, own)
     except torch.OutOfMemoryError:

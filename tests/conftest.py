@@ -17,5 +17,12 @@ if not torch.cuda.is_available():
 torch.set_num_threads(1)  # on tensors this small a second thread only waits for the first
 
 pytest.register_assert_rewrite(
-    "builders", "contract_attention", "contract_heads", "contract_layers", "contract_maps", "contracting", "measures"
+    "builders",
+    "contract_attention",
+    "contract_heads",
+    "contract_layers",
+    "contract_linear",
+    "contract_maps",
+    "contracting",
+    "measures",
 )

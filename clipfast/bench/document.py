@@ -37,7 +37,7 @@ def document(plan: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], *, c
         "machine": machine.machine(str(plan["device"])),
         "versions": machine.versions(),
         "code": machine.code(),
-        "backends": {backend.name: backend.refusals() for backend in BACKENDS},
+        "backends": {backend.name: backend.unsupported_reasons() for backend in BACKENDS},
         "settings": {**plan, "float32_matmul_precision": torch.get_float32_matmul_precision()},
         "cases": list(entries),
     }

@@ -128,7 +128,7 @@ def test_more_heads_than_are_pursued_together() -> None:
 @pytest.mark.parametrize("backend", [each.name for each in BACKENDS])
 def test_with_every_backend_that_runs_here(backend: str) -> None:
     """Some refuse float64, which the second pursuit is of."""
-    refused = next(each for each in BACKENDS if each.name == backend).refusals()
+    refused = next(each for each in BACKENDS if each.name == backend).unsupported_reasons()
     if refused:
         pytest.skip(", ".join(refused))
     drawn = Drawn(0.9)

@@ -19,7 +19,7 @@ from benchmarks import roofline
 from benchmarks.costs import Batch, Shape, Steps, Tile, moved, padded_scores, plain_eager, plain_fused, products
 from benchmarks.costs_decomposed import Wanted, decomposed, plain_same_kernels, saved_by_last_block
 from clipfast import basis, contributions, forward
-from clipfast.kernels import eager
+from clipfast.kernels.dispatch import EAGER
 from clipfast.towers import openclip, openclip_models
 from clipfast.towers.tower import Tower
 
@@ -222,7 +222,7 @@ class Eager:
     """``clipfast.kernels.ops`` without dispatch, so that the counter sees the products of the eager backend."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        return lambda *arguments, backend="auto", **options: getattr(eager, name)(*arguments, **options)
+        return lambda *arguments, backend="auto", **options: EAGER.implementation(name).run(*arguments, **options)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from tolerances import OP_FLOAT32
 from torch import Tensor
 
-from clipfast.kernels.dispatch import BACKENDS, EAGER, BackendUnavailable, refusals
+from clipfast.kernels.dispatch import BACKENDS, EAGER, BackendUnavailable, unsupported_reasons
 
 IMAGES, HEADS, WIDTH = 3, 2, 48  # an odd batch
 TOKENS = (1, 2, 17, 50, 197, 257, 577)
@@ -73,7 +73,7 @@ class Contract:
     @pytest.fixture(autouse=True)
     def _runs_here(self) -> Iterator[None]:
         global _device
-        refused = next(backend for backend in BACKENDS if backend.name == self.backend).refusals()
+        refused = next(backend for backend in BACKENDS if backend.name == self.backend).unsupported_reasons()
         if refused:
             pytest.skip(f"{self.backend}: {', '.join(refused)}")
         _device = self.device
@@ -88,8 +88,8 @@ class Contract:
     def reasons(self, operation: str, *arguments: Any) -> list[str]:
         """Why the backend, or eager for an operation that it does not have, cannot compute this."""
         backend = next(backend for backend in BACKENDS if backend.name == self.backend)
-        able = backend if operation in backend.implementations() else EAGER
-        return refusals(able, operation, arguments, asked=True)
+        computing = EAGER if backend.implementation(operation) is None else backend
+        return unsupported_reasons(computing, operation, arguments)
 
     def takes_float64(self, operation: str) -> bool:
         return self.float64 and operation not in self.not_in_float64

@@ -8,7 +8,8 @@ import torch
 from contracting import DEVICES
 from torch import Tensor
 
-from clipfast.kernels import dispatch, library
+from clipfast.kernels import dispatch
+from clipfast.kernels.registration import operations
 
 Calls = dict[str, dict[str, tuple[Any, ...]]]
 """Arguments without the backend, by operation and by what is unusual about them."""
@@ -23,7 +24,7 @@ def backends(name: str) -> list[str]:
     return [
         backend.name
         for backend in dispatch.BACKENDS
-        if backend is dispatch.EAGER or (not backend.refusals() and name in backend.implementations())
+        if backend is dispatch.EAGER or (not backend.unsupported_reasons() and backend.implementation(name) is not None)
     ]
 
 
@@ -46,4 +47,4 @@ def put(argument: Any, device: str) -> Any:
 def opcheck(name: str, arguments: Iterable[Any], backend: str) -> None:
     """Torch's own check of the operation on copies of these arguments."""
     here = [put(argument, DEVICES.get(backend, "cpu")) for argument in arguments]
-    torch.library.opcheck(library.OPERATIONS[name], (*here, backend))
+    torch.library.opcheck(operations()[name].op, (*here, backend))

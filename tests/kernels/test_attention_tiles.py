@@ -4,8 +4,8 @@ import pytest
 import torch
 from contracting import DEVICES
 
-from clipfast.kernels import attention_tiles as tiles
 from clipfast.kernels import dispatch, ops
+from clipfast.kernels.attention import triton as tiles
 from clipfast.kernels.launch import Config
 
 SQUARE = Config({"BLOCK_M": 64, "BLOCK_N": 64})
@@ -103,7 +103,7 @@ def test_descriptors_need_steps_of_16_bytes() -> None:
 
 
 def test_a_head_that_is_too_large_is_refused_with_the_reason() -> None:
-    refused = next(backend for backend in dispatch.BACKENDS if backend.name == "triton").refusals()
+    refused = next(backend for backend in dispatch.BACKENDS if backend.name == "triton").unsupported_reasons()
     if refused:
         pytest.skip(", ".join(refused))
     large = torch.zeros(1, 2, 3, 1, 257, device=DEVICES.get("triton", "cpu"))

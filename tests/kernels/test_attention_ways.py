@@ -6,12 +6,15 @@ from contracting import DEVICES, draw
 from measures import relative_error, relative_norm
 from tolerances import LOW_PRECISION_FACTOR, OP_FLOAT32
 
-from clipfast.kernels import attention, dispatch, mean_row, query_row, query_row_tokens, reference
-from clipfast.kernels.attention_tiles import apart
+from clipfast.kernels import dispatch, reference
+from clipfast.kernels.attention import mean_row
+from clipfast.kernels.attention import triton as attention
 from clipfast.kernels.launch import INTERPRETED, Config
+from clipfast.kernels.query_row import triton as query_row
+from clipfast.kernels.query_row import triton_from_tokens as query_row_from_tokens
 
 TRITON = next(backend for backend in dispatch.BACKENDS if backend.name == "triton")
-pytestmark = pytest.mark.skipif(bool(TRITON.refusals()), reason=", ".join(TRITON.refusals()))
+pytestmark = pytest.mark.skipif(bool(TRITON.unsupported_reasons()), reason=", ".join(TRITON.unsupported_reasons()))
 DEVICE = DEVICES.get("triton", "cpu")
 
 SMALL = {"BLOCK_M": 32, "BLOCK_N": 16}
@@ -41,7 +44,7 @@ def test_attention(tokens: int, head_dim: int, blocks: dict[str, int], row: refe
     if row == "mean" and tokens == 1:
         return
     config = Config(blocks, warps=4, stages=2)
-    assert apart(tokens, config) == (tokens in (33, 49, 17, 1))
+    assert attention.apart(tokens, config) == (tokens in (33, 49, 17, 1))
     qkv = draw(0, 2, tokens, 3, 2, head_dim).to(DEVICE)
     out, alpha = attention.run(qkv, row, config)
     want_out, want_alpha = reference.attention(qkv.double(), row or "cls")
@@ -113,10 +116,10 @@ def test_query_row_from_tokens_is_exact_in_low_precision(cut: int, dtype: torch.
     shapes = [(2, 3, 20), (2, 70, 150), (3, 20, 150), (3, 20, 150), (3, 20)]
     arguments = [draw(i, *shape).to(dtype).to(DEVICE) for i, shape in enumerate(shapes)]
     arguments[2] *= 0.1
-    cuts = query_row_tokens.cuts(arguments[1])
+    cuts = query_row_from_tokens.cuts(arguments[1])
     if cut >= len(cuts):
         return
-    have = query_row_tokens.run(*arguments, cuts[cut])
+    have = query_row_from_tokens.run(*arguments, cuts[cut])
     want = reference.query_row_from_tokens(*(argument.double() for argument in arguments))
     for got, exact in zip(have, want, strict=True):
         assert relative_error(got, exact) <= OP_FLOAT32

@@ -5,9 +5,10 @@ import torch
 from contract_heads import SpanContract
 from contracting import DEVICES, draw, in_double
 
-from clipfast.kernels import cuda, cuda_ops, dispatch, reference
+from clipfast.kernels import cuda, dispatch, reference
+from clipfast.kernels.span import cuda as span_cuda
 
-HERE = pytest.mark.skipif(bool(cuda.refusals()), reason="; ".join(cuda.refusals()))
+HERE = pytest.mark.skipif(bool(cuda.unsupported_reasons()), reason="; ".join(cuda.unsupported_reasons()))
 
 
 class TestCuda(SpanContract):
@@ -18,7 +19,7 @@ class TestCuda(SpanContract):
 
 
 def test_it_has_no_other_operation() -> None:
-    assert {*cuda_ops.IMPLEMENTATIONS} == {"span"}
+    assert {*span_cuda.IMPLEMENTATIONS} == {"span"}
 
 
 @HERE
@@ -30,10 +31,10 @@ def test_every_number_of_blocks_picks_the_same(dtype: torch.dtype) -> None:
     found = cuda.clusters(torch.cuda.current_device(), dtype, 3500, 67)
     assert found
     for blocks in found:
-        first = cuda_ops.span(*on_gpu, 60, 1e-10, blocks)
+        first = span_cuda.span(*on_gpu, 60, 1e-10, blocks)
         assert first[0].tolist() == want
         for _ in range(20):  # a race would not lose every time
-            for have, one in zip(cuda_ops.span(*on_gpu, 60, 1e-10, blocks), first, strict=True):
+            for have, one in zip(span_cuda.span(*on_gpu, 60, 1e-10, blocks), first, strict=True):
                 assert torch.equal(have, one)
 
 
@@ -48,12 +49,12 @@ def test_auto_considers_it() -> None:
 def test_it_computes_on_the_current_stream() -> None:
     """What it reads is written by work that was queued there before."""
     texts, factor = draw(0, 2, 3000, 40).cuda(), draw(1, 2, 40, 40).cuda()
-    want = cuda_ops.span(texts, factor, 20, 1e-10)[0]
+    want = span_cuda.span(texts, factor, 20, 1e-10)[0]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(20_000_000)
         late = texts.flip(1).flip(1)
-        have = cuda_ops.span(late, factor, 20, 1e-10)[0]
+        have = span_cuda.span(late, factor, 20, 1e-10)[0]
     stream.synchronize()
     assert torch.equal(have, want)

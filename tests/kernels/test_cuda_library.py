@@ -37,12 +37,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_a_library_that_was_not_built_is_missed_where_there_is_a_gpu(place: Path) -> None:
     reason = "_cuda.so was not built: install the package where nvcc is on the PATH or in CUDA_HOME"
     assert cuda.load().reason == reason
-    assert cuda.refusals() == [reason if torch.cuda.is_available() else "no GPU"]
+    assert cuda.unsupported_reasons() == [reason if torch.cuda.is_available() else "no GPU"]
 
 
 def test_a_build_that_failed_is_told_everywhere(place: Path) -> None:
     cuda.FAILURE.write_text("nvcc failed\n", encoding="utf-8")
-    assert cuda.refusals()[-1] == "its build failed: nvcc failed"
+    assert cuda.unsupported_reasons()[-1] == "its build failed: nvcc failed"
 
 
 def test_a_file_that_is_no_library(place: Path) -> None:

@@ -21,7 +21,8 @@ from contracting import draw, in_double
 from test_span import GAP, Drawn, misses
 from torch import Tensor
 
-from clipfast.kernels import cuda, cuda_ops, dispatch, ops, reference
+from clipfast.kernels import cuda, dispatch, ops, reference
+from clipfast.kernels.span import cuda as span_cuda
 
 FOLDER = Path(__file__).parent / "cuda_on_cpu"
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
@@ -90,7 +91,7 @@ HARD = [
 @pytest.mark.parametrize(("kind", "how", "rank", "blocks"), HARD)
 def test_picks_are_those_of_float64(kind: str, how: tuple[float, float], rank: int, blocks: int) -> None:
     texts, factor = getattr(Drawn(rank, rank, 1000), kind)(*how)
-    picks, _, _ = cuda_ops.span(texts, factor, 60, 1e-10, blocks)
+    picks, _, _ = span_cuda.span(texts, factor, 60, 1e-10, blocks)
     assert max(misses(texts, factor, picks)) <= GAP
 
 
@@ -100,18 +101,18 @@ def test_ranks_texts_and_blocks_that_are_multiples_of_nothing(device: ctypes.CDL
     for texts, blocks, order in ((2 * rank + 1, 3, 2), (1, 16, 0), (rank // 2 + 2, 2, 1)):
         arguments = draw(rank, 1, texts, rank), draw(texts, 1, rank, rank) * 0.9 ** torch.arange(rank)
         device.on_cpu_order(order)
-        have = cuda_ops.span(*arguments, rank + 2, 1e-10, blocks)
+        have = span_cuda.span(*arguments, rank + 2, 1e-10, blocks)
         want = reference.span(*in_double(*arguments), rank + 2, 1e-10)
         assert have[0].tolist() == want[0].tolist()
 
 
 def test_neither_blocks_nor_the_order_of_threads_change_a_bit_of_what_is_picked(device: ctypes.CDLL) -> None:
     arguments = draw(0, 1, 300, 35).double(), draw(1, 1, 35, 35).double()
-    want = cuda_ops.span(*arguments, 12, 1e-10, 1)
+    want = span_cuda.span(*arguments, 12, 1e-10, 1)
     for blocks, orders in ((2, ORDERS), (5, ORDERS), (16, ORDERS[:1])):
         for order in orders:
             device.on_cpu_order(order)
-            for have, one in zip(cuda_ops.span(*arguments, 12, 1e-10, blocks), want, strict=True):
+            for have, one in zip(span_cuda.span(*arguments, 12, 1e-10, blocks), want, strict=True):
                 assert torch.equal(have, one)
 
 
@@ -120,7 +121,7 @@ def wrong(device: ctypes.CDLL, arguments: tuple[Tensor, Tensor], want: Tensor) -
     for order in (*ORDERS, 3):
         device.on_cpu_order(order)
         try:
-            picks, variance, _ = cuda_ops.span(*arguments, 6, 1e-10, 3)
+            picks, variance, _ = span_cuda.span(*arguments, 6, 1e-10, 3)
         except cuda.CudaError:
             return True
         if picks.tolist() != want.tolist() or not bool(variance.isfinite().all()):
@@ -145,7 +146,7 @@ def test_every_barrier_is_missed(device: ctypes.CDLL) -> None:
 def test_variances_beyond_what_float64_holds_end_the_picks(scale: float) -> None:
     """Squares that overflow or vanish: no endless loop, no pick twice."""
     texts, factor = draw(0, 3, 100, 12).double() * scale, draw(1, 3, 12, 12).double()
-    picks, variance, directions = cuda_ops.span(texts, factor, 12, 1e-10, 2)
+    picks, variance, directions = span_cuda.span(texts, factor, 12, 1e-10, 2)
     for row in picks.tolist():
         picked = [pick for pick in row if pick >= 0]
         assert len(picked) == len({*picked})
@@ -156,9 +157,9 @@ def test_variances_beyond_what_float64_holds_end_the_picks(scale: float) -> None
 
 def test_sizes_that_are_worth_timing() -> None:
     """This device has room for 132 blocks: of as many rounds the most blocks, the fewest rounds first."""
-    assert cuda_ops.sizes(draw(0, 1, 40, 8)) == [16]
-    assert cuda_ops.sizes(draw(0, 20, 40, 8)) == [6, 13, 16]  # 22, 10 and 8 heads at once
-    labels = [label for label, _ in cuda_ops.variants(draw(0, 20, 40, 8), draw(1, 20, 8, 8), 3, 1e-10)]
+    assert span_cuda.sizes(draw(0, 1, 40, 8)) == [16]
+    assert span_cuda.sizes(draw(0, 20, 40, 8)) == [6, 13, 16]  # 22, 10 and 8 heads at once
+    labels = [label for label, _ in span_cuda.variants(draw(0, 20, 40, 8), draw(1, 20, 8, 8), 3, 1e-10)]
     assert labels == ["cluster 6", "cluster 13", "cluster 16"]
 
 
@@ -166,9 +167,9 @@ def test_a_head_whose_texts_are_too_many() -> None:
     texts, factor = torch.zeros(1, 20_000, 67), torch.zeros(1, 67, 67)
     with pytest.raises(dispatch.BackendUnavailable, match=r"20000 texts of rank 67 are more than the shared memory of"):
         ops.span(texts, factor, 3, backend="cuda")
-    enough = cuda_ops.sizes(texts[:, :12_000])
+    enough = span_cuda.sizes(texts[:, :12_000])
     assert enough == [16]
-    assert not cuda_ops.sizes(texts[:, :12_000].double())
+    assert not span_cuda.sizes(texts[:, :12_000].double())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -191,11 +192,11 @@ def test_shared_memory_is_what_the_model_of_its_costs_counts(
 def test_tensors_that_are_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = draw(0, 1, 9, 4), draw(1, 1, 4, 4)
     monkeypatch.setattr(cuda, "DEVICE", "cuda")
-    assert cuda_ops.refuses(*arguments, 3, 1e-10) == ["texts is on cpu", "factor is on cpu"]
-    assert dispatch.choose("span", [*arguments, 3, 1e-10]).refused["cuda"] == ["the tensors are not on a GPU"]
+    assert span_cuda.unsupported_reasons(*arguments, 3, 1e-10) == ["texts is on cpu", "factor is on cpu"]
+    assert dispatch.choose("span", [*arguments, 3, 1e-10]).skipped["cuda"] == ["the tensors are not on a GPU"]
 
 
 def test_a_launch_that_fails_says_what_cuda_says(device: ctypes.CDLL) -> None:
     device.on_cpu_skip(-1, -1)
     with pytest.raises(cuda.CudaError, match=r"^span: "):
-        cuda_ops.span(draw(0, 1, 9, 4), draw(1, 1, 4, 4), 3, 1e-10, 0)
+        span_cuda.span(draw(0, 1, 9, 4), draw(1, 1, 4, 4), 3, 1e-10, 0)

@@ -1,8 +1,8 @@
 """Which backend computes a call, and what is said of the others."""
 
 import sys
-import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -15,7 +15,8 @@ import torch
 from contract import OpsContract
 from contracting import DEVICES
 
-from clipfast.kernels import dispatch, examples, library
+from clipfast.kernels import attention, dispatch, examples
+from clipfast.kernels.registration import operations
 
 QKV = torch.ones(1, 2, 3, 1, 4)
 
@@ -28,19 +29,19 @@ def test_every_backend_has_a_contract_suite() -> None:
 
 
 def test_eager_has_every_operation() -> None:
-    assert {*dispatch.EAGER.implementations()} == {*library.OPERATIONS}
+    assert {*dispatch.EAGER.implementations()} == {*operations()}
 
 
 def test_no_backend_has_an_operation_that_does_not_exist() -> None:
     for backend in dispatch.BACKENDS:
-        assert {*backend.implementations()} <= {*library.OPERATIONS}
+        assert {*backend.implementations()} <= {*operations()}
 
 
 def test_auto_leaves_the_interpreter_alone() -> None:
     """On the CPU Triton is a test of its kernels, not a way to compute."""
     choice = dispatch.choose("attention", [QKV, "cls"])
     assert choice.backend != "triton"
-    assert choice.refused["triton"] == ["the tensors are not on a GPU"]
+    assert choice.skipped["triton"] == ["the tensors are not on a GPU"]
     assert not choice.tuned
 
 
@@ -48,17 +49,17 @@ def test_auto_takes_the_library_on_the_cpu_and_leaves_other_devices_alone() -> N
     native = next(b for b in dispatch.BACKENDS if b.name == "native")
     for name, implementation in native.implementations().items():
         arguments = examples.arguments(name)
-        if not native.refusals() and not implementation.refuses(*arguments):
+        if not native.unsupported_reasons() and not implementation.auto_skip_reasons(*arguments):
             assert dispatch.choose(name, arguments).backend == "native"
         elsewhere = [each.to("meta") if isinstance(each, torch.Tensor) else each for each in arguments]
         choice = dispatch.choose(name, elsewhere)
         assert choice.backend == "eager"
-        assert choice.refused["native"] == ["the tensors are not on the CPU"]
+        assert choice.skipped["native"] == ["the tensors are not on the CPU"]
 
 
 def test_a_named_backend_computes() -> None:
     for backend in dispatch.BACKENDS:
-        if not backend.refusals():
+        if not backend.unsupported_reasons():
             name = next(iter(backend.implementations()))
             arguments = examples.arguments(name, DEVICES.get(backend.name, "cpu"))
             assert dispatch.choose(name, arguments, backend.name).backend == backend.name
@@ -66,8 +67,8 @@ def test_a_named_backend_computes() -> None:
 
 def test_an_operation_that_a_backend_does_not_have_is_left_to_eager() -> None:
     backend = next(b for b in dispatch.BACKENDS if b.name == "triton")
-    if backend.refusals():
-        pytest.skip(", ".join(backend.refusals()))
+    if backend.unsupported_reasons():
+        pytest.skip(", ".join(backend.unsupported_reasons()))
     assert "layer_statistics" not in backend.implementations()
     assert dispatch.choose("layer_statistics", [torch.ones(2, 3), 1e-5], "triton").backend == "eager"
 
@@ -83,27 +84,31 @@ def test_an_unknown_backend_is_told_the_known_ones() -> None:
 
 
 @pytest.fixture
-def backends(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dispatch.Backend]:
-    """Makes real backends of given behaviour; together they are all there are."""
+def backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dispatch.Backend]]:
+    """Makes backends, each with its file for attention; together they are all there are."""
     made: list[dispatch.Backend] = []
+    monkeypatch.setattr(attention, "__path__", [*attention.__path__, str(tmp_path)])
 
     def make(
         name: str,
         *,
         machine: Sequence[str] = (),
-        unasked: Sequence[str] = (),
-        takes: list[str] | None = None,
+        auto_skip: Sequence[str] = (),
+        arguments: Sequence[str] = (),
     ) -> dispatch.Backend:
-        module = types.ModuleType(f"backend_{name}")
-        implementation = dispatch.Implementation(lambda *a: name, lambda *a: takes or [])
-        module.IMPLEMENTATIONS = {"attention": implementation}  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        backend = dispatch.Backend(name, module.__name__, lambda: [*machine], lambda tensor: [*unasked])
+        (tmp_path / f"{name}.py").write_text(
+            "from clipfast.kernels.dispatch import Implementation\n"
+            f"IMPLEMENTATIONS = {{'attention': Implementation(lambda *a: {name!r}, lambda *a: {[*arguments]})}}\n"
+        )
+        backend = dispatch.Backend(name, lambda: [*machine], lambda tensor: [*auto_skip])
         made.append(backend)
         monkeypatch.setattr(dispatch, "BACKENDS", tuple(made))
         return backend
 
-    return make
+    yield make
+    dispatch.implementation.cache_clear()
+    for backend in made:
+        sys.modules.pop(f"{attention.__name__}.{backend.name}", None)
 
 
 def choose(name: str = "auto") -> dispatch.Choice:
@@ -113,17 +118,17 @@ def choose(name: str = "auto") -> dispatch.Choice:
 
 def test_auto_takes_the_first_that_can_and_says_why_the_others_cannot(backends: Any) -> None:
     backends("first", machine=["no GPU"])
-    backends("second", takes=["head_dim 88 not built", "float64"])
+    backends("second", arguments=["head_dim 88 not built", "float64"])
     backends("third")
     backends("fourth")
     choice = choose()
     assert (choice.backend, choice.run()) == ("third", "third")
-    assert choice.refused == {"first": ["no GPU"], "second": ["head_dim 88 not built", "float64"]}
+    assert choice.skipped == {"first": ["no GPU"], "second": ["head_dim 88 not built", "float64"]}
 
 
 def test_a_refusal_lists_every_reason(backends: Any) -> None:
     backends("first", machine=["no GPU", "no driver"])
-    backends("second", takes=["head_dim 88 not built"])
+    backends("second", arguments=["head_dim 88 not built"])
     with pytest.raises(
         dispatch.BackendUnavailable,
         match=r"^nothing computes attention: first: no GPU, no driver; second: head_dim 88 not built$",
@@ -138,14 +143,14 @@ def test_a_refusal_lists_every_reason(backends: Any) -> None:
 
 
 def test_what_auto_leaves_alone_can_be_named(backends: Any) -> None:
-    backends("shy", unasked=["only when named"])
+    backends("shy", auto_skip=["only when named"])
     backends("other")
     assert choose().backend == "other"
     assert choose("shy").backend == "shy"
 
 
 def test_a_triton_that_cannot_be_imported_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cached in (dispatch._triton_import, dispatch._triton_refusals):
+    for cached in (dispatch._triton_import, dispatch._triton_unsupported):
         cached.cache_clear()
     monkeypatch.setitem(sys.modules, "triton", None)
     try:
@@ -153,7 +158,7 @@ def test_a_triton_that_cannot_be_imported_is_a_reason(monkeypatch: pytest.Monkey
             dispatch.check("triton")
         assert dispatch.choose("attention", [QKV, "cls"]).backend in ("native", "eager")
     finally:
-        for cached in (dispatch._triton_import, dispatch._triton_refusals):
+        for cached in (dispatch._triton_import, dispatch._triton_unsupported):
             cached.cache_clear()
 
 
@@ -169,8 +174,8 @@ def test_an_interpreter_that_cannot_run_is_a_reason(
 
 
 def test_the_operations_say_what_they_change() -> None:
-    for name, places in library.MUTATED.items():
+    for name, operation in operations().items():
         schema = getattr(torch.ops.clipfast, name).default._schema
         changed = tuple(i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write)
-        assert changed == places
-    assert library.MUTATED["text_maps"] == (3,)
+        assert changed == operation.mutated
+    assert operations()["text_maps"].mutated == (3,)

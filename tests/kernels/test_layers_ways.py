@@ -15,8 +15,8 @@ from clipfast.kernels.dispatch import BACKENDS
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 arithmetic = pytest.importorskip("clipfast.kernels.arithmetic")
-layer_norm = pytest.importorskip("clipfast.kernels.layer_norm")
-mlp = pytest.importorskip("clipfast.kernels.mlp")
+layer_norm = pytest.importorskip("clipfast.kernels.layer_norm.triton")
+mlp = pytest.importorskip("clipfast.kernels.linear.triton")
 
 DEVICE = DEVICES.get("triton", "cpu")
 DIRECT = [config for config in mlp.CONFIGS if "DEFERRED" not in config.blocks]
@@ -28,7 +28,7 @@ LIMITS = {torch.bfloat16: (7, -126), torch.float16: (10, -14)}  # bits after the
 
 @pytest.fixture(autouse=True)
 def _runs_here() -> None:
-    refused = next(backend for backend in BACKENDS if backend.name == "triton").refusals()
+    refused = next(backend for backend in BACKENDS if backend.name == "triton").unsupported_reasons()
     if refused:
         pytest.skip(", ".join(refused))
 
@@ -149,15 +149,15 @@ def test_a_variance_as_small_as_the_rounding_of_the_mean() -> None:
 def test_every_reason_is_told() -> None:
     row = torch.zeros(1 << 15)
     x = row.double().expand(3, 1 << 15)  # three rows in one place
-    assert layer_norm.refuses(x, None, row, row.to(torch.int8), 1e-5) == [
+    assert layer_norm.unsupported_reasons(x, None, row, row.to(torch.int8), 1e-5) == [
         "x is float64",
         "bias is int8",
         "x has strides [0, 1]: its rows are not contiguous, or not at one distance",
         "width 32768 is more than 16384",
     ]
-    assert layer_norm.refuses(row[None, :8], None, row[:8], row[:8], 1e-5) == []
+    assert layer_norm.unsupported_reasons(row[None, :8], None, row[:8], row[:8], 1e-5) == []
     x, weight = torch.zeros(3, 0, dtype=torch.float64), torch.zeros(5, 0)
-    assert mlp.refuses(x, weight, weight[:, 0:].sum(1), "gelu") == [
+    assert mlp.unsupported_reasons(x, weight, weight[:, 0:].sum(1), "gelu") == [
         "x is float64",
         "x is float64, weight float32 and bias float32",
         "x has no columns",

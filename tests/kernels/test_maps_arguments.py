@@ -79,7 +79,7 @@ def test_shift_and_scale_that_do_not_fit() -> None:
 
 @pytest.fixture
 def triton() -> str:
-    refused = next(backend for backend in dispatch.BACKENDS if backend.name == "triton").refusals()
+    refused = next(backend for backend in dispatch.BACKENDS if backend.name == "triton").unsupported_reasons()
     if refused:
         pytest.skip(", ".join(refused))
     return "triton"

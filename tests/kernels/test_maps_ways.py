@@ -13,8 +13,8 @@ from clipfast.kernels import reference
 from clipfast.kernels.dispatch import BACKENDS
 
 pytest.importorskip("triton")
-text_maps = pytest.importorskip("clipfast.kernels.text_maps")
-token_contributions = pytest.importorskip("clipfast.kernels.token_contributions")
+text_maps = pytest.importorskip("clipfast.kernels.text_maps.triton")
+token_contributions = pytest.importorskip("clipfast.kernels.token_contributions.triton")
 launch = pytest.importorskip("clipfast.kernels.launch")
 
 DEVICE = DEVICES.get("triton", "cpu")
@@ -24,7 +24,7 @@ LOW = (torch.bfloat16, torch.float16)
 
 @pytest.fixture(autouse=True)
 def _runs_here() -> None:
-    refused = next(backend for backend in BACKENDS if backend.name == "triton").refusals()
+    refused = next(backend for backend in BACKENDS if backend.name == "triton").unsupported_reasons()
     if refused:
         pytest.skip(", ".join(refused))
 

@@ -15,7 +15,8 @@ from measures import error, relative_error
 from tolerances import OP_FLOAT32
 from torch import Tensor
 
-from clipfast.kernels import dispatch, library, native, native_ops, ops, reference
+from clipfast.kernels import dispatch, native, native_ops, ops, reference
+from clipfast.kernels.registration import mutated_arguments
 
 pytestmark = pytest.mark.skipif(bool(native.refusals()), reason="; ".join(native.refusals()))
 FORMATS = [pytest.param(torch.float32, id="fp32"), *LOW]
@@ -101,7 +102,7 @@ def compute(name: str, arguments: list[Any]) -> list[Tensor]:
     """Everything that a call returns and changes."""
     returned = getattr(ops, name)(*arguments, backend="native")
     returned = returned if isinstance(returned, tuple) else (returned,)
-    return [each for each in (*returned, *(arguments[at] for at in library.MUTATED[name])) if each is not None]
+    return [each for each in (*returned, *(arguments[at] for at in mutated_arguments(name))) if each is not None]
 
 
 def assert_same(have: list[Tensor], want: list[Tensor]) -> None:
@@ -153,7 +154,7 @@ def test_it_does_not_matter_how_memory_is_laid_out(name: str, dtype: torch.dtype
     """Axes in reverse order and with gaps, where an operation takes them so; one that is changed must be contiguous."""
     want = compute(name, ARGUMENTS[name](dtype))
     given = ARGUMENTS[name](dtype)
-    spread = [each if at in library.MUTATED[name] else laid(each, 3, 2) for at, each in enumerate(given)]
+    spread = [each if at in mutated_arguments(name) else laid(each, 3, 2) for at, each in enumerate(given)]
     have = compute(name, spread)
     if name in PRODUCTS:
         assert relative_error(have[0], want[0]) <= 4 * torch.finfo(dtype).eps

@@ -20,8 +20,9 @@ from measures import error
 from tolerances import FLOAT64, LOW_PRECISION_FACTOR, OP_FLOAT32
 from torch import Tensor
 
-from clipfast.kernels import library, native, native_ops, ops
+from clipfast.kernels import native, native_ops, ops
 from clipfast.kernels.dispatch import BackendUnavailable
+from clipfast.kernels.registration import mutated_arguments
 
 MORE = int(os.environ.get("CLIPFAST_FUZZ", "0"))
 """Examples per operation and property where a machine has time for more; then they differ from run to run."""
@@ -66,10 +67,10 @@ def compute(name: str, given: list[Any], isa: str, count: int) -> list[Tensor]:
             returned = [
                 each.clone() for each in (returned if isinstance(returned, tuple) else (returned,)) if each is not None
             ]
-            changed = [arguments[at].clone() for at in library.MUTATED[name]]
+            changed = [arguments[at].clone() for at in mutated_arguments(name)]
         finally:
             for at in tensors:
-                if changed and at in library.MUTATED[name]:
+                if changed and at in mutated_arguments(name):
                     arguments[at].copy_(given[at])
                 assert torch.equal(bits(memory(arguments[at])), bits(memory(given[at]))), f"argument {at} was changed"
     return [*returned, *changed]

@@ -43,7 +43,7 @@ def assert_refused(reason: str) -> None:
         ops.span(*SPAN, backend="native")
     choice = dispatch.choose("span", [*SPAN, 1e-10])
     assert choice.backend == "eager"
-    assert choice.refused["native"] == native.refusals()
+    assert choice.skipped["native"] == native.refusals()
 
 
 def test_a_library_that_was_not_built(place: Path) -> None:

@@ -14,7 +14,7 @@ from clipfast.kernels import dispatch, ops, reference
 
 B, N, H, E = 2, 5, 3, 4
 SHAPES = {"query": (B, H, E), "key": (B, N, H, E), "value": (B, N, H, E)}
-BACKENDS = [backend.name for backend in dispatch.BACKENDS if not backend.refusals()]
+BACKENDS = [backend.name for backend in dispatch.BACKENDS if not backend.unsupported_reasons()]
 
 
 def call(**shapes: tuple[int, ...]) -> object:

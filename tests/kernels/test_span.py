@@ -21,7 +21,7 @@ FLOOR = 1e-10
 BACKENDS = [
     pytest.param(backend.name, id=backend.name)
     for backend in dispatch.BACKENDS
-    if backend is dispatch.EAGER or (not backend.refusals() and "span" in backend.implementations())
+    if backend is dispatch.EAGER or (not backend.unsupported_reasons() and backend.implementation("span") is not None)
 ]
 INTERPRETED = "triton" not in DEVICES
 

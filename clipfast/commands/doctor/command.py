@@ -14,7 +14,7 @@ from clipfast.commands.doctor.options import Options
 from clipfast.commands.loading import versions
 from clipfast.kernels import cuda, examples, native, tuning
 from clipfast.kernels.dispatch import BACKENDS, candidates
-from clipfast.kernels.library import OPERATIONS
+from clipfast.kernels.registration import operations
 from clipfast.model import BUNDLED
 
 OPTIONAL = {
@@ -81,7 +81,7 @@ def bundled() -> dict[str, dict[str, Any]]:
 def choices(device: str) -> dict[str, dict[str, Any]]:
     """Of every operation: which backends ``"auto"`` takes or times on a device, and why not the others."""
     found = {}
-    for name in OPERATIONS:
+    for name in operations():
         able, refused = candidates(name, examples.arguments(name, device))
         able = able if device == "cuda" else able[:1]  # elsewhere the preferred one is taken untimed
         found[name] = {"candidates": [backend.name for backend in able], "refused": dict(refused)}
@@ -104,7 +104,7 @@ def examine() -> dict[str, Any]:
         "cpu": cpu(),
         "devices": found,
         "no_devices_because": why_none,
-        "backends": {backend.name: backend.refusals() for backend in BACKENDS},
+        "backends": {backend.name: backend.unsupported_reasons() for backend in BACKENDS},
         "native": {"library": str(native.path()), "instructions": native.isa(), "known": list(native.ISAS)},
         "cuda": {"library": str(cuda.LIBRARY), "capability": cuda.CAPABILITY / 10, "missing": cuda.load().reason},
         "operations": choices(device),

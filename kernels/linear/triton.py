@@ -24,7 +24,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from clipfast.kernels.arithmetic import dot, dot_precision, rounded
-from clipfast.kernels.dispatch import Variant
+from clipfast.kernels.dispatch import Implementation, Variant
 from clipfast.kernels.launch import DTYPES, INTERPRETED, Config, Launch, capability
 from clipfast.kernels.reference import Activation
 
@@ -384,7 +384,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation, config:
     return out
 
 
-def refuses(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> list[str]:
+def unsupported_reasons(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> list[str]:
     """The reasons why :func:`run` cannot take these tensors."""
     x_dtype, *others = (str(tensor.dtype).removeprefix("torch.") for tensor in (x, weight, bias))
     reasons = [] if x.dtype in DTYPES else [f"x is {x_dtype}"]
@@ -396,3 +396,6 @@ def refuses(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> 
 def variants(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Sequence[Variant]:
     """:func:`run` in every way worth trying for these tensors, the preferred first."""
     return [(str(config), partial(run, config=config)) for config in configs(x, weight)]
+
+
+IMPLEMENTATIONS = {"linear_activation": Implementation(run, unsupported_reasons, variants)}

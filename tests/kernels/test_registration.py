@@ -9,11 +9,10 @@ from opchecking import backends, opcheck
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clipfast.kernels import dispatch, examples, library
+from clipfast.kernels import dispatch, examples
+from clipfast.kernels.registration import operations
 
-CALLS = [
-    pytest.param(name, backend, id=f"{name}-{backend}") for name in library.OPERATIONS for backend in backends(name)
-]
+CALLS = [pytest.param(name, backend, id=f"{name}-{backend}") for name in operations() for backend in backends(name)]
 ON = {backend.name: "cpu" for backend in dispatch.BACKENDS} | DEVICES
 
 
@@ -28,7 +27,7 @@ def test_schema_fake_and_layout(name: str, backend: str) -> None:
 
 @pytest.mark.parametrize(("name", "backend"), CALLS)
 def test_results_are_contiguous(name: str, backend: str) -> None:
-    results = library.OPERATIONS[name](*examples.arguments(name, ON[backend]), backend)
+    results = operations()[name].op(*examples.arguments(name, ON[backend]), backend)
     for result in results if isinstance(results, tuple) else (results,):
         assert result is None or result.is_contiguous()
 
@@ -37,18 +36,19 @@ def test_results_are_contiguous(name: str, backend: str) -> None:
 def test_only_what_the_schema_says_is_changed(name: str, backend: str) -> None:
     arguments = examples.arguments(name, ON[backend])
     before = copies(arguments)
-    library.OPERATIONS[name](*arguments, backend)
+    operations()[name].op(*arguments, backend)
     for place, (have, was) in enumerate(zip(arguments, before, strict=True)):
         if isinstance(have, torch.Tensor):
-            assert torch.equal(have, was) == (place not in library.MUTATED[name])
+            assert torch.equal(have, was) == (place not in operations()[name].mutated)
 
 
-@pytest.mark.parametrize(("name", "backend"), [p for p in CALLS if not library.MUTATED[p.values[0]]])
+@pytest.mark.parametrize(("name", "backend"), [p for p in CALLS if not operations()[p.values[0]].mutated])
 def test_a_compiled_call_gives_the_same(name: str, backend: str) -> None:
     torch._dynamo.reset()
     arguments = examples.arguments(name, ON[backend])
-    call = torch.compile(lambda *given: library.OPERATIONS[name](*given, backend), fullgraph=True, backend="aot_eager")
-    have, want = call(*arguments), library.OPERATIONS[name](*arguments, backend)
+    op = operations()[name].op
+    compiled = torch.compile(lambda *given: op(*given, backend), fullgraph=True, backend="aot_eager")
+    have, want = compiled(*arguments), op(*arguments, backend)
     for one, other in zip(*(r if isinstance(r, tuple) else (r,) for r in (have, want)), strict=True):
         assert torch.equal(one, other)
 
@@ -69,9 +69,9 @@ class Seen(TorchDispatchMode):
 def test_called_directly_and_as_an_op_alike(name: str, backend: str) -> None:
     direct = examples.arguments(name, ON[backend])
     observed = copies(direct)
-    have = library.call(name, *direct, backend)
+    have = operations()[name](*direct, backend)
     with Seen() as seen:
-        want = library.call(name, *observed, backend)
+        want = operations()[name](*observed, backend)
     assert f"clipfast::{name}" in seen.names
     for one, other in zip(pytree.tree_leaves([have, direct]), pytree.tree_leaves([want, observed]), strict=True):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
@@ -80,12 +80,14 @@ def test_called_directly_and_as_an_op_alike(name: str, backend: str) -> None:
 @pytest.mark.parametrize(("name", "backend"), CALLS)
 def test_gradients_are_refused_not_wrong(name: str, backend: str) -> None:
     arguments = examples.arguments(name, ON[backend])
-    first = next(i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor) and i not in library.MUTATED[name])
+    first = next(
+        i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor) and i not in operations()[name].mutated
+    )
     arguments[first].requires_grad_()
-    changed = [arguments[place] for place in library.MUTATED[name]]
-    found = [t for t in pytree.tree_leaves(library.call(name, *arguments, backend)) if t is not None] + changed
+    changed = [arguments[place] for place in operations()[name].mutated]
+    found = [t for t in pytree.tree_leaves(operations()[name](*arguments, backend)) if t is not None] + changed
     reached = [tensor for tensor in found if tensor.requires_grad]
-    assert reached or library.MUTATED[name]
+    assert reached or operations()[name].mutated
     for tensor in reached:
         with pytest.raises(RuntimeError, match="autograd"):
             tensor.sum().backward()

@@ -17,18 +17,18 @@ import triton.language as tl
 from torch import Tensor
 
 from clipfast.kernels.arithmetic import dot, dot_precision, rounded
-from clipfast.kernels.dispatch import Variant
+from clipfast.kernels.dispatch import Implementation, Variant
 from clipfast.kernels.launch import (
     INTERPRETED,
     Config,
     Launch,
     alignment,
     capability,
-    refused_dtypes,
-    refused_head,
     unit_stride,
+    unsupported_dtypes,
+    unsupported_head_dim,
 )
-from clipfast.kernels.text_maps import LARGEST_HEAD, load_value, split_head
+from clipfast.kernels.text_maps.triton import LARGEST_HEAD, load_value, split_head
 
 Ways = dict[int, tuple[tuple[int, int, int, int], ...]]
 
@@ -260,12 +260,12 @@ def run(
     return out
 
 
-def refuses(
+def unsupported_reasons(
     alpha: Tensor, value: Tensor, basis: Tensor, shift: Tensor | None = None, scale: Tensor | None = None
 ) -> list[str]:
     """The reasons why :func:`run` cannot take these tensors."""
     tensors = {"alpha": alpha, "value": value, "basis": basis, "shift": shift, "scale": scale}
-    return refused_dtypes(**tensors) + refused_head(value.shape[3], LARGEST_HEAD)
+    return unsupported_dtypes(**tensors) + unsupported_head_dim(value.shape[3], LARGEST_HEAD)
 
 
 def variants(
@@ -292,11 +292,19 @@ def run_maps(alpha: Tensor, value: Tensor, text_basis: Tensor, config: Config | 
     return out
 
 
-def refuses_maps(alpha: Tensor, value: Tensor, text_basis: Tensor) -> list[str]:
+def unsupported_reasons_maps(alpha: Tensor, value: Tensor, text_basis: Tensor) -> list[str]:
     """The reasons why :func:`run_maps` cannot take these tensors."""
-    return refused_dtypes(alpha=alpha, value=value, text_basis=text_basis) + refused_head(value.shape[3], LARGEST_HEAD)
+    return unsupported_dtypes(alpha=alpha, value=value, text_basis=text_basis) + unsupported_head_dim(
+        value.shape[3], LARGEST_HEAD
+    )
 
 
 def variants_maps(alpha: Tensor, value: Tensor, text_basis: Tensor) -> Sequence[Variant]:
     """One way per configuration."""
     return [(str(config), partial(run_maps, config=config)) for config in _configs(text_basis.shape[2], value)]
+
+
+IMPLEMENTATIONS = {
+    "token_contributions": Implementation(run, unsupported_reasons, variants),
+    "head_maps": Implementation(run_maps, unsupported_reasons_maps, variants_maps),
+}

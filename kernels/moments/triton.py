@@ -19,8 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from clipfast.kernels.arithmetic import dot
-from clipfast.kernels.dispatch import Variant
-from clipfast.kernels.launch import INTERPRETED, Config, Launch, refused_dtypes
+from clipfast.kernels.dispatch import Implementation, Variant
+from clipfast.kernels.launch import INTERPRETED, Config, Launch, unsupported_dtypes
 
 # Modelled; no GPU has timed them yet. BLOCK_C: columns of a tile. A code of 64 with three shared entries is 67 columns:
 # tiles of 16 compute 1.7 times what is needed, tiles of 32 compute 2.7 times and read half as often.
@@ -184,12 +184,15 @@ def run(
     plan(codes, shared, centre, total, second, config).run()
 
 
-def refuses(codes: Tensor, shared: Tensor, centre: Tensor, total: Tensor, second: Tensor) -> list[str]:
+def unsupported_reasons(codes: Tensor, shared: Tensor, centre: Tensor, total: Tensor, second: Tensor) -> list[str]:
     """The reasons why :func:`run` cannot take these tensors."""
-    return refused_dtypes(codes=codes, shared=shared, centre=centre)
+    return unsupported_dtypes(codes=codes, shared=shared, centre=centre)
 
 
 def variants(codes: Tensor, shared: Tensor, centre: Tensor, total: Tensor, second: Tensor) -> Sequence[Variant]:
     """One way per configuration."""
     configs = CONFIGS[:1] if INTERPRETED else CONFIGS
     return [(str(config), partial(run, config=config)) for config in configs]
+
+
+IMPLEMENTATIONS = {"moments": Implementation(run, unsupported_reasons, variants)}

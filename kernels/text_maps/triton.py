@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from clipfast.kernels.arithmetic import dot, dot_precision, rounded
-from clipfast.kernels.dispatch import Variant
+from clipfast.kernels.dispatch import Implementation, Variant
 from clipfast.kernels.launch import (
     INTERPRETED,
     Config,
@@ -27,9 +27,9 @@ from clipfast.kernels.launch import (
     alignment,
     capability,
     power_of_two,
-    refused_dtypes,
-    refused_head,
     unit_stride,
+    unsupported_dtypes,
+    unsupported_head_dim,
 )
 
 LARGEST_HEAD = 128
@@ -289,10 +289,12 @@ def run(
     plan(alpha, value, text_basis, out, heads, config).run()
 
 
-def refuses(alpha: Tensor, value: Tensor, text_basis: Tensor, out: Tensor, heads: Tensor | None = None) -> list[str]:
+def unsupported_reasons(
+    alpha: Tensor, value: Tensor, text_basis: Tensor, out: Tensor, heads: Tensor | None = None
+) -> list[str]:
     """The reasons why :func:`run` cannot take these tensors."""
     tensors = {"alpha": alpha, "value": value, "text_basis": text_basis, "out": out}
-    return refused_dtypes(**tensors) + refused_head(value.shape[3], LARGEST_HEAD)
+    return unsupported_dtypes(**tensors) + unsupported_head_dim(value.shape[3], LARGEST_HEAD)
 
 
 def variants(
@@ -353,14 +355,14 @@ def run_layered(
     return out
 
 
-def refuses_layered(
+def unsupported_reasons_layered(
     alpha: Tensor, values: Sequence[Tensor], text_basis: Tensor, heads: Tensor | None = None
 ) -> list[str]:
     """The reasons why :func:`run_layered` cannot take these tensors."""
     if any(value.dtype != values[0].dtype for value in values):
         return ["values differ in dtype"]
     tensors = {"alpha": alpha, "values": values[0] if values else None, "text_basis": text_basis}
-    return refused_dtypes(**tensors) + refused_head(text_basis.shape[2], LARGEST_HEAD)
+    return unsupported_dtypes(**tensors) + unsupported_head_dim(text_basis.shape[2], LARGEST_HEAD)
 
 
 def variants_layered(
@@ -389,10 +391,17 @@ def run_from_tokens(
     run(alpha, F.linear(tokens, weight, bias).unflatten(2, (heads, head_dim)), text_basis, out, None, config)
 
 
-def refuses_from_tokens(
+def unsupported_reasons_from_tokens(
     alpha: Tensor, tokens: Tensor, value_weight: Tensor, value_bias: Tensor, text_basis: Tensor, out: Tensor
 ) -> list[str]:
     """The reasons why :func:`run_from_tokens` cannot take these tensors."""
     tensors = {"alpha": alpha, "tokens": tokens, "text_basis": text_basis, "out": out}
     weights = {"value_weight": value_weight, "value_bias": value_bias}
-    return refused_dtypes(**tensors, **weights) + refused_head(text_basis.shape[1], LARGEST_HEAD)
+    return unsupported_dtypes(**tensors, **weights) + unsupported_head_dim(text_basis.shape[1], LARGEST_HEAD)
+
+
+IMPLEMENTATIONS = {
+    "text_maps": Implementation(run, unsupported_reasons, variants),
+    "text_maps_from_tokens": Implementation(run_from_tokens, unsupported_reasons_from_tokens),
+    "layered_text_maps": Implementation(run_layered, unsupported_reasons_layered, variants_layered),
+}

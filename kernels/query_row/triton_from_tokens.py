@@ -20,8 +20,8 @@ import triton.language as tl
 from torch import Tensor
 
 from clipfast.kernels.arithmetic import dot, dot_precision, rounded
-from clipfast.kernels.dispatch import Variant
-from clipfast.kernels.launch import INTERPRETED, Config, Launch, power_of_two, refused_dtypes, unit_stride
+from clipfast.kernels.dispatch import Implementation, Variant
+from clipfast.kernels.launch import INTERPRETED, Config, Launch, power_of_two, unit_stride, unsupported_dtypes
 
 Cut = tuple[Config, Config]
 """How the programs of the first and of the second product are cut."""
@@ -198,10 +198,12 @@ def run(
     return z.contiguous(), alpha
 
 
-def refuses(query: Tensor, tokens: Tensor, key_weight: Tensor, value_weight: Tensor, value_bias: Tensor) -> list[str]:
+def unsupported_reasons(
+    query: Tensor, tokens: Tensor, key_weight: Tensor, value_weight: Tensor, value_bias: Tensor
+) -> list[str]:
     """The reasons why :func:`run` cannot take these tensors."""
     weights = {"key_weight": key_weight, "value_weight": value_weight, "value_bias": value_bias}
-    reasons = refused_dtypes(query=query, tokens=tokens, **weights)
+    reasons = unsupported_dtypes(query=query, tokens=tokens, **weights)
     if query.shape[1] > MOST_HEADS:
         reasons.append(f"{query.shape[1]} heads are more than {MOST_HEADS}")
     return reasons
@@ -213,3 +215,6 @@ def variants(
     """:func:`run` in every way worth timing."""
     found = cuts(tokens)[: 1 if INTERPRETED else None]
     return [(f"{first}+{second}", partial(run, cut=(first, second))) for first, second in found]
+
+
+IMPLEMENTATION = Implementation(run, unsupported_reasons, variants)

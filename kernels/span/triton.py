@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from clipfast.kernels.dispatch import Variant
+from clipfast.kernels.dispatch import Implementation, Variant
 from clipfast.kernels.launch import INTERPRETED, Config, Launch, power_of_two
 from clipfast.kernels.reference import EQUAL
 
@@ -272,7 +272,7 @@ def run(
     return results
 
 
-def refuses(texts: Tensor, factor: Tensor, size: int, floor: float) -> list[str]:
+def unsupported_reasons(texts: Tensor, factor: Tensor, size: int, floor: float) -> list[str]:
     """The reasons why :func:`run` cannot take these tensors; a factor of float64 is what it computes with."""
     return [] if texts.dtype == torch.float32 else [f"texts is {str(texts.dtype).removeprefix('torch.')}"]
 
@@ -281,3 +281,6 @@ def variants(texts: Tensor, factor: Tensor, size: int, floor: float) -> Sequence
     """One way per configuration."""
     configs = CONFIGS[:1] if INTERPRETED else CONFIGS
     return [(str(config), partial(run, config=config)) for config in configs]
+
+
+IMPLEMENTATIONS = {"span": Implementation(run, unsupported_reasons, variants)}

@@ -15,17 +15,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from clipfast.kernels.dispatch import Variant
+from clipfast.kernels.dispatch import Implementation, Variant
 from clipfast.kernels.launch import (
     INTERPRETED,
     Config,
     Launch,
     alignment,
     power_of_two,
-    refused_dtypes,
-    refused_head,
     unit_stride,
+    unsupported_dtypes,
+    unsupported_head_dim,
 )
+from clipfast.kernels.query_row import triton_from_tokens
 
 # Modelled; no GPU has timed them yet. Bound by memory: small programs, many on a multiprocessor, each with next tiles
 # on the way. TILE is how many elements of the keys make a tile, and as many of the values.
@@ -215,12 +216,18 @@ def alpha_alone(query: Tensor, key: Tensor, config: Config = CONFIGS[0]) -> Tens
     return alpha
 
 
-def refuses(query: Tensor, key: Tensor, value: Tensor) -> list[str]:
+def unsupported_reasons(query: Tensor, key: Tensor, value: Tensor) -> list[str]:
     """The reasons why :func:`run` cannot take these tensors."""
-    return refused_dtypes(query=query, key=key, value=value) + refused_head(key.shape[3], LARGEST_HEAD)
+    return unsupported_dtypes(query=query, key=key, value=value) + unsupported_head_dim(key.shape[3], LARGEST_HEAD)
 
 
 def variants(query: Tensor, key: Tensor, value: Tensor) -> Sequence[Variant]:
     """One way per configuration."""
     configs = CONFIGS[:1] if INTERPRETED else CONFIGS
     return [(str(config), partial(run, config=config)) for config in configs]
+
+
+IMPLEMENTATIONS = {
+    "query_row": Implementation(run, unsupported_reasons, variants),
+    "query_row_from_tokens": triton_from_tokens.IMPLEMENTATION,
+}

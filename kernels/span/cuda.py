@@ -3,7 +3,7 @@
 The mathematics is in ``csrc/cuda``; here are allocation, strides, and the choice of how many blocks work on a head.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -71,7 +71,7 @@ def variants(texts: Tensor, factor: Tensor, size: int, floor: float) -> Sequence
     return [(f"cluster {blocks}", partial(span, blocks=blocks)) for blocks in sizes(texts) or [1]]
 
 
-def refuses(texts: Tensor, factor: Tensor, size: int, floor: float) -> list[str]:
+def unsupported_reasons(texts: Tensor, factor: Tensor, size: int, floor: float) -> list[str]:
     """The reasons why :func:`span` cannot take these tensors."""
     given = {"texts": texts, "factor": factor}
     reasons = [f"{name} is on {each.device}" for name, each in given.items() if each.device.type != cuda.DEVICE]
@@ -87,5 +87,4 @@ def refuses(texts: Tensor, factor: Tensor, size: int, floor: float) -> list[str]
     return []
 
 
-IMPLEMENTATIONS: Mapping[str, Implementation] = {"span": Implementation(span, refuses, variants)}
-"""By the operations' names in :mod:`clipfast.kernels.ops`."""
+IMPLEMENTATIONS = {"span": Implementation(span, unsupported_reasons, variants)}

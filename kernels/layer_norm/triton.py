@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from clipfast.kernels.arithmetic import rounded
-from clipfast.kernels.dispatch import Variant
-from clipfast.kernels.launch import INTERPRETED, Config, Launch, power_of_two, refused_dtypes
+from clipfast.kernels.dispatch import Implementation, Variant
+from clipfast.kernels.launch import INTERPRETED, Config, Launch, power_of_two, unsupported_dtypes
 
 # Modelled; no GPU has timed them yet. Bound by memory, so bytes in flight count: threads load 16 bytes at a time where
 # rows allow it. The fewer warps share a row, the less they wait for each other. The preferred first.
@@ -85,7 +85,7 @@ def plan(
     width = x.shape[-1]
     rows = _rows(x)
     if rows is None:
-        raise ValueError(*refuses(x, delta, weight, bias, eps))
+        raise ValueError(*unsupported_reasons(x, delta, weight, bias, eps))
     added = rows
     if delta is not None:
         view = _rows(delta)
@@ -118,9 +118,9 @@ def run(
     return out
 
 
-def refuses(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> list[str]:
+def unsupported_reasons(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> list[str]:
     """The reasons why :func:`run` cannot take these tensors."""
-    reasons = refused_dtypes(x=x, delta=delta, weight=weight, bias=bias)
+    reasons = unsupported_dtypes(x=x, delta=delta, weight=weight, bias=bias)
     if _rows(x) is None:
         reasons.append(f"x has strides {list(x.stride())}: its rows are not contiguous, or not at one distance")
     if x.shape[-1] > LARGEST_WIDTH:
@@ -132,3 +132,6 @@ def variants(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps:
     """:func:`run` in every way worth trying for these tensors, the preferred first."""
     found = configs(x.shape[-1])[: 1 if INTERPRETED else None]
     return [(str(config), partial(run, config=config)) for config in found]
+
+
+IMPLEMENTATIONS = {"add_layer_norm": Implementation(run, unsupported_reasons, variants)}

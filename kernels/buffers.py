@@ -1,0 +1,107 @@
+"""Memory that a forward on the CPU reuses from layer to layer.
+
+A layer's intermediate results are as large as the last layer's, and yet malloc may not put them in the same place:
+what it returned on a boundary of 64 bytes, as torch requests it, is too small for the next such request once the few
+bytes around it were given to something else. Then the heap grows with every layer. So a forward opens a pool, and
+products and operations in C++ write their results into its buffers.
+
+Nobody returns a buffer by hand: it is free as soon as no tensor uses its memory any more, views included. A name that
+goes out of scope, or ``del``, is all it takes, and memory that somebody can still read is never used again. Other
+devices are left alone: torch's allocators for them reuse memory themselves.
+"""
+
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+MAX_RATIO = 2
+"""A buffer may be this many times as large as the tensor that is put into it."""
+
+Memory = np.ndarray[tuple[int], np.dtype[np.uint8]]
+
+
+class BufferPool:
+    """Buffers, each used by one tensor at a time.
+
+    Attributes:
+        allocated: how many buffers were allocated so far.
+        poison: fill buffers with NaN when they become free, and when they are new; for tests.
+    """
+
+    poison = False
+
+    def __init__(self) -> None:
+        self.allocated = 0
+        self._is_closed = False
+        self._free: list[Memory] = []
+
+    def empty(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """An uninitialised contiguous tensor of that shape, in the dtype of ``like``."""
+        size = prod(shape) * like.element_size()
+        if not size:
+            return like.new_empty(shape)
+        memory = self._take(size)
+        lease = memory[:size]  # dies with the last tensor that uses the memory
+        weakref.finalize(lease, self._release, memory).atexit = False
+        return torch.frombuffer(lease, dtype=like.dtype).view(shape)
+
+    def _take(self, size: int) -> Memory:
+        """A free buffer of at least ``size`` bytes, a new one where none fits."""
+        for place in reversed(range(len(self._free))):
+            if size <= len(self._free[place]) <= MAX_RATIO * size:
+                return self._free.pop(place)
+        # A free buffer that is a little too small is given up: the new one will do for both.
+        self._free = [memory for memory in self._free if not size <= MAX_RATIO * len(memory) < MAX_RATIO * size]
+        memory: Memory = torch.empty(size, dtype=torch.uint8).numpy()
+        self.allocated += 1
+        if self.poison:
+            memory.fill(0xFF)
+        return memory
+
+    def _release(self, memory: Memory) -> None:
+        if self._is_closed:
+            return
+        if self.poison:
+            memory.fill(0xFF)  # NaN in every floating-point format
+        self._free.append(memory)
+
+    def close(self) -> None:
+        """Drops the free buffers; those in use go with the last tensor that uses them."""
+        self._is_closed = True
+        self._free.clear()
+
+
+_OPEN = threading.local()
+
+
+@contextmanager
+def reuse(device: torch.device) -> Iterator[None]:
+    """Opens a pool for the operations of this thread until the end of the block; nothing on devices but the CPU."""
+    if device.type != "cpu" or _get_current_dispatch_mode() is not None:
+        yield
+        return
+    outer = getattr(_OPEN, "pool", None)
+    _OPEN.pool = pool = BufferPool()
+    try:
+        yield
+    finally:
+        _OPEN.pool = outer
+        pool.close()
+
+
+def empty(like: Tensor, *shape: int) -> Tensor:
+    """``like.new_empty(shape)``, in a buffer of this thread's pool where one is open."""
+    pool: BufferPool | None = getattr(_OPEN, "pool", None)
+    return like.new_empty(shape) if pool is None or not like.is_cpu else pool.empty(like, shape)
+
+
+def is_open() -> bool:
+    """Whether this thread has a pool open."""
+    return getattr(_OPEN, "pool", None) is not None

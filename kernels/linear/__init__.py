@@ -1,0 +1,119 @@
+"""Linear layers: one alone, and the first of an MLP with its activation.
+
+Axes: ``K`` columns in, ``M`` columns out.
+"""
+
+from typing import Any, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipfast.kernels import dispatch
+from clipfast.kernels.checks import check_dtype, check_same_device, check_shape
+from clipfast.kernels.dispatch import AUTO
+from clipfast.kernels.examples import WIDTH, Examples
+from clipfast.kernels.reference import Activation
+from clipfast.kernels.registration import is_observed, register
+
+__all__ = ["linear", "linear_activation"]
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str = AUTO) -> Tensor:
+    """A linear layer, ``x Wᵀ + b`` (:func:`clipfast.kernels.reference.linear`).
+
+    ``"eager"`` is torch's own product, which autograd and torch.compile see through. ``"auto"`` takes it wherever it is
+    as fast as any, and wherever gradients are enabled or the call is compiled; only 16-bit formats on the CPU are
+    always the native backend's.
+
+    Args:
+        x: ``[..., K]``.
+        weight: ``[M, K]``.
+        bias: ``[M]``, or None.
+        backend: ``"auto"``, or the name of a backend (:data:`clipfast.kernels.dispatch.BACKENDS`).
+
+    Returns:
+        ``[..., M]`` in the dtype of ``x``.
+
+    Raises:
+        ValueError: wrong shape or dtype.
+        BackendUnavailable: the backend does not exist or does not support these arguments.
+    """
+    check_shape("weight", weight, (None, None))
+    check_shape("x", x, (*[None] * (x.ndim - 1), weight.shape[1]))
+    if bias is not None:
+        check_shape("bias", bias, (weight.shape[0],))
+    check_same_device(x=x, weight=weight, bias=bias)
+    check_dtype(x.dtype, weight=weight, bias=bias)
+    result: Tensor
+    if torch.compiler.is_compiling():
+        if _traced(x, backend):
+            return F.linear(x, weight, bias)
+        result = _LINEAR.op(x, weight, bias, backend)
+        return result
+    inputs = (x, weight, bias)
+    choice = dispatch.choose("linear", inputs, backend)
+    direct = choice.backend == dispatch.EAGER.name or not is_observed(inputs)
+    result = choice.run(*inputs) if direct else _LINEAR.op(*inputs, backend)
+    return result
+
+
+def _traced(x: Tensor, backend: str) -> bool:
+    """Whether a compiled call is torch's own product, as :func:`dispatch.choose` would say where it can be traced."""
+    if backend == AUTO:
+        return x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float16)
+    return backend == dispatch.EAGER.name or not _has_linear(backend)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_linear(backend: str) -> bool:
+    return dispatch.implementation("linear", backend) is not None
+
+
+def linear_activation(
+    x: Tensor, weight: Tensor, bias: Tensor, activation: Activation, *, backend: str = AUTO
+) -> Tensor:
+    """The first linear layer of an MLP with its activation (:func:`clipfast.kernels.reference.linear_activation`).
+
+    Args:
+        x: ``[..., K]``.
+        weight: ``[M, K]``.
+        bias: ``[M]``.
+        activation: ``"gelu"`` (exact), ``"gelu_tanh"`` or ``"quick_gelu"``.
+        backend: ``"auto"``, or the name of a backend (:data:`clipfast.kernels.dispatch.BACKENDS`).
+
+    Returns:
+        ``[..., M]`` in the dtype of ``x``.
+
+    Raises:
+        ValueError: wrong shape or unknown activation.
+        BackendUnavailable: the backend does not exist or does not support these arguments.
+    """
+    check_shape("weight", weight, (None, None))
+    check_shape("x", x, (*[None] * (x.ndim - 1), weight.shape[1]))
+    check_shape("bias", bias, (weight.shape[0],))
+    check_same_device(x=x, weight=weight, bias=bias)
+    if activation not in get_args(Activation):
+        raise ValueError(f"activation is {activation!r}, expected one of {', '.join(get_args(Activation))}")
+    result: Tensor = _LINEAR_ACTIVATION(x, weight, bias, activation, backend)
+    return result
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def _fake_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: str, backend: str) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def _example_arguments(examples: Examples) -> list[Any]:
+    return [examples.tokens, examples.draw(WIDTH, WIDTH), examples.draw(WIDTH)]
+
+
+def _example_arguments_activation(examples: Examples) -> list[Any]:
+    return [*_example_arguments(examples), "quick_gelu"]
+
+
+_LINEAR = register("linear", _fake, _example_arguments)
+_LINEAR_ACTIVATION = register("linear_activation", _fake_activation, _example_arguments_activation)

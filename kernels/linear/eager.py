@@ -1,0 +1,37 @@
+"""Linear layers in plain torch."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipfast.kernels import buffers
+from clipfast.kernels.dispatch import Implementation
+from clipfast.kernels.reference import Activation
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """:func:`clipfast.kernels.reference.linear` by torch's own product, into the buffer pool where one is open."""
+    if not buffers.is_open() or torch.is_grad_enabled() or not x.numel():
+        return F.linear(x, weight, bias).contiguous()
+    columns, depth = weight.shape
+    out = buffers.empty(x, *x.shape[:-1], columns)
+    rows, flat = x.reshape(-1, depth), out.view(-1, columns)
+    if bias is None:
+        torch.mm(rows, weight.T, out=flat)
+    else:
+        torch.addmm(bias, rows, weight.T, out=flat)
+    return out
+
+
+def linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Tensor:
+    """:func:`clipfast.kernels.reference.linear_activation`, the activation in place."""
+    hidden = F.linear(x, weight, bias)
+    if activation == "quick_gelu":
+        if hidden.dtype in (torch.float32, torch.float64):  # x·sigmoid(1.702 x) = silu(1.702 x) / 1.702, in place
+            return F.silu(hidden.mul_(1.702), inplace=True).div_(1.702)
+        return hidden.mul_(torch.sigmoid(1.702 * hidden))  # in 16 bits 1.702 x would be rounded, or overflow
+    approximate = "tanh" if activation == "gelu_tanh" else "none"
+    return torch.ops.aten.gelu_(hidden, approximate=approximate)  # type: ignore[no-any-return]
+
+
+IMPLEMENTATIONS = {"linear": Implementation(linear), "linear_activation": Implementation(linear_activation)}
