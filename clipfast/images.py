@@ -239,7 +239,7 @@ def _extrema(image: Image.Image) -> tuple[float, float]:
 # ------------------------------------------------------------------------------------------------------------- memory
 
 
-class _Memory:
+class MemoryBudget:
     """Bytes that the images of all threads share. Threads are served in the order in which they ask.
 
     A thread that holds some does not wait for more, so that no two wait for each other. More than there is counts as
@@ -290,7 +290,7 @@ class _Memory:
             self._free -= amount
 
 
-_MEMORY = _Memory(_BUDGET)
+_MEMORY = MemoryBudget(_BUDGET)
 
 
 def decoding() -> AbstractContextManager[None]:

@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from subprocess import CalledProcessError
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from builders import ROOT
+from PIL import EpsImagePlugin, Image, PngImagePlugin
 from tolerances import JPEG
 
 from clipfast import ImageError
-from clipfast.images import as_rgb, open_image
+from clipfast.images import SUFFIXES, as_rgb, decode_pixels, open_image, open_pixels
 
 SIZE = (6, 4)  # width, height
 
@@ -87,9 +89,38 @@ def test_values_above_sixteen_bits_do_not_wrap_around(tmp_path: Path) -> None:
     assert values[-1] == 255
 
 
-def test_floating_point_grey_is_not_wrapped_around(tmp_path: Path) -> None:
-    path = save(tmp_path / "float.tif", of(np.array([[-3.0, 0.0, 100.0, 255.0]], dtype=np.float32)))
-    assert rgb(path)[0, :, 0].tolist() == [0, 0, 100, 255]
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.0, 0.5, 1.0], [0, 128, 255]),
+        ([-0.02, 0.2, 1.03], [0, 51, 255]),  # resampling overshoots at edges
+        ([0.0, 0.001, 0.01], [0, 0, 3]),  # dark, by the range and not by this image
+        ([0.0, 100.0, 255.0], [0, 100, 255]),
+        ([-3.0, 100.0, 260.0], [0, 100, 255]),
+        ([0.0, 0.0, 0.0], [0, 0, 0]),
+    ],
+)
+def test_floating_point_pixels_are_scaled_by_their_range(
+    tmp_path: Path, values: list[float], expected: list[int]
+) -> None:
+    path = save(tmp_path / "float.tif", of(np.array([values], dtype=np.float32)))
+    assert rgb(path)[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ([-1.0, 0.0, 1.0], "from -1 to 1: expected 0 to 1 or 0 to 255"),
+        ([0.0, 65535.0], "from 0 to 65535"),
+        ([-200.0, 200.0], "from -200 to 200"),
+        ([0.0, float("nan")], "not finite"),
+        ([float("nan"), 1.0], "not finite"),
+        ([0.0, float("inf")], "not finite"),
+        ([float("-inf"), 1.0], "not finite"),
+    ],
+)
+def test_floating_point_pixels_of_no_known_range_are_refused(tmp_path: Path, values: list[float], reason: str) -> None:
+    refused(save(tmp_path / "float.tif", of(np.array([values], dtype=np.float32))), reason)
 
 
 def test_a_transparent_palette_entry_is_white(tmp_path: Path) -> None:
@@ -199,7 +230,7 @@ def test_half_a_file_is_truncated(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns of the very damage this test does
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF"])
 def test_a_damaged_file_is_read_or_refused_but_raises_nothing_else(tmp_path: Path, kind: str) -> None:
     """Decoders raise what they like on damage; 60 damaged copies, the same ones in every run."""
     random = np.random.default_rng(1)
@@ -218,6 +249,94 @@ def test_a_damaged_file_is_read_or_refused_but_raises_nothing_else(tmp_path: Pat
             outcomes.add("refused in one line" if message.startswith(f"{path}: ") and "\n" not in message else message)
     assert "refused in one line" in outcomes
     assert outcomes <= {"refused in one line", "RGB"}
+
+
+# --------------------------------------------------------------------------------------------------------- formats
+
+POSTSCRIPT = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\n"
+    b"newpath 0 0 moveto 9 9 lineto stroke\nshowpage\n%%EOF\n"
+)
+
+
+def test_postscript_starts_no_other_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow alone would run Ghostscript, whatever the file is called."""
+    program, started = tmp_path / "gs", tmp_path / "started"
+    program.write_text(f"#!/bin/sh\ntouch {started}\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", str(program))
+    path = tmp_path / "a.jpg"
+    path.write_bytes(POSTSCRIPT)
+    for read in (open_image, open_pixels):
+        with pytest.raises(ImageError, match=r"a\.jpg: PostScript or PDF, not an image"):
+            read(path)
+    assert not started.exists()
+    with Image.open(path) as image, pytest.raises(CalledProcessError):
+        image.load()
+    assert started.exists(), "this test cannot fail: Pillow does not run Ghostscript"
+
+
+def test_images_are_opened_in_one_place() -> None:
+    """Any other call of ``Image.open`` could decode a format, or open a file, that is not listed."""
+    sources = [path for path in (ROOT / "clipfast").rglob("*.py") if "Image.open(" in path.read_text(encoding="utf-8")]
+    assert [path.relative_to(ROOT).as_posix() for path in sources] == ["clipfast/images.py"]
+
+
+KINDS = {
+    ".jp2": "JPEG2000",
+    ".pgm": "PPM",
+    ".pbm": "PPM",
+    ".pnm": "PPM",
+    ".apng": "PNG",
+    ".jfif": "JPEG",
+    ".jpe": "JPEG",
+}
+
+
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+def test_every_listed_ending_is_read(tmp_path: Path, suffix: str) -> None:
+    Image.init()
+    mode = {".pgm": "L", ".pbm": "1"}.get(suffix, "RGB")
+    path = save(
+        tmp_path / f"a{suffix.upper()}", noise().convert(mode), format=KINDS.get(suffix, Image.EXTENSION[suffix])
+    )
+    assert rgb(path).shape == (40, 40, 3)
+
+
+def test_formats_are_told_by_content_and_tga_by_its_ending(tmp_path: Path) -> None:
+    save(tmp_path / "png.jpg", noise(), format="PNG")
+    assert np.array_equal(rgb(tmp_path / "png.jpg"), np.asarray(noise()))
+    save(tmp_path / "tga.jpg", noise(), format="TGA")
+    refused(tmp_path / "tga.jpg", "not an image that can be read")
+
+
+@pytest.mark.parametrize("kind", ["PSD", "ICO", "PCX", "SGI", "XBM", "DDS", "QOI"])
+def test_other_formats_are_refused(tmp_path: Path, kind: str) -> None:
+    if kind == "PSD":  # which Pillow only reads
+        (tmp_path / "a.png").write_bytes(b"8BPS\0\1" + bytes(6) + b"\0\3" + b"\0\0\0\4" * 2 + b"\0\x08\0\3" + bytes(99))
+    else:
+        save(tmp_path / "a.png", noise().convert("1" if kind == "XBM" else "RGB"), format=kind)
+    refused(tmp_path / "a.png", "not an image that can be read")
+
+
+def test_masks_keep_their_mode(tmp_path: Path) -> None:
+    indexed = Image.new("P", SIZE, 7)
+    indexed.putpalette(range(256))
+    save(tmp_path / "mask.png", indexed)
+    mask = open_pixels(tmp_path / "mask.png")
+    assert mask.mode == "P"
+    assert np.asarray(mask).max() == 7
+    assert np.asarray(decode_pixels(BytesIO((tmp_path / "mask.png").read_bytes()), "mask.png")).min() == 7
+
+
+def test_names_in_errors_are_one_line(tmp_path: Path) -> None:
+    for name, shown in (("a\nb.jpg", "a\\nb.jpg"), ("\udcff.jpg", "\\udcff.jpg"), ("a\u2028.jpg", "a\\u2028.jpg")):
+        path = tmp_path / name
+        with pytest.raises(ImageError) as caught:
+            open_image(path)
+        assert str(caught.value) == f"{tmp_path}/{shown}: no such file"
+        save(tmp_path / "plain.png", noise()).rename(path)
+        assert rgb(path).shape == (40, 40, 3)
 
 
 def test_a_decompression_bomb_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,10 +17,10 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms import Compose, ToTensor
 
-from clipfast import ImageError, InputError, Model, forward, reading, wrap
+from clipfast import ImageError, InputError, Model, forward, preprocessing, reading, wrap
 from clipfast.images import decode_image, open_image
 from clipfast.preprocessing import Prepare, Transform
-from clipfast.reading import computing, read_ahead
+from clipfast.reading import computing, prepared, read_ahead
 
 WAIT = 30.0  # seconds until a test that waits for a thread gives up
 SIZES = ((224, 224), (640, 480), (479, 641), (1, 1), (3, 500), (333, 100), (224, 300), (1200, 225))
@@ -81,6 +81,35 @@ def test_photographs_are_prepared_to_the_bit() -> None:
             assert torch.equal(got, want), member.name
             seen += 1
     assert seen == 25
+
+
+EXTREME = ((1, 100_000), (1_000_000, 1), (1, 3), (40, 5_000), (1, 1), (3000, 2), (7, 149_800), (5, 3))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.resize_mode}-{config.size}")
+def test_the_size_after_resizing_is_known_before(config: PreprocessCfg, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused where the image would be larger than allowed after resizing, which here is computed without pixels."""
+    transform = image_transform_v2(config, is_train=False)
+    sizes: list[tuple[int, int]] = []
+
+    def resize(image: Image.Image, size: tuple[int, int], *_: object, **__: object) -> Image.Image:
+        sizes.append(size)
+        return Image.new("RGB", tuple(min(side, 5000) for side in size))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    for size in EXTREME:
+        sizes.clear()
+        image = Image.new("RGB", size)
+        try:
+            transform(image)
+        except ValueError:  # no pixel is left
+            sizes.append((0, 0))
+        ((width, height),) = sizes or [size]
+        if 0 < width * height <= preprocessing.MAX_RESIZED_PIXELS:
+            Prepare(transform)(image)
+        else:
+            with pytest.raises(ImageError, match=rf"^a\.png: too long and narrow: {size[0]} × {size[1]} pixels"):
+                Prepare(transform)(image, "a.png")
 
 
 def test_every_byte_of_every_channel() -> None:
@@ -349,6 +378,58 @@ def test_a_file_that_cannot_be_read_ends_its_batch(model: Model, paths: list[Pat
         next(batches)
     with pytest.raises(InputError, match="batches of 0 images"):
         model.batches(paths, 0)
+
+
+def test_images_that_cannot_be_read_are_skipped_and_reported(model: Model, paths: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_bytes(b"no image")
+    damaged = Image.open(BytesIO(paths[0].read_bytes()[:-200]))
+    images = [paths[0], tmp_path / "gone.jpg", tmp_path / "text.jpg", damaged, str(paths[1]), Image.open(paths[2])]
+    batches = prepared(model.preprocess, images, 2, on_error="skip")
+    got, indices = [], []
+    for batch in batches:
+        got.append(batch)
+        indices.append(batches.indices)
+    assert [len(batch) for batch in got] == [1, 2]
+    assert indices == [[0], [4, 5]]
+    assert torch.equal(torch.cat(got), torch.stack([model.preprocess(Image.open(path)) for path in paths[:3]]))
+    assert [(each.index, each.image) for each in batches.skipped] == [(n, images[n]) for n in (1, 2, 3)]
+    reasons = [str(each.error) for each in batches.skipped]
+    assert reasons[:2] == [f"{tmp_path}/gone.jpg: no such file", f"{tmp_path}/text.jpg: not an image that can be read"]
+    assert reasons[2].startswith("image 3: damaged or truncated")
+    assert readers() == []
+
+
+def test_nothing_but_unreadable_images(model: Model, tmp_path: Path) -> None:
+    batches = prepared(model.preprocess, [tmp_path / f"{n}.jpg" for n in range(5)], 2, on_error="skip")
+    assert list(batches) == []
+    assert [each.index for each in batches.skipped] == [0, 1, 2, 3, 4]
+
+
+def test_a_pil_image_that_is_damaged_raises_an_image_error(model: Model, paths: list[Path]) -> None:
+    damaged = Image.open(BytesIO(paths[0].read_bytes()[:-200]))
+    batches = prepared(model.preprocess, [paths[0], damaged], 1)
+    next(batches)
+    with pytest.raises(ImageError, match=r"^image 1: damaged or truncated"):
+        next(batches)
+    assert readers() == []
+
+
+def test_what_is_neither_a_path_nor_an_image_is_refused(model: Model, paths: list[Path]) -> None:
+    with pytest.raises(InputError, match="image 1 is a ndarray: expected a path or a PIL image"):
+        list(prepared(model.preprocess, [paths[0], np.zeros((4, 4, 3))], 2))  # type: ignore[list-item]
+    with pytest.raises(InputError, match="on_error is 'ignore': expected 'raise' or 'skip'"):
+        prepared(model.preprocess, paths, 2, on_error="ignore")  # type: ignore[arg-type]
+
+
+def test_leaving_batches_early_stops_reading(model: Model, paths: list[Path]) -> None:
+    batches = prepared(model.preprocess, paths * 50, 2)
+    next(batches)
+    batches.close()
+    assert readers() == []
+    batches = prepared(model.preprocess, paths * 50, 2)
+    next(batches)
+    del batches
+    assert readers() == []
 
 
 def test_the_number_of_threads_changes_nothing(paths: list[Path]) -> None:
