@@ -1,7 +1,7 @@
-"""A result file as a chart: bars of images per second relative to the plain forward, in SVG.
+"""A result file as an SVG bar chart of images per second relative to the plain forward.
 
-Drawn from the document alone. Bars are named beside them, so that their colours (Okabe and Ito's, which differ for
-every common kind of colour blindness) carry nothing that is not written.
+The document is the only input. Every bar has a label beside it, so colours carry no information of their own; they are
+those of Okabe and Ito, which differ for every common kind of colour blindness.
 """
 
 import math
@@ -26,7 +26,7 @@ _COLOURS = {
 _OTHER = "#000000"
 _WIDTH, _LEFT, _RIGHT, _TOP = 960, 130, 180, 92
 _FACTORS, _SPEEDS = _WIDTH - 100, _WIDTH - 20
-"""Where the columns of numbers end."""
+"""Right edges of the columns of numbers."""
 _BAR, _STEP, _CASE, _GAP = 14, 20, 26, 14
 _FONT = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
 
@@ -36,7 +36,7 @@ def _hex(colour: tuple[int, int, int]) -> str:
 
 
 def _clean(text: str) -> str:
-    """Text without the characters that XML has no way to write."""
+    """Text without the characters that XML cannot represent."""
     return "".join(letter if letter.isprintable() else "�" for letter in text)
 
 
@@ -49,7 +49,7 @@ def _ticks(top: float) -> list[float]:
 
 
 class _Drawing:
-    """An SVG element that is filled from top to bottom."""
+    """An SVG document under construction."""
 
     def __init__(self, height: float, label: str) -> None:
         size = {"width": str(_WIDTH), "height": f"{height:g}", "viewBox": f"0 0 {_WIDTH} {height:g}"}
@@ -66,15 +66,15 @@ class _Drawing:
         ends = {"x1": f"{x1:.1f}", "y1": f"{y1:.1f}", "x2": f"{x2:.1f}", "y2": f"{y2:.1f}", "stroke": stroke}
         ElementTree.SubElement(self.root, "line", {**ends, **({"stroke-dasharray": dash} if dash else {})})
 
-    def text(self, x: float, y: float, said: str, anchor: str = "start", **style: str) -> None:
+    def text(self, x: float, y: float, caption: str, anchor: str = "start", **style: str) -> None:
         place = {"x": f"{x:.1f}", "y": f"{y:.1f}", "text-anchor": anchor, "fill": _hex(INK)}
         named = {key.replace("_", "-"): value for key, value in style.items()}
-        ElementTree.SubElement(self.root, "text", {**place, **named}).text = _clean(said)
+        ElementTree.SubElement(self.root, "text", {**place, **named}).text = _clean(caption)
 
 
-def svg(found: Document) -> str:
+def svg(document: Document) -> str:
     """The chart of a result file."""
-    measured = rows(found)
+    measured = rows(document)
     cases = [(case, list(group)) for case, group in groupby(measured, lambda row: row.case)]
     factors = [factor for row in measured if (factor := row.against.get("plain"))]
     ticks = _ticks(max([1.0, *(max(factor.median, factor.q90) for factor in factors)]))
@@ -86,7 +86,7 @@ def svg(found: Document) -> str:
     bottom = _TOP + sum(_CASE + _STEP * len(group) + _GAP for _, group in cases)
     drawing = _Drawing(bottom + 56, "Images per second relative to the plain forward")
     drawing.text(16, 26, "Images per second relative to the plain forward", font_size="17", font_weight="600")
-    for index, line in enumerate(textwrap.wrap(provenance(found), 150)[:2]):
+    for index, line in enumerate(textwrap.wrap(provenance(document), 150)[:2]):
         drawing.text(16, 46 + 15 * index, line, font_size="11", fill=_hex(FAINT))
     drawing.text(_FACTORS, _TOP - 10, "× plain", "end", fill=_hex(FAINT))
     drawing.text(_SPEEDS, _TOP - 10, "images/s", "end", fill=_hex(FAINT))
@@ -109,10 +109,10 @@ def _axis(drawing: _Drawing, ticks: Sequence[float], places: Sequence[float], bo
         drawing.line(x, _TOP - 6, x, bottom, _hex(LINE))
         drawing.text(x, bottom + 18, f"{tick:g}", "middle")
     middle = (places[0] + places[-1]) / 2
-    said = (
+    caption = (
         "times as fast as the plain forward (dashed); median of the pairs, whiskers from the 10 % to the 90 % quantile"
     )
-    drawing.text(middle, bottom + 40, said, "middle", fill=_hex(FAINT))
+    drawing.text(middle, bottom + 40, caption, "middle", fill=_hex(FAINT))
 
 
 def _bar(drawing: _Drawing, row: Row, y: float, left: float, across: Callable[[float], float]) -> None:
@@ -120,8 +120,8 @@ def _bar(drawing: _Drawing, row: Row, y: float, left: float, across: Callable[[f
     drawing.text(left - 8, middle + 4, row.output, "end")
     factor = row.against.get("plain")
     if factor is None or row.images_per_second is None:
-        said = textwrap.shorten(f"not measured: {row.failed}", 110, placeholder=" …")
-        drawing.text(left + 6, middle + 4, said, fill=_hex(FAINT), font_style="italic")
+        caption = textwrap.shorten(f"not measured: {row.failed}", 110, placeholder=" …")
+        drawing.text(left + 6, middle + 4, caption, fill=_hex(FAINT), font_style="italic")
         return
     drawing.box(left, y, across(factor.median) - left, _BAR, _COLOURS.get(row.output, _OTHER))
     _whisker(drawing, factor, middle, across)

@@ -1,4 +1,4 @@
-"""Two result files side by side: the cases that both hold, and whether they may be compared at all."""
+"""Two result files side by side: the cases in both files, and whether they are comparable."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,16 +7,16 @@ from clipfast.bench.document import Document, Row, rows
 from clipfast.bench.table import markdown_table, size
 
 _SHARED = ("texts", "device", "threads", "pairs", "warmup", "float32_matmul_precision")
-"""Settings that a figure depends on and that the name of a row does not say."""
+"""Settings that change a figure and are not part of the name of a row."""
 
 
 def differences(a: Document, b: Document) -> list[str]:
-    """What else than the code may explain a difference, and whether the code is another: a line each."""
-    found = _differing("machine", a["machine"], b["machine"]) + _differing("version", a["versions"], b["versions"])
+    """One line for each machine, version, setting or commit that differs between the two runs."""
+    lines = _differing("machine", a["machine"], b["machine"]) + _differing("version", a["versions"], b["versions"])
     settings = ({key: each["settings"].get(key) for key in _SHARED} for each in (a, b))
-    found += _differing("setting", *settings)
+    lines += _differing("setting", *settings)
     commits = [_commit(each["code"]) for each in (a, b)]
-    return found + ([f"commit: {commits[0]} in A, {commits[1]} in B"] if commits[0] != commits[1] else [])
+    return lines + ([f"commit: {commits[0]} in A, {commits[1]} in B"] if commits[0] != commits[1] else [])
 
 
 def _differing(what: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
-"""Result files of ``clipfast bench``: what they say about themselves, and reading them back.
+"""Result files of ``clipfast bench``: their layout, and how they are read.
 
-Tables, charts and comparisons are made from a document alone, so that they can be made again from the file.
+Tables, charts and comparisons need nothing but the document, so they can be made again from the file.
 """
 
 import json
@@ -20,12 +20,12 @@ _QUANTILES = ("median", "q10", "q90")
 
 
 def document(plan: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], *, complete: bool) -> dict[str, Any]:
-    """A run as it stands in its file.
+    """A run in the layout of its file.
 
     Args:
         plan: :meth:`clipfast.bench.plan.Plan.to_json`.
         entries: what :func:`clipfast.bench.run.measure_plan` gave.
-        complete: whether everything that was asked for was tried.
+        complete: whether everything in the plan was tried.
     """
     import torch
 
@@ -45,7 +45,7 @@ def document(plan: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], *, c
 
 @dataclass(frozen=True)
 class Factor:
-    """How many times as fast, over the pairs: median and the 10 % and 90 % quantiles."""
+    """Speed-up over the pairs: median, 10 % quantile and 90 % quantile."""
 
     median: float
     q10: float
@@ -61,8 +61,8 @@ class Row:
         output: its name.
         failed: why nothing was measured, None where it was.
         milliseconds: median of one call, None where it failed.
-        images_per_second: of that.
-        against: baseline → times as fast as that.
+        images_per_second: at that median.
+        against: baseline → speed-up over it.
         memory_mb: peak, None where it was not measured.
         memory_of: ``"process"`` or ``"device"``.
         error: the largest error of the checks.
@@ -119,46 +119,46 @@ def _number(value: Any) -> float:
     return number
 
 
-def rows(found: Document) -> list[Row]:
-    """Every row of a document, in its order."""
-    return [Row.of(entry) for entry in found["cases"]]
+def rows(document: Document) -> list[Row]:
+    """Every row of a document, in order."""
+    return [Row.of(entry) for entry in document["cases"]]
 
 
 def read(path: Path) -> dict[str, Any]:
     """Reads a result file.
 
     Raises:
-        InputError: missing, no JSON, not of this format, or damaged; one line that names the file.
+        InputError: the file is missing, not JSON, of another format, or damaged.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError):  # no UTF-8, no JSON, or nested too deeply
         raise InputError(f"{path} is not JSON: give the bench.json that `clipfast bench` wrote") from None
-    kind = found.get("format") if isinstance(found, dict) else None
+    kind = document.get("format") if isinstance(document, dict) else None
     if kind != FORMAT:
-        said = f"its format is {kind!r}, not {FORMAT!r}" if kind else f"it does not say that its format is {FORMAT!r}"
-        raise InputError(f"{path} is not a result of `clipfast bench`: {said}")
+        reason = f"its format is {kind!r}, not {FORMAT!r}" if kind else f"it does not say that its format is {FORMAT!r}"
+        raise InputError(f"{path} is not a result of `clipfast bench`: {reason}")
     try:
-        rows(found)
-        _ = provenance(found), found["complete"], found["settings"]["pairs"], found["settings"]["texts"]
+        rows(document)
+        _ = provenance(document), document["complete"], document["settings"]["pairs"], document["settings"]["texts"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is damaged: {type(error).__name__} {error}") from None
-    return dict(found)
+    return dict(document)
 
 
-def provenance(found: Document) -> str:
+def provenance(document: Document) -> str:
     """Machine, threads, versions and commit of a result file in one line.
 
     Args:
-        found: a document of this format, or of ``benchmarks/``.
+        document: a document of this format, or of ``benchmarks/``.
     """
-    computer, code = found["machine"], found["code"]
+    computer, code = document["machine"], document["code"]
     changed = " with local changes" if code["dirty"] else ""
     commit = f"; commit {code['commit'][:10]}{changed}" if code["commit"] else ""
-    packages = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
-    entries = found["cases"].values() if isinstance(found["cases"], dict) else found["cases"]
+    packages = ", ".join(f"{name} {version}" for name, version in document["versions"].items() if version)
+    entries = document["cases"].values() if isinstance(document["cases"], dict) else document["cases"]
     threads = sorted({str(entry["torch_threads"]) for entry in entries if "torch_threads" in entry})
     computing = f", {'/'.join(threads)} threads" if threads else ""
     return f"{computer['device_name']}, {computer['cores']} cores{computing}; {packages}{commit}."

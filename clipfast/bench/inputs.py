@@ -1,7 +1,7 @@
-"""The models, images and texts that are measured: seeded, and nothing has to be downloaded.
+"""Models, images and texts for measurements: seeded, and without downloads.
 
-Weights are random where a name brings none: speed does not depend on what they are. Biases and LayerNorm parameters
-are random too, so that a check sees every term; images are noise, never zeros, which some kernels multiply faster.
+Weights are random unless the name comes with weights: speed does not depend on their values. Biases and LayerNorm
+parameters are random too, so that checks cover every term. Images are noise: some kernels multiply zeros faster.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ def known(name: str) -> None:
     """Raises unless a model of that name exists, without building it.
 
     Raises:
-        ModelError: no such name or folder; the message has names that are near.
+        ModelError: no such name or folder; the message suggests similar names.
     """
     if name not in BUNDLED:
         openclip_models.resolve_name(name)
@@ -43,11 +43,11 @@ def _random_weights_are_meant() -> Iterator[None]:
 
 
 def module(name: str, device: str = "cpu", seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A model by name, its random weights seeded and nothing in them zero or one by construction.
+    """A model by name. Random weights are seeded, and none is zero or one by construction.
 
     Raises:
         ModelError: no such model, or one that cannot be loaded.
-        UnsupportedTower: one that cannot be decomposed, with every reason; said before its weights are built.
+        UnsupportedTower: a tower that cannot be decomposed, with every reason; raised before its weights are built.
     """
     if name in openclip_models.names():
         reasons = [reason for _, reason in openclip_models.supports(name)]
@@ -63,7 +63,7 @@ def module(name: str, device: str = "cpu", seed: int = 0, dtype: torch.dtype = t
 
 @torch.no_grad()
 def randomize(visual: nn.Module) -> None:
-    """Moves every bias and LayerNorm parameter away from 0 and 1."""
+    """Adds noise to every bias and LayerNorm parameter, so that none is 0 or 1."""
     for parameter in visual.parameters():
         if parameter.ndim == 1:
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -81,6 +81,6 @@ def unit(embedding: Tensor) -> Tensor:
 
 
 def unit_texts(width: int, device: str = "cpu", count: int = TEXTS, seed: int = 2) -> Tensor:
-    """Random unit features standing for texts, ``[count, width]``."""
+    """Random unit vectors in place of text features, ``[count, width]``."""
     features = torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
     return unit(features).to(device)

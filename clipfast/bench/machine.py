@@ -1,4 +1,4 @@
-"""What a result was measured on: machine, versions, commit."""
+"""The machine, the versions and the commit of a result."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ PACKAGES = ("clipfast", "torch", "open_clip_torch", "triton", "numpy")
 
 
 def cpu_name() -> str:
-    """Model name of the processor as the kernel gives it."""
+    """Model name of the processor, as the operating system reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -39,7 +39,7 @@ def device_name(device: str) -> str:
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """The machine: what stays the same between two runs on it."""
+    """The machine: what does not change between two runs."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "device": device,
@@ -60,13 +60,13 @@ def slug(described: dict[str, Any]) -> str:
 
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that compute; None for one that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    installed: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed
 
 
 def _git(*arguments: str) -> str | None:
@@ -78,9 +78,9 @@ def _git(*arguments: str) -> str | None:
 
 
 def code() -> dict[str, Any]:
-    """The commit of a checkout, and whether anything but results differs from it; None where clipfast is installed."""
+    """The commit of a checkout and whether files other than results differ from it; None for an installed package."""
     top = _git("rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != ROOT:  # an environment may itself lie inside somebody's repository
+    if top is None or Path(top).resolve() != ROOT:  # a virtual environment may lie inside another repository
         return {"commit": None, "dirty": None}
     commit = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
@@ -88,7 +88,7 @@ def code() -> dict[str, Any]:
 
 
 def moment() -> dict[str, Any]:
-    """What changes from run to run and explains a figure that stands out."""
+    """What changes from run to run and may explain an outlier."""
     described: dict[str, Any] = {"load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0}
     torch = sys.modules.get("torch")
     if torch is not None:

@@ -1,8 +1,8 @@
-"""Fair comparisons of two callables: a gate of correctness first, then interleaved pairs.
+"""Comparisons of two callables: correctness checks first, then interleaved pairs.
 
-A machine drifts while it is measured (frequency, neighbours, caches), so the two sides run in pairs, A B then B A, and
-the figure is the median of the pairs' ratios, not the ratio of two medians taken minutes apart. No time is taken
-before the results were found right: a fast wrong answer has no speed.
+The speed of a machine drifts while it is measured (frequency, other programs, caches). The two sides therefore run in
+pairs, A B then B A, and the figure is the median of the ratios of the pairs, not the ratio of two medians taken minutes
+apart. Nothing is timed before the results are known to be right.
 """
 
 import gc
@@ -18,7 +18,7 @@ Call = Callable[[], object]
 
 
 class WrongResult(AssertionError):
-    """A result is out of its bound: nothing is timed or recorded."""
+    """A result exceeds its error bound; nothing is timed or recorded."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Check:
     Attributes:
         name: what was compared.
         error: the largest absolute difference.
-        bound: the largest one that is accepted.
+        bound: the largest difference accepted.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Check:
         return self.error <= self.bound
 
     def to_json(self) -> dict[str, Any]:
-        """The check as it stands in a result file; JSON has no numbers that are not finite."""
+        """The check in the layout of a result file; JSON has no NaN and no infinity."""
         error = self.error if math.isfinite(self.error) else str(self.error)
         return {"name": self.name, "error": error, "bound": self.bound}
 
@@ -53,7 +53,7 @@ def require(checks: Sequence[Check]) -> None:
         WrongResult: naming every check that failed, or that there are none.
     """
     if not checks:
-        raise WrongResult("no check was made: nothing shows that the result is right")
+        raise WrongResult("no check was made, so the result may be wrong")
     wrong = [check for check in checks if not check.passed]
     if wrong:
         reasons = ", ".join(f"{check.name}: {check.error:.3g} > {check.bound:.3g}" for check in wrong)
@@ -61,7 +61,7 @@ def require(checks: Sequence[Check]) -> None:
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:
-    """Minimum, quantiles, median and maximum (linear between the two nearest values)."""
+    """Minimum, quantiles, median and maximum, with linear interpolation."""
     ordered = sorted(values)
 
     def at(share: float) -> float:
@@ -83,12 +83,12 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a run of pairs measured.
+    """The result of timing pairs.
 
     Attributes:
         seconds_a: per pair, in the order they ran.
         seconds_b: per pair.
-        checks: what was verified before; empty for :func:`pairs` alone.
+        checks: the checks made before; empty for :func:`pairs` alone.
     """
 
     seconds_a: tuple[float, ...]
@@ -111,7 +111,7 @@ class Comparison:
         return max((check.error for check in self.checks), default=math.nan)
 
     def to_json(self, a: str, b: str) -> dict[str, Any]:
-        """The comparison as it stands in a result file.
+        """The comparison in the layout of a result file.
 
         Args:
             a: name of the first side.
@@ -127,14 +127,14 @@ class Comparison:
 
 
 def synchronize() -> None:
-    """Waits for the accelerator, where one is in use."""
-    torch = sys.modules.get("torch")  # what is not imported has nothing running
+    """Waits for the accelerator if one is in use."""
+    torch = sys.modules.get("torch")  # without torch in the process nothing can be running
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def seconds(call: Call) -> float:
-    """Wall time of one call; its result is dropped after the clock stops."""
+    """Wall time of one call. Its result is freed after the clock stops."""
     synchronize()
     start = time.perf_counter()
     result = call()
@@ -145,7 +145,7 @@ def seconds(call: Call) -> float:
 
 
 def pairs(a: Call, b: Call, *, pairs: int = 7, warmup: int = 2) -> Comparison:
-    """Runs two callables in turn, A B, B A, A B, …: what drifts, drifts for both.
+    """Runs two callables in turn, A B, B A, A B, …, so that drift affects both.
 
     Args:
         a: the side whose speed is asked for.
@@ -165,7 +165,7 @@ def pairs(a: Call, b: Call, *, pairs: int = 7, warmup: int = 2) -> Comparison:
     times_b: list[float] = []
     gc.collect()
     collecting = gc.isenabled()
-    gc.disable()  # a collection in one side's time would count against that side
+    gc.disable()  # a garbage collection would count against the side it happens in
     try:
         for index in range(pairs):
             sides = [(a, times_a), (b, times_b)]
@@ -178,7 +178,7 @@ def pairs(a: Call, b: Call, *, pairs: int = 7, warmup: int = 2) -> Comparison:
 
 
 def compare(a: Call, b: Call, verify: Callable[[], Sequence[Check]], *, count: int = 7, warmup: int = 2) -> Comparison:
-    """:func:`pairs` behind the gate: ``verify`` first, and no time is taken when it is red.
+    """:func:`pairs` after correctness checks: ``verify`` runs first, and nothing is timed when a check fails.
 
     Args:
         a: the side whose speed is asked for.
@@ -198,12 +198,12 @@ def compare(a: Call, b: Call, verify: Callable[[], Sequence[Check]], *, count: i
 
 @dataclass(frozen=True)
 class Bar:
-    """A figure that the project promises.
+    """A bar: a figure that the project promises.
 
     Attributes:
         what: what is measured.
         value: what was measured.
-        limit: the promise.
+        limit: the value promised.
         at_least: whether the value must be at least the limit, or at most.
     """
 
@@ -214,7 +214,7 @@ class Bar:
 
     @property
     def met(self) -> bool:
-        """Whether the promise holds."""
+        """Whether the bar is met."""
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
     def __str__(self) -> str:
@@ -222,7 +222,7 @@ class Bar:
         return f"{self.what} {self.value:.4g} (bar {sign} {self.limit:g}: {'met' if self.met else 'MISSED'})"
 
     def to_json(self) -> dict[str, Any]:
-        """The bar as it stands in a result file."""
+        """The bar in the layout of a result file."""
         return {
             "what": self.what,
             "value": self.value,

@@ -1,8 +1,8 @@
-"""Peak memory of one callable, each in a process of its own.
+"""Peak memory of a callable, measured in a process of its own.
 
-Both sides of a comparison start alike: a fresh process builds its inputs and its model, then the high-water mark is
-set back, then the callable runs a few times. What loading needed for a moment would otherwise hide what the forward
-needs. ``python -m clipfast.bench.memory TARGET ARGUMENTS`` is that process.
+Both sides of a comparison start in the same way: a new process builds its inputs and its model, resets the high-water
+mark, and runs the callable a few times. Without the reset, the memory needed while loading could hide that of the
+forward. ``python -m clipfast.bench.memory TARGET ARGUMENTS`` is that process.
 """
 
 import importlib
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, cast
 
 CALLS = 2
-"""The first call makes what is made once; the second shows whether anything piles up."""
+"""The first call allocates what is kept; later calls show whether memory grows."""
 MB = 1e6
 
 
 class ProbeFailed(RuntimeError):
-    """The measuring process ended without a figure; the message is the last thing it said."""
+    """The measuring process ended without a figure; the message is its last line."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,16 @@ class Peak:
 
     @property
     def increment_mb(self) -> float:
-        """What the callable needed on top of what was loaded."""
+        """Memory that the callable needed beyond what was loaded."""
         return self.peak_mb - self.loaded_mb
 
     def to_json(self) -> dict[str, Any]:
-        """The peak as it stands in a result file."""
+        """The peak in the layout of a result file."""
         return asdict(self) | {"increment_mb": self.increment_mb}
 
 
 def memory_json(a: Peak, b: Peak) -> dict[str, Any]:
-    """Both sides and their ratios, as they stand in a result file."""
+    """Both sides and their ratios in the layout of a result file."""
     ratios: dict[str, float | None] = {
         "peak_ratio_a_over_b": a.peak_mb / b.peak_mb,
         "increment_ratio_a_over_b": a.increment_mb / b.increment_mb if b.increment_mb > 0 else None,
@@ -68,20 +68,20 @@ def peak_memory(target: str, **arguments: Any) -> Peak:
 
     Args:
         target: ``"package.module:function"``; called with ``arguments`` it returns the callable to measure.
-        arguments: what JSON can hold.
+        arguments: values that JSON can represent.
 
     Raises:
         ProbeFailed: the process died, for lack of memory for example, or this system does not say what is used.
     """
     _check_system()
     command = [sys.executable, "-P", "-m", __name__, target, json.dumps(arguments)]
-    # what this process imports, that one must find, in the same order and whatever the working directory
+    # the child must find what this process imports, in the same order and from any working directory
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     environment = os.environ | {"PYTHONPATH": path}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
-        raise ProbeFailed(f"{target} ended with {done.returncode}: {said}")
+        message = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        raise ProbeFailed(f"{target} ended with {done.returncode}: {message}")
     return Peak(**json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -98,7 +98,7 @@ def _resident() -> int:
 
 
 def _reset_high_water() -> bool:
-    """Sets the process's high-water mark to what it holds now, where the kernel lets it."""
+    """Resets the process's high-water mark to its present size, where the kernel allows it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -117,9 +117,9 @@ def _high_water() -> int:
 
 
 def measure(call: Callable[[], object]) -> Peak:
-    """Peak memory of a callable in this process: what it holds already counts as loaded.
+    """Peak memory of a callable in this process; memory already in use counts as loaded.
 
-    Right for an accelerator, whose allocator counts exactly; for the CPU, :func:`peak_memory` starts afresh.
+    Use it for an accelerator, whose allocator counts exactly. For the CPU use :func:`peak_memory`.
     """
     torch = sys.modules.get("torch")
     on_device = torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
@@ -146,7 +146,7 @@ def measure(call: Callable[[], object]) -> Peak:
 
 
 def main() -> None:
-    """Builds, measures, prints one line of JSON."""
+    """Builds the callable, measures it and prints one line of JSON."""
     module, _, function = sys.argv[1].partition(":")
     build = getattr(importlib.import_module(module), function)
     call = cast(Callable[[], object], build(**json.loads(sys.argv[2])))

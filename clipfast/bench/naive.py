@@ -1,10 +1,10 @@
-"""The decomposition as its definition reads, with every tensor of it in memory.
+"""The decomposition written out from its definition, with every intermediate tensor in memory.
 
-This is what the project is measured against, and an independent witness of its results: it shares no code with
-clipfast and works on open_clip's unmodified modules. Per layer it forms, for every image, query token, key token and
-head, the vector added to the residual stream, ``α[h,n,m] · v[h,m] W_O[h]`` (``[B, N, N, H, W]``; without tokens the sum
-over m, ``[B, N, H, W]``), advances the stream by their sum, and keeps the class token's row. After the last layer
-every kept term goes through the final LayerNorm with the image's own μ and σ, and the projection:
+Benchmarks compare with it for speed, and checks for correctness: it shares no code with the rest of clipfast and works
+on open_clip's unmodified modules. Per layer it forms, for every image, query token, key token and head, the vector
+added to the residual stream, ``α[h,n,m] · v[h,m] W_O[h]`` (``[B, N, N, H, W]``; without tokens the sum over m, ``[B,
+N, H, W]``), advances the stream by their sum, and keeps the class token's row. After the last layer every kept term
+goes through the final LayerNorm with the image's own μ and σ, and the projection:
 
     c = ((term − μ/(K·parts)) / σ ⊙ γ + β/(K·parts)) P / ‖y‖,   K = 2L + 1 terms, parts = N·H, H or 1
 

@@ -1,7 +1,7 @@
-"""The callables that are compared: the model's own forward, and what is asked of a decomposed one.
+"""The callables that are compared: the model's own forward, and the outputs of a decomposed forward.
 
-A decomposed output is asked for as a consumer would ask: heads are made, and full tokens ``[B, L, N, H, D]`` are made
-one layer at a time and dropped, because all of them together fit nowhere.
+Outputs are computed as a user would compute them: heads are formed, and tokens ``[B, L, N, H, D]`` are formed one layer
+at a time and freed, because all layers together do not fit in memory.
 """
 
 import logging
@@ -26,9 +26,9 @@ COMPILED = "plain compiled"
 NAIVE_HEADS = "naive heads"
 NAIVE_TOKENS = "naive tokens"
 OUTPUTS = (PLAIN, "heads", "attention", "maps", "tokens")
-"""What can be asked for by name; each beyond ``heads`` needs something more to be kept."""
+"""Outputs by name; each after ``heads`` keeps something more."""
 NAIVE_FORM = {"heads": NAIVE_HEADS, "attention": NAIVE_HEADS, "maps": NAIVE_TOKENS, "tokens": NAIVE_TOKENS}
-"""Output → the form of the definition that has what it needs."""
+"""Output → the naive form that computes it."""
 
 Take = Callable[[int, Tensor], None]
 """A consumer of one layer's tokens: layer, ``[B, N, H, D]``."""
@@ -75,28 +75,28 @@ def plain(module: nn.Module, images: Tensor) -> Tensor:
 
 def heads_only(model: Model, images: Tensor) -> tuple[Contributions, Tensor]:
     """The decomposed forward and every head's contribution ``[B, L, H, D]``, without tokens."""
-    found = model.decompose(images)
-    return found, found.heads()
+    contributions = model.decompose(images)
+    return contributions, contributions.heads()
 
 
 def with_attention(model: Model, images: Tensor) -> tuple[Contributions, Tensor]:
     """The same with attention weights ``[B, L, H, N]`` kept."""
-    found = model.decompose(images, attention=True)
-    return found, found.heads()
+    contributions = model.decompose(images, attention=True)
+    return contributions, contributions.heads()
 
 
 def explain(model: Model, images: Tensor, texts: Tensor) -> tuple[Contributions, Tensor]:
     """The decomposed forward with text maps and attention, and every head's contribution ``[B, L, H, D]``."""
-    found = model.decompose(images, texts=texts, maps="summed", attention=True)
-    return found, found.heads()
+    contributions = model.decompose(images, texts=texts, maps="summed", attention=True)
+    return contributions, contributions.heads()
 
 
 def each_token(model: Model, images: Tensor, take: Take = lambda layer, tokens: None) -> Contributions:
-    """The decomposed forward and every token's contribution, ``[B, N, H, D]`` a layer, handed on and dropped."""
-    found = model.decompose(images, attention=True, tokens=True)
-    for layer in found.layers:
-        take(layer, found.tokens(layer))
-    return found
+    """The decomposed forward; ``take`` gets the contributions of tokens, ``[B, N, H, D]``, layer by layer."""
+    contributions = model.decompose(images, attention=True, tokens=True)
+    for layer in contributions.layers:
+        take(layer, contributions.tokens(layer))
+    return contributions
 
 
 def written_out(module: nn.Module, images: Tensor, *, spatial: bool) -> naive.Result:
@@ -106,21 +106,21 @@ def written_out(module: nn.Module, images: Tensor, *, spatial: bool) -> naive.Re
 
 def compiled(case: Case) -> Call:
     """The model's own forward through ``torch.compile``, compiled before it is returned."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it says that there is no GPU
-    torch.compiler.reset()  # each batch size is compiled for itself, as a user who cares for speed does
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # the compiler warns that there is no GPU
+    torch.compiler.reset()  # every batch size is compiled on its own, which is fastest
     forward = torch.compile(vision_module(case.module), dynamic=False)
 
     def call() -> Tensor:
         with torch.inference_mode():
             out = forward(case.images)
-        return cast(Tensor, out[0] if isinstance(out, tuple) else out)  # CoCa's tower gives its tokens too
+        return cast(Tensor, out[0] if isinstance(out, tuple) else out)  # CoCa's tower returns its tokens too
 
     call()
     return call
 
 
 def naive_refusals(case: Case) -> list[str]:
-    """Why the naive form does not fit a model, empty where it does."""
+    """Reasons why the naive form does not cover a model; empty where it does."""
     return [] if case.model.tower.pooling == "cls" else ["the naive form reads a class token, this model pools patches"]
 
 
@@ -128,7 +128,7 @@ def call(case: Case, output: str) -> Call:
     """An output by name, ready to run.
 
     Raises:
-        InputError: the naive form of a model it does not fit.
+        InputError: the naive form does not cover the model.
     """
     if output == COMPILED:
         return compiled(case)
@@ -150,7 +150,7 @@ def call(case: Case, output: str) -> Call:
 def build(
     output: str, *, model: str, batch: int, dtype: str, backend: str, texts: int, threads: int, device: str = "cpu"
 ) -> Call:
-    """An output from plain numbers, so that a fresh process can make the same (:mod:`clipfast.bench.memory`)."""
+    """An output from plain values, so that a new process can build the same (:mod:`clipfast.bench.memory`)."""
     torch.set_num_threads(threads)
     built = module(model, device, dtype=DTYPES[dtype])
     return call(Case.of(built, batch, backend=backend, texts=texts), output)

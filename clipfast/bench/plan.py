@@ -1,4 +1,4 @@
-"""What to measure: every combination of models, dtypes, backends and batch sizes, and of each the outputs."""
+"""What to measure: every combination of models, dtypes, backends and batch sizes, and the outputs of each."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -31,13 +31,13 @@ class Setup:
         return f"{self.model}, batch {self.batch}, {self.dtype}, {self.backend}"
 
     def to_json(self) -> dict[str, Any]:
-        """The combination as it stands in a result file."""
+        """The combination in the layout of a result file."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a run was asked for.
+    """Everything a run measures.
 
     Attributes:
         models: names.
@@ -45,13 +45,13 @@ class Plan:
         dtypes: keys of :data:`clipfast.bench.inputs.DTYPES`.
         backends: ``"auto"`` or names.
         outputs: of :data:`clipfast.bench.outputs.OUTPUTS`.
-        texts: directions that maps are drawn for.
+        texts: how many text directions the maps have.
         device: where to compute.
         threads: threads torch computes with.
         pairs: interleaved pairs that count.
         warmup: pairs that run before.
-        naive: measure against the definition written out, too.
-        compiled: measure against the compiled plain forward, too.
+        naive: also compare with the definition written out.
+        compiled: also compare with the compiled plain forward.
         memory: measure peak memory.
     """
 
@@ -70,7 +70,7 @@ class Plan:
     memory: bool = True
 
     def check(self) -> None:
-        """Raises where something cannot be measured whatever the machine does, before anything is built.
+        """Raises for a plan that no machine could measure, before anything is built.
 
         Raises:
             InputError: an unknown name, a number out of range, a backend that cannot run here.
@@ -95,16 +95,16 @@ class Plan:
             known(model)
 
     def setups(self) -> Iterator[Setup]:
-        """Every combination, those of one set of weights after each other."""
+        """Every combination; those of the same weights are adjacent."""
         yield from (Setup(*each) for each in product(self.models, self.dtypes, self.backends, self.batches))
 
     def rows(self) -> list[str]:
-        """What is measured of each combination: the outputs asked for, then the baselines."""
+        """What is measured for each combination: the outputs, then the baselines."""
         naive = dict.fromkeys(NAIVE_FORM[output] for output in self.outputs if output in NAIVE_FORM)
         return [*self.outputs, *([COMPILED] if self.compiled else []), *(naive if self.naive else [])]
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as it stands in a result file."""
+        """The plan in the layout of a result file."""
         return asdict(self)
 
 
@@ -117,9 +117,9 @@ def _all_of(option: str, given: Sequence[str], known: Sequence[str], more: str =
 
 
 def parse_outputs(given: Sequence[str]) -> tuple[str, ...]:
-    """Outputs given one by one or with commas, in the order they are always listed in; all when none are given.
+    """Outputs from names, each of which may hold several with commas; in canonical order, all of them for no names.
 
-    Unknown ones are kept at the end, for :meth:`Plan.check` to name.
+    Unknown names stay at the end, so that :meth:`Plan.check` can report them.
     """
     names = dict.fromkeys(name.strip() for part in given for name in part.split(",") if name.strip())
     if not given:

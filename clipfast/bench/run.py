@@ -1,6 +1,6 @@
-"""Measuring a plan: the gate, then peak memory and interleaved pairs, one entry of the result file per output.
+"""Measuring a plan: checks, then peak memory and interleaved pairs; one entry of the result file per output.
 
-What cannot be measured becomes an entry with its reason, and the rest goes on.
+An output that cannot be measured becomes an entry with the reason, and the run continues.
 """
 
 import contextlib
@@ -24,19 +24,19 @@ from clipfast.errors import ClipfastError, UnsupportedTower, is_out_of_memory
 from clipfast.kernels.dispatch import BackendUnavailable
 
 EVERY = "every output"
-"""Stands for the output in an entry that says why nothing of a combination could be measured."""
+"""The output of an entry that says why a combination could not be measured at all."""
 WRONG = "wrong result"
-"""The kind of failure that is a fault of clipfast."""
+"""The kind of failure that is a defect of clipfast."""
 
 Entry = dict[str, Any]
 
 
 class Failed(Exception):
-    """Something that could not be measured.
+    """An output that could not be measured.
 
     Attributes:
         kind: ``"refused"``, ``"out of memory"``, ``"cannot run"`` or :data:`WRONG`.
-        checks: those that were made.
+        checks: the checks made before it failed.
     """
 
     def __init__(self, kind: str, reason: str, checks: tuple[Check, ...] = ()) -> None:
@@ -47,9 +47,9 @@ class Failed(Exception):
 
 @contextlib.contextmanager
 def _reasons(what: str) -> Iterator[None]:
-    """Turns what the rest of a run survives into :class:`Failed`.
+    """Turns errors after which a run can continue into :class:`Failed`.
 
-    The exception is not chained: its traceback would keep alive the tensors that filled the memory.
+    The exception is not chained, because its traceback would keep alive the tensors that filled the memory.
     """
     failed = None
     try:
@@ -77,24 +77,24 @@ def _explained(error: Exception, what: str) -> Failed | None:
         return Failed("refused", "; ".join(error.reasons))
     if isinstance(error, ClipfastError | BackendUnavailable):
         return Failed("refused", reason)
-    # a dtype that a device has no kernel for; and whatever a compiler says, which is not ours
+    # a dtype without a kernel on this device, or an error inside the compiler
     if what == COMPILED or isinstance(error, NotImplementedError) or "not implemented for" in reason:
         return Failed("cannot run", f"{type(error).__name__}: {reason[:300]}")
     return None
 
 
 def measure_plan(plan: Plan) -> Iterator[Entry]:
-    """Measures everything, an entry at a time; the settings of torch it changes are put back at the end.
+    """Measures everything, one entry at a time, and restores the torch settings that it changes.
 
-    Convolutions compute in full float32: with the TF32 that cuDNN takes by default, the plain forward rounds its
-    patches to 11 bits and agrees with nothing.
+    Convolutions compute in float32. By default cuDNN uses TF32, with which the plain forward would round its patches to
+    11 bits and fail every check.
     """
     tf32, threads = torch.backends.cudnn.allow_tf32, torch.get_num_threads()
     torch.backends.cudnn.allow_tf32 = False
     torch.set_num_threads(plan.threads)
     index = torch.device(plan.device).index
     if index is not None:
-        torch.cuda.set_device(index)  # what the clock synchronises and the memory is read of
+        torch.cuda.set_device(index)  # the device that timing synchronises and memory is read from
     try:
         for (name, dtype), setups in groupby(plan.setups(), lambda setup: (setup.model, setup.dtype)):
             yield from _of_one_model(plan, name, dtype, list(setups))
@@ -135,10 +135,10 @@ def _failure(setup: Setup, output: str, failed: Failed) -> Entry:
 
 
 class _Measured:
-    """One combination: its callables, what the gate said of each, and their timing.
+    """One combination: its callables, their checks, and their timing.
 
-    On an accelerator the peak of the plain forward is read first, before the model's basis is folded for the others;
-    the gate comes next, for all outputs at once, so that the float64 it compares with is gone when the clock runs.
+    On an accelerator the peak of the plain forward is read first, before the model's basis is folded. The checks of all
+    outputs come next, so that their float64 tensors are freed before anything is timed.
 
     Raises:
         Failed: not even the plain forward runs.
@@ -160,11 +160,13 @@ class _Measured:
         for output in plan.rows():
             try:
                 self._prepare(case, gate, output)
-            except Failed as failed:  # a new one: the traceback of this one would keep the gate's tensors alive
+            except (
+                Failed
+            ) as failed:  # a new exception: the traceback of this one would keep the tensors of the checks alive
                 self._failed[output] = Failed(failed.kind, str(failed), failed.checks)
 
     def _prepare(self, case: Case, gate: Gate, output: str) -> None:
-        """Makes an output's callable and lets it through the gate."""
+        """Builds an output's callable and checks it."""
         with _reasons(output):
             subject = call(case, output)
             checks = tuple(gate.verify(output, subject))
@@ -178,7 +180,7 @@ class _Measured:
         """Measures one output.
 
         Raises:
-            Failed: it did not pass the gate, or does not fit in memory.
+            Failed: a check failed, or it does not fit in memory.
         """
         if output in self._failed:
             raise self._failed[output]
@@ -203,13 +205,13 @@ class _Measured:
 
     def _against(self, output: str, baseline: str) -> Comparison:
         checks = self._checks[output]
-        slow = {output, baseline} & set(NAIVE_FORM.values())  # the gate has run it already
+        slow = {output, baseline} & set(NAIVE_FORM.values())  # the checks have run it already
         warmup = min(self.plan.warmup, 1) if slow else self.plan.warmup
         sides = self._calls[output], self._plain if baseline == PLAIN else self._calls[baseline]
         return compare(*sides, lambda: checks, count=self.plan.pairs, warmup=warmup)
 
     def _memory(self, output: str) -> Entry:
-        """Peak memory: of a fresh process on the CPU, of the device's allocator in this one on an accelerator."""
+        """Peak memory: on the CPU of a new process, on an accelerator of the device's allocator in this process."""
         try:
             if self.plan.device != "cpu":
                 peak = self._peaks.get(output) or measure(self._calls[output])
@@ -222,6 +224,6 @@ class _Measured:
 
 
 def _timing(comparison: Comparison, output: str, baseline: str) -> Entry:
-    """A comparison as it stands in a result file; the checks stand beside it already."""
+    """A comparison in the layout of a result file, without the checks, which the entry has already."""
     written = comparison.to_json(output, baseline)
     return {key: value for key, value in written.items() if key != "checks"}

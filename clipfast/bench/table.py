@@ -8,17 +8,17 @@ _BASELINES = {"plain": "× plain", "plain compiled": "× compiled", "naive": "×
 
 
 def duration(seconds: float) -> str:
-    """Seconds with a unit that suits them."""
+    """Seconds with a readable unit."""
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def size(megabytes: float) -> str:
-    """MB with a unit that suits them."""
+    """Megabytes with a readable unit."""
     return f"{megabytes:.0f} MB" if megabytes < 1000 else f"{megabytes / 1000:.2f} GB"
 
 
 def markdown_table(headers: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table; a bar in a cell is escaped."""
+    """Lines of a Markdown table; vertical bars in cells are escaped."""
     body = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in cells]
     return [f"| {' | '.join(row)} |" for row in (list(headers), ["---"] * len(headers), *body)]
 
@@ -29,15 +29,15 @@ def times(factor: Factor | None) -> str:
 
 
 def factor_over(row: Row, baseline: str) -> Factor | None:
-    """Times as fast as a baseline; ``"naive"`` is whichever naive form the row was measured against."""
+    """Speed-up over a baseline; ``"naive"`` is the naive form that the row was compared with."""
     fitting = (name for name in row.against if name == baseline or (baseline == "naive" and name.startswith("naive ")))
     name = next(fitting, None)
     return None if name is None else row.against[name]
 
 
-def cells(found: Document) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows; columns that nothing fills are left out, but for the factor over plain."""
-    measured = rows(found)
+def cells(document: Document) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows; empty columns are left out, except the speed-up over plain."""
+    measured = rows(document)
     baselines = [name for name in _BASELINES if name == "plain" or any(factor_over(row, name) for row in measured)]
     with_memory = any(row.memory_mb is not None for row in measured)
     with_notes = any(row.failed for row in measured)
@@ -58,16 +58,16 @@ def cells(found: Document) -> tuple[list[str], list[list[str]]]:
     return headers, table
 
 
-def markdown(found: Document) -> str:
-    """A result file as Markdown: where it comes from, the table, and how to read it."""
-    settings = found["settings"]
+def markdown(document: Document) -> str:
+    """A result file as Markdown: provenance, table, and how to read it."""
+    settings = document["settings"]
     lines = [
         "# Decomposition throughput",
         "",
-        provenance(found),
+        provenance(document),
         "",
-        *([] if found["complete"] else ["**Interrupted: not everything that was asked for is here.**", ""]),
-        *markdown_table(*cells(found)),
+        *([] if document["complete"] else ["**Interrupted: not everything that was asked for is here.**", ""]),
+        *markdown_table(*cells(document)),
         "",
         f"Medians of {settings['pairs']} interleaved pairs; in brackets the 10 % and 90 % quantiles of the pairs' "
         "ratios. *plain* is the model's own forward, and in its row measured against itself: how much of a factor is "

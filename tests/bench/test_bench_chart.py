@@ -11,30 +11,30 @@ from clipfast.bench.chart import svg
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 
 
-def parts(found: dict[str, Any], tag: str) -> list[ElementTree.Element]:
-    return ElementTree.fromstring(svg(found)).findall(NAMESPACE + tag)
+def parts(document: dict[str, Any], tag: str) -> list[ElementTree.Element]:
+    return ElementTree.fromstring(svg(document)).findall(NAMESPACE + tag)
 
 
-def bars(found: dict[str, Any]) -> list[float]:
+def bars(document: dict[str, Any]) -> list[float]:
     """Widths of the bars, without the ground they lie on."""
-    return [float(box.get("width", "0")) for box in parts(found, "rect")[1:]]
+    return [float(box.get("width", "0")) for box in parts(document, "rect")[1:]]
 
 
-def texts(found: dict[str, Any]) -> list[str]:
-    return [text.text or "" for text in parts(found, "text")]
+def texts(document: dict[str, Any]) -> list[str]:
+    return [text.text or "" for text in parts(document, "text")]
 
 
 def test_bars_are_proportional_to_the_factors() -> None:
-    found = result(entry("plain", 1.0), entry("heads", 1.5), entry("naive tokens", 0.0625))
-    plain, heads, naive = bars(found)
+    document = result(entry("plain", 1.0), entry("heads", 1.5), entry("naive tokens", 0.0625))
+    plain, heads, naive = bars(document)
     assert heads == pytest.approx(1.5 * plain, abs=0.2)
     assert naive == pytest.approx(plain / 16, abs=0.2)
 
 
 def test_the_dashed_line_is_where_bars_of_plain_end() -> None:
-    found = result(entry("plain", 1.0), entry("heads", 3.0))
-    (dashed,) = [line for line in parts(found, "line") if line.get("stroke-dasharray")]
-    bar = parts(found, "rect")[1]
+    document = result(entry("plain", 1.0), entry("heads", 3.0))
+    (dashed,) = [line for line in parts(document, "line") if line.get("stroke-dasharray")]
+    bar = parts(document, "rect")[1]
     end = float(bar.get("x", "0")) + float(bar.get("width", "0"))
     assert float(dashed.get("x1", "0")) == pytest.approx(end, abs=0.2)
 
@@ -43,13 +43,13 @@ def test_everything_lies_inside_the_picture() -> None:
     entries = [
         entry(output, ratio, model=f"model {ratio}") for ratio in (0.01, 1.0, 61.5) for output in ("plain", "maps")
     ]
-    found = result(*entries, failure(reason="long " * 100))
-    root = ElementTree.fromstring(svg(found))
+    document = result(*entries, failure(reason="long " * 100))
+    root = ElementTree.fromstring(svg(document))
     width, height = float(root.get("width", "0")), float(root.get("height", "0"))
     for each in root.iter():
         for name, limit in (("x", width), ("x1", width), ("x2", width), ("y", height), ("y1", height), ("y2", height)):
             assert 0 <= float(each.get(name, "0")) <= limit
-    assert max(len(text) for text in texts(found)) < 160
+    assert max(len(text) for text in texts(document)) < 160
 
 
 def test_it_has_a_title_an_axis_and_where_it_comes_from() -> None:
@@ -68,9 +68,9 @@ def test_text_is_escaped() -> None:
 
 
 def test_a_case_that_was_not_measured_has_words_and_no_bar() -> None:
-    found = result(entry("plain", 1.0), failure("maps"))
-    assert len(bars(found)) == 1
-    assert "not measured: out of memory: try a smaller --batch" in texts(found)
+    document = result(entry("plain", 1.0), failure("maps"))
+    assert len(bars(document)) == 1
+    assert "not measured: out of memory: try a smaller --batch" in texts(document)
 
 
 def test_nothing_measured_is_a_chart_too() -> None:

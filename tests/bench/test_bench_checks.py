@@ -42,12 +42,12 @@ def test_right_results_pass_in_every_precision(dtype: str) -> None:
     case = Case.of(module("scenes", dtype=DTYPES[dtype]), 3, backend="eager", texts=4)
     gate = Gate(case)
     for output in ALL:
-        found = gate.verify(output, call(case, output))
-        assert [check for check in found if not check.passed] == []
-        assert any("float64" in check.name for check in found)
-        definition = {check.name for check in found if check.name.endswith("the definition's")}
-        assert {check.bound for check in found if check.name not in definition} == {BOUNDS[DTYPES[dtype]]}
-        assert {check.bound for check in found if check.name in definition} <= {FLOAT64}
+        results = gate.verify(output, call(case, output))
+        assert [check for check in results if not check.passed] == []
+        assert any("float64" in check.name for check in results)
+        definition = {check.name for check in results if check.name.endswith("the definition's")}
+        assert {check.bound for check in results if check.name not in definition} == {BOUNDS[DTYPES[dtype]]}
+        assert {check.bound for check in results if check.name in definition} <= {FLOAT64}
         assert bool(definition) is (output in OUTPUTS and output != "plain")
 
 
@@ -60,24 +60,25 @@ def test_wrong_embeddings(case: Case, gate: Gate) -> None:
 
 
 def test_heads_that_are_wrong_or_in_the_wrong_places(case: Case, gate: Gate) -> None:
-    found, heads = call(case, "heads")()  # type: ignore[misc]
-    assert "sum of all terms against the plain forward's embedding" in red(gate, "heads", lambda: (found, heads * 1.01))
+    results, heads = call(case, "heads")()  # type: ignore[misc]
+    name = "sum of all terms against the plain forward's embedding"
+    assert name in red(gate, "heads", lambda: (results, heads * 1.01))
     # every sum is right: only the decomposition in float64 knows better
-    assert red(gate, "heads", lambda: (found, heads.roll(1, 2))) == ["heads against float64"]
-    assert red(gate, "heads", lambda: (found, heads.roll(1, 1))) == ["heads against float64"]
-    assert "max_error()" in red(gate, "heads", lambda: (replace(found, codes=found.codes * 1.01), heads))
-    assert red(gate, "heads", lambda: (found, heads * float("nan")))
+    assert red(gate, "heads", lambda: (results, heads.roll(1, 2))) == ["heads against float64"]
+    assert red(gate, "heads", lambda: (results, heads.roll(1, 1))) == ["heads against float64"]
+    assert "max_error()" in red(gate, "heads", lambda: (replace(results, codes=results.codes * 1.01), heads))
+    assert red(gate, "heads", lambda: (results, heads * float("nan")))
 
 
 def test_attention_and_maps_in_the_wrong_places(case: Case, gate: Gate) -> None:
-    found, heads = call(case, "maps")()  # type: ignore[misc]
-    rolled = replace(found, _attention=found.attention.roll(1, -1))
+    results, heads = call(case, "maps")()  # type: ignore[misc]
+    rolled = replace(results, _attention=results.attention.roll(1, -1))
     assert red(gate, "attention", lambda: (rolled, heads)) == ["attention against float64"]
-    scaled = replace(found, _attention=found.attention * 1.01)
+    scaled = replace(results, _attention=results.attention * 1.01)
     assert "rows of attention against 1" in red(gate, "attention", lambda: (scaled, heads))
-    moved = replace(found, _maps=found.maps.roll(1, 1))
+    moved = replace(results, _maps=results.maps.roll(1, 1))
     assert red(gate, "maps", lambda: (moved, heads)) == ["maps against float64"]
-    scaled = replace(found, _maps=found.maps * 1.01)
+    scaled = replace(results, _maps=results.maps * 1.01)
     assert "maps summed over tokens against the heads' scores" in red(gate, "maps", lambda: (scaled, heads))
 
 
@@ -116,6 +117,6 @@ def names(gate: Gate, case: Case, output: str) -> list[str]:
 
 def test_a_large_model_is_not_copied_to_float64(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "CHEAP", 10)
-    found = Gate(case).verify("maps", call(case, "maps"))
-    assert not any("float64" in check.name for check in found)
-    assert all(check.passed for check in found)
+    results = Gate(case).verify("maps", call(case, "maps"))
+    assert not any("float64" in check.name for check in results)
+    assert all(check.passed for check in results)
