@@ -15,7 +15,7 @@ _WIDER_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf")
 
 @lru_cache(maxsize=64)
 def font(size: int, plain: bool = True) -> Font:
-    """Pillow's own font, the same on every machine; for letters beyond ASCII one of the system's if there is one."""
+    """Pillow's own font, the same on every machine, or a system font for characters beyond ASCII."""
     if not plain:
         for name in _WIDER_FONTS:
             try:
@@ -44,7 +44,7 @@ def shortened(text: str, size: int, width: int) -> str:
 
 
 def wrapped(text: str, size: int, width: int, lines: int) -> list[str]:
-    """A text broken between words into at most ``lines`` lines of ``width`` pixels; what is left over is cut."""
+    """A text wrapped between words into at most ``lines`` lines of ``width`` pixels; the last line is truncated."""
     rows: list[str] = []
     words = text.split()
     while words and len(rows) < lines - 1:
@@ -58,7 +58,7 @@ def wrapped(text: str, size: int, width: int, lines: int) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """A text without what no font can draw: control characters, and bytes of file names that are no text."""
+    """A text without characters that no font can draw: control characters and undecodable bytes of file names."""
     clean = text.encode("utf-8", "replace").decode("utf-8")
     return "".join(letter if letter.isprintable() else " " for letter in clean)
 
@@ -81,13 +81,13 @@ class Sheet:
     ) -> None:
         """Draws one line; ``anchor`` as in Pillow (``la``: upper left, ``mm``: middle).
 
-        A line that is ``part_of`` a longer text is set in that text's font.
+        A line that is ``part_of`` a longer text uses the font of that text.
         """
         clean = printable(text)
         self._draw.text(at, clean, fill=colour, font=_font_for(clean + part_of, size), anchor=anchor)
 
     def picture(self, at: tuple[int, int], pixels: Pixels | Image.Image) -> None:
-        """Puts a picture."""
+        """Draws a picture."""
         self.image.paste(pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels), at)
 
     def box(self, at: tuple[float, float], size: tuple[float, float], fill: Colour) -> None:
@@ -100,7 +100,7 @@ class Sheet:
         self._draw.line((*start, *end), fill=colour)
 
     def legend(self, at: tuple[int, int], top: float, width: int = 220) -> None:
-        """The palette from ``-top`` to ``top`` as it looks on mid grey, with what its ends mean."""
+        """The palette from ``-top`` to ``top`` on medium grey, with labels at its ends."""
         x, y = at
         values = np.broadcast_to(np.linspace(-1, 1, width), (12, width))
         self.text((x, y), "lowers the score", 12, FAINT)

@@ -1,7 +1,7 @@
 """Colours: a diverging palette centred at zero, over a grey picture.
 
-Blue lowers, orange raises; the two differ in hue for every common kind of colour blindness. How strong a colour
-covers the picture grows with the value, so that at zero the picture is seen as it is.
+Blue lowers a score, orange raises it; the two hues differ for every common kind of colour blindness. The opacity of the
+colour grows with the value, so at zero the picture shows unchanged.
 """
 
 import numpy as np
@@ -29,12 +29,12 @@ def diverging(values: Values) -> NDArray[np.float64]:
 
 
 def greyed(picture: Image.Image) -> NDArray[np.float64]:
-    """A picture as grey with its contrast reduced, ``[height, width]`` in 0 … 255: the ground for a heat map."""
+    """A picture in grey with reduced contrast, ``[height, width]`` in 0 … 255: the background of a heat map."""
     return 60 + np.asarray(picture.convert("L"), dtype=np.float64) * (170 / 255)
 
 
 def overlay(ground: NDArray[np.float64], values: Values) -> Pixels:
-    """Lays a heat map over a grey ground.
+    """Draws a heat map over a grey picture.
 
     Args:
         ground: ``[height, width]`` of :func:`greyed`.
@@ -55,7 +55,7 @@ def enlarged(values: Values, size: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def limit(values: Values) -> float:
-    """The value at which the palette saturates: a 99.5 % quantile of the magnitude, so no patch dims the rest."""
+    """The value at which the palette saturates: the 99.5 % quantile of the magnitudes."""
     finite = np.abs(values[np.isfinite(values)])
-    found = float(np.quantile(finite, 0.995)) if finite.size else 0.0
-    return found if found > 0 else 1.0
+    top = float(np.quantile(finite, 0.995)) if finite.size else 0.0
+    return top if top > 0 else 1.0

@@ -1,7 +1,7 @@
-"""Panels: one picture, and where in it a text finds support.
+"""Panels: a picture, and heat maps of where in it the score of a text comes from.
 
-``text_panel`` shows a map per text, ``heads_panel`` a map per head for one text. A map's patches add up to the score
-of the heads it is made of; within a block of maps all share one scale, centred at zero.
+``text_panel`` shows a map per text, ``heads_panel`` a map per head for one text. The patches of a map sum to the score
+of its heads. All maps of a block share one scale, centred at zero.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ _FOOTER = 66
 
 @dataclass(frozen=True)
 class TextMaps:
-    """What a text panel shows of one image.
+    """The contents of a text panel.
 
     Attributes:
         title: the image's name.
@@ -37,7 +37,7 @@ class TextMaps:
         texts: ``T`` texts.
         scores: ``[T]`` cosine similarities.
         maps: ``[rows, columns, T]``.
-        about: which part of the model the maps are of.
+        about: which heads the maps cover.
     """
 
     title: str
@@ -50,7 +50,7 @@ class TextMaps:
 
 @dataclass(frozen=True)
 class HeadMaps:
-    """What a heads panel shows of one image and one text.
+    """The contents of a heads panel.
 
     Attributes:
         title: the image's name.
@@ -58,8 +58,8 @@ class HeadMaps:
         text: the text.
         score: cosine similarity of image and text.
         layers: ``L`` layers of the model.
-        scores: ``[L][H]``, each head's part of the score.
-        mlps: ``[L]``, the part of each of these layers' MLPs.
+        scores: ``[L][H]``, the share of each head.
+        mlps: ``[L]``, the share of the MLP of each of these layers.
         maps: ``[L, H, rows, columns]``.
     """
 
@@ -74,7 +74,7 @@ class HeadMaps:
 
 
 def _fitted(picture: Image.Image, side: int) -> Image.Image:
-    """The picture with its longer side ``side`` pixels."""
+    """The picture resized so that its longer side has ``side`` pixels."""
     scale = side / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     return picture.resize(size, Image.Resampling.BICUBIC)
@@ -83,15 +83,15 @@ def _fitted(picture: Image.Image, side: int) -> Image.Image:
 def text_panel(shown: TextMaps) -> Image.Image:
     """The picture and a map per text; with several texts a second block shows each map minus the mean over the texts.
 
-    CLIP's texts have much in common, and so have their maps: the difference is what tells one text from another.
+    All texts of CLIP are similar, and so are their maps. The difference from the mean shows what distinguishes a text.
     """
     order = best_texts(shown.scores, MOST_TEXTS)
     whole = shown.maps
-    blocks = [("what each patch adds to a text's score", whole[..., order])]
+    blocks = [("contribution of each patch to the score of a text", whole[..., order])]
     if len(shown.texts) > 1:
         blocks.append(
             (
-                "the same, less the mean over all texts: what tells them apart",
+                "the same minus the mean over all texts",
                 whole[..., order] - whole.mean(-1, keepdims=True),
             )
         )
@@ -132,7 +132,7 @@ def text_panel(shown: TextMaps) -> Image.Image:
 
 
 def heads_panel(shown: HeadMaps) -> Image.Image:
-    """A map per head, layers from top to bottom, with what each head, layer and MLP adds to the score."""
+    """A map per head, one row per layer, with the share of each head, layer and MLP in the score."""
     layers, heads = shown.maps.shape[:2]
     tile = int(np.clip(960 / heads, 52, 132))
     picture = _fitted(shown.picture, tile)
@@ -149,7 +149,9 @@ def heads_panel(shown: HeadMaps) -> Image.Image:
     sheet.text((beside, MARGIN), shown.title, 20)
     for row, line in enumerate(wrapped(shown.text, 16, width - beside - MARGIN, 2)):
         sheet.text((beside, MARGIN + 28 + row * 19), line, 16, ACCENT, part_of=shown.text)
-    sheet.text((beside, MARGIN + 68), f"score {shown.score:+.3f}: what every head's patches add to it", 13, FAINT)
+    sheet.text(
+        (beside, MARGIN + 68), f"score {shown.score:+.3f}: contribution of the patches through every head", 13, FAINT
+    )
     scale = limit(shown.maps)
     sheet.legend((beside, MARGIN + 88), scale)
     ground = greyed(picture)
@@ -177,7 +179,7 @@ def _bars(
     attention: Sequence[float],
     mlps: Sequence[float],
 ) -> None:
-    """Two bars per layer, of its heads together and of its MLP, both on one scale around a zero line."""
+    """Two bars per layer, for all its heads and for its MLP, on one scale around a zero line."""
     x, y = at
     width, step, height = size
     label = 104

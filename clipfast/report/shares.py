@@ -9,26 +9,26 @@ from torch import Tensor
 from clipfast.contributions import Contributions
 
 MOST_TEXTS = 11
-"""Texts shown of one image; of more, those with the highest scores."""
+"""Number of texts shown for one image: those with the highest scores."""
 
 _SMALLEST = 0.01
 
 
 @dataclass(frozen=True)
 class TextShares:
-    """One image's cosine similarity with one text, as a sum over terms.
+    """The cosine similarity of one image with one text, as a sum over terms.
 
     ``score = start + Σ attention + Σ mlps + rest`` up to rounding.
 
     Attributes:
-        text: what was compared with.
+        text: the text.
         score: cosine similarity of image and text.
-        start: what the residual stream held before the first layer.
-        layers: the layers of the model that ``attention`` and ``heads`` are about.
-        attention: of each of those layers, its heads together.
-        mlps: of every layer of the model.
-        rest: attention of the layers that were not kept, together.
-        heads: ``[layer][head]``, of each head of ``layers``.
+        start: the share of the start of the residual stream.
+        layers: the layers of the model that ``attention`` and ``heads`` cover.
+        attention: the sum over the heads of each of those layers.
+        mlps: the share of the MLP of every layer of the model.
+        rest: the attention of all layers that were not kept.
+        heads: ``[layer][head]``, the share of each head of ``layers``.
     """
 
     text: str
@@ -41,20 +41,20 @@ class TextShares:
     heads: list[list[float]]
 
     def share(self, part: float) -> float | None:
-        """``part`` as a fraction of the score, or None where the score is too near 0 to divide by."""
+        """``part`` as a fraction of the score, or None where the score is too close to 0 for a fraction."""
         return part / self.score if abs(self.score) >= _SMALLEST else None
 
     def top_heads(self, count: int) -> list[tuple[int, int, float]]:
-        """The heads that move the score most, up or down: (layer, head, score)."""
+        """The heads with the largest absolute shares: (layer, head, share)."""
         every = [
             (layer, head, score)
             for layer, row in zip(self.layers, self.heads, strict=True)
             for head, score in enumerate(row)
         ]
-        return sorted(every, key=lambda found: (-abs(found[2]), found[:2]))[:count]
+        return sorted(every, key=lambda entry: (-abs(entry[2]), entry[:2]))[:count]
 
     def to_json(self, heads: int = 10) -> dict[str, Any]:
-        """Plain numbers, rounded to what float32 holds; ``share`` is the fraction of the score."""
+        """The same as JSON, rounded to float32; ``share`` is the fraction of the score."""
         return {
             "text": self.text,
             "score": rounded(self.score),
@@ -79,30 +79,32 @@ def _maybe_rounded(value: float | None) -> float | None:
 
 
 def best_texts(scores: Sequence[float], most: int) -> list[int]:
-    """Which texts to show: all in the order given, or of too many the ``most`` best, highest score first."""
+    """Positions of the texts to show: all of them in order, or the ``most`` highest scores in descending order."""
     order = list(range(len(scores)))
     return order if len(order) <= most else sorted(order, key=lambda text: -scores[text])[:most]
 
 
-def text_scores(found: Contributions, features: Tensor) -> Tensor:
+def text_scores(contributions: Contributions, features: Tensor) -> Tensor:
     """Cosine similarities ``[B, T]`` of images with unit-norm text features ``[T, D]``."""
-    return (found.embedding.to(found.norm.dtype) / found.norm[:, None]) @ features.to(found.norm).T
+    return (contributions.embedding.to(contributions.norm.dtype) / contributions.norm[:, None]) @ features.to(
+        contributions.norm
+    ).T
 
 
 def text_shares(
-    found: Contributions,
+    contributions: Contributions,
     features: Tensor,
     texts: Sequence[str],
     most: int = MOST_TEXTS,
     scores: Tensor | None = None,
 ) -> list[list[TextShares]]:
-    """Takes every image's similarity with texts apart.
+    """The similarity of every image with texts, divided into the shares of terms.
 
     Args:
-        found: of ``B`` images.
+        contributions: of ``B`` images.
         features: ``[T, D]``, unit norm.
         texts: ``T`` labels.
-        most: of more texts than that, only the best of each image, in the order of :func:`best_texts`.
+        most: the largest number of texts per image, in the order of :func:`best_texts`.
         scores: what :func:`text_scores` gives for these, ``[B, T]``, where it is known already.
 
     Returns:
@@ -111,16 +113,16 @@ def text_shares(
     Raises:
         InputError: features of another width.
     """
-    parts = found.scores(features)
+    parts = contributions.scores(features)
     start, heads, mlps, rest = (part.cpu() for part in parts)  # [B, T], [B, L, H, T], [B, layers, T], [B, T]
-    similarities = (text_scores(found, features) if scores is None else scores).tolist()  # [B, T]
+    similarities = (text_scores(contributions, features) if scores is None else scores).tolist()  # [B, T]
     return [
         [
             TextShares(
                 text=texts[column],
                 score=similarities[image][column],
                 start=float(start[image, column]),
-                layers=found.layers,
+                layers=contributions.layers,
                 attention=heads[image, :, :, column].sum(1).tolist(),
                 mlps=mlps[image, :, column].tolist(),
                 rest=float(rest[image, column]),
@@ -128,5 +130,5 @@ def text_shares(
             )
             for column in best_texts(similarities[image], most)
         ]
-        for image in range(len(found))
+        for image in range(len(contributions))
     ]

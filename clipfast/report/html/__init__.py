@@ -1,5 +1,6 @@
-"""The HTML report: one page that needs no network, from what the analyses found.
+"""The HTML report: one page that needs no network, made from the results of the analyses.
 
-``content.py`` says what a page holds, ``pictures.py`` makes its images, ``charts.py`` its figures, ``page.py`` puts
-all into ``page.html.jinja`` with ``page.css`` and ``page.js``. Needs jinja2 (``pip install 'clipfast[report]'``).
+``content.py`` defines the contents of a page, ``pictures.py`` makes its images, ``charts.py`` its figures, and
+``page.py`` renders ``page.html.jinja`` with ``page.css`` and ``page.js``. jinja2 is needed:
+``pip install 'clipfast[report]'``.
 """

@@ -1,6 +1,6 @@
 """Figures as inline SVG. Colours are classes of the page's style sheet, so that they follow its light and dark theme.
 
-Everything shown is written beside the figure too, in a table: colours and lengths carry nothing alone.
+A table beside each figure gives the same numbers, so nothing depends on colour or length alone.
 """
 
 import math
@@ -15,8 +15,8 @@ from clipfast.report.html.content import Judged, Overlaps
 WIDTH = 540
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 40, 46
 _STYLES = ("one", "two")
-_NAMES = 74  # right of a figure whose rules are named there
-_LETTER = 8.2  # width of a letter in the legend, as large as on a narrow screen
+_NAMES = 74  # right margin of a figure with labelled rules
+_LETTER = 8.2  # width of a letter of the legend on a narrow screen
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Drawing:
     """An SVG element.
 
     Args:
-        height: of its coordinates; :data:`WIDTH` wide.
-        label: what a screen reader says.
+        height: in its own coordinates; the width is :data:`WIDTH`.
+        label: text for screen readers.
     """
 
     def __init__(self, height: float, label: str) -> None:
@@ -68,7 +68,7 @@ class Drawing:
         self._add("line", {"x1": x1, "y1": y1, "x2": x2, "y2": y2}, style)
 
     def dot(self, x: float, y: float, style: str, title: str) -> None:
-        """Draws a point that says its value when pointed at."""
+        """Draws a point with its value as a tooltip."""
         self._add("circle", {"cx": x, "cy": y, "r": 3.2}, style, title)
 
     def path(self, points: Sequence[tuple[float, float]], style: str) -> None:
@@ -76,18 +76,18 @@ class Drawing:
         at = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         ElementTree.SubElement(self.root, "polyline", {"points": at, "class": style})
 
-    def text(self, x: float, y: float, said: str, style: str = "tick", anchor: str = "middle") -> None:
-        """Writes a line."""
+    def text(self, x: float, y: float, text: str, style: str = "tick", anchor: str = "middle") -> None:
+        """Draws one line of text."""
         made = self._add("text", {"x": x, "y": y}, style)
         made.set("text-anchor", anchor)
-        made.text = printable(said)
+        made.text = printable(text)
 
     def picture(self, x: float, y: float, side: float, source: str) -> None:
-        """Shows an image, pixels as squares."""
+        """Draws an image without smoothing."""
         self._add("image", {"x": x, "y": y, "width": side, "height": side}, "pixels").set("href", source)
 
     def legend(self, names: Sequence[str], styles: Sequence[str]) -> None:
-        """Names with a swatch each, along the upper edge."""
+        """A legend along the upper edge."""
         x = float(_LEFT)
         for name, style in zip(names, styles, strict=True):
             self.box(x, 9, 12, 12, style)
@@ -108,7 +108,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def _vertical(drawing: Drawing, low: float, high: float, bottom: float, right: float) -> Callable[[float], float]:
-    """Draws a vertical axis in per cent with lines to ``right``; returns where a value stands."""
+    """Draws a vertical axis in per cent with lines to ``right``; returns the function from a value to its position."""
     marks = ticks(low, high)
     span = marks[-1] - marks[0]
 
@@ -122,7 +122,7 @@ def _vertical(drawing: Drawing, low: float, high: float, bottom: float, right: f
 
 
 def _every(count: int, width: float) -> int:
-    """Which of ``count`` numbers along an axis have room for a label: every first, second, fifth …"""
+    """The step between labels on an axis of ``count`` numbers, such that labels have room: 1, 2, 5, …"""
     fitting = (step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500) if count / step * 26 <= width)
     return next(fitting, max(count, 1))
 
@@ -142,8 +142,8 @@ def layer_shares(shares: Shares) -> str:
         for kind, value, style, off in kinds:
             if value is not None:
                 top, foot = sorted((down(value), down(0)))
-                said = f"layer {layer}, {kind}: {percent(value)}"
-                drawing.box(middle + off, top, thick - 0.5, max(foot - top, 0.4), f"fill-{style}", said)
+                text = f"layer {layer}, {kind}: {percent(value)}"
+                drawing.box(middle + off, top, thick - 0.5, max(foot - top, 0.4), f"fill-{style}", text)
         if layer % labelled == 0:
             drawing.text(middle, bottom + 18, str(layer))
     drawing.text((_LEFT + WIDTH - _RIGHT) / 2, bottom + 38, "layer", "label")
@@ -152,7 +152,7 @@ def layer_shares(shares: Shares) -> str:
 
 
 def curves(lines: Sequence[Line], rules: Sequence[tuple[str, float]], across: str, label: str) -> str:
-    """One line or two over whole numbers, with rules across the figure that are named at its right edge."""
+    """One or two curves over integers, with horizontal rules that are labelled at the right edge."""
     height, bottom = 300.0, 300.0 - _BOTTOM
     drawing = Drawing(height, label)
     every = [value for line in lines for value in line.values] + [value for _, value in rules]
@@ -181,7 +181,7 @@ def curves(lines: Sequence[Line], rules: Sequence[tuple[str, float]], across: st
 
 
 def bars(rows: Sequence[Judged], rules: Sequence[tuple[str, float]], label: str) -> str:
-    """A bar per row from the left, and one for its worst group where there are groups."""
+    """A horizontal bar per row, and one for its worst group if there are groups."""
     groups = any(row.worst is not None for row in rows)
     step, thick = (54, 17) if groups else (40, 22)
     left, top = 150.0, 40.0
@@ -214,14 +214,14 @@ def bars(rows: Sequence[Judged], rules: Sequence[tuple[str, float]], label: str)
     return str(drawing)
 
 
-def overlaps(found: Overlaps) -> str:
-    """The matrix of all heads against each other, with lines between layers."""
-    count, side = len(found.heads), WIDTH - 60.0
-    drawing = Drawing(side + 44, "How alike the outputs of any two heads are")
+def overlaps(matrix: Overlaps) -> str:
+    """The matrix of overlaps of all pairs of heads, with lines between layers."""
+    count, side = len(matrix.heads), WIDTH - 60.0
+    drawing = Drawing(side + 44, "Overlap of the outputs of every pair of heads")
     drawing.box(44, 8, side, side, "frame")
-    drawing.picture(44, 8, side, found.picture)
-    at, labelled = 0, _every(len(found.layers), side)
-    for number, (layer, heads) in enumerate(found.layers):
+    drawing.picture(44, 8, side, matrix.picture)
+    at, labelled = 0, _every(len(matrix.layers), side)
+    for number, (layer, heads) in enumerate(matrix.layers):
         edge, middle = side * at / count, side * (at + heads / 2) / count
         if at:
             drawing.line(44 + edge, 8, 44 + edge, 8 + side, "grid")

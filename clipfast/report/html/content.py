@@ -1,4 +1,4 @@
-"""What a report says: plain numbers and names, nothing computed here and nothing of how it looks."""
+"""The contents of a report: plain numbers and names. Nothing is computed or formatted here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +12,9 @@ class Fact:
 
     Attributes:
         name: what it is.
-        value: as the reader sees it.
-        note: what it is to be judged by.
-        doubtful: whether it says that something may be set up wrongly.
+        value: as shown.
+        note: how to judge it.
+        doubtful: whether it suggests a wrong setup.
     """
 
     name: str
@@ -44,8 +44,8 @@ class HeadText:
 
     Attributes:
         text: the text.
-        explained: the share of the head's variance that its direction holds.
-        best: the images with the highest scores, the highest first; empty for texts that none are shown for.
+        explained: the share of the variance of the head along its direction.
+        best: the images with the highest scores, in descending order; empty for texts without images.
         random: images drawn at random.
     """
 
@@ -57,13 +57,13 @@ class HeadText:
 
 @dataclass(frozen=True)
 class HeadMap:
-    """Where a head finds its first text in the image that scores highest for it.
+    """The map of the first text of a head in the image with the highest score for it.
 
     Attributes:
-        name: the image's.
+        name: of the image.
         text: the text.
         score: of the head in this image; the map's patches and the class token add up to it.
-        limit: the value at which the palette ends.
+        limit: the value at which the palette saturates.
         picture: data URI of the image as the model sees it.
         overlay: data URI of the map over it.
     """
@@ -98,11 +98,11 @@ class Head:
     Attributes:
         layer: its layer.
         head: its place there.
-        share: its share of the variance of all heads' outputs, each counted for itself.
-        rank: dimensions of its outputs.
-        texts: in the order they were picked; None where it was not to be named.
-        notes: what was noticed.
-        alone: accuracy with this head alone ablated, None without labels.
+        share: its variance as a share of the sum of the variances of all heads.
+        rank: dimension of the span of its outputs.
+        texts: in the order they were picked; None for a head that was not named.
+        notes: remarks.
+        alone: accuracy with only this head ablated, None without labels.
         map: of its first text, None where none was drawn.
     """
 
@@ -117,26 +117,26 @@ class Head:
 
     @property
     def name(self) -> str:
-        """``L5.H3``; the page's anchor of it, too."""
+        """``L5.H3``; also the anchor of the head in the page."""
         return f"L{self.layer}.H{self.head}"
 
     @property
     def explained(self) -> float | None:
-        """The share of its variance that its texts explain together."""
+        """The share of its variance that all its texts explain."""
         return None if self.texts is None else sum(text.explained for text in self.texts)
 
 
 @dataclass(frozen=True)
 class Ablated:
-    """Zero-shot accuracy, and what is left of it.
+    """Zero-shot accuracy with and without terms.
 
     Attributes:
-        baseline: nothing ablated.
-        chance: what guessing gives.
+        baseline: without ablation.
+        chance: accuracy of guessing.
         layers: entry ``l`` with the attention of layers 0 to ``l`` ablated.
         others: MLPs, the class token's own part, both.
         sizes: entry ``m`` with heads replaced by what ``m`` texts span.
-        replaced: which heads, in words.
+        replaced: description of the heads replaced.
         worst_group: name of the worst group of the baseline, None without groups.
     """
 
@@ -166,10 +166,10 @@ class ClassMap:
 
 @dataclass(frozen=True)
 class Example:
-    """An image with maps for the classes it is most like, the nearest first.
+    """An image with maps for the classes with the highest scores, in descending order.
 
     Attributes:
-        name: the image's.
+        name: of the image.
         label: its label, None where it has none.
         picture: data URI of the image as the model sees it.
         maps: of classes.
@@ -183,13 +183,13 @@ class Example:
 
 @dataclass(frozen=True)
 class Overlaps:
-    """How alike what any two heads write is.
+    """Overlap of the outputs of every pair of heads.
 
     Attributes:
-        heads: their names.
-        layers: how many heads each layer has, in order, with the layer's number.
+        heads: names.
+        layers: (layer, number of heads) in order.
         picture: data URI of the matrix, a pixel per pair.
-        alike: pairs of heads with the largest overlaps.
+        alike: the pairs of heads with the largest overlaps.
     """
 
     heads: Sequence[str]
@@ -200,14 +200,14 @@ class Overlaps:
 
 @dataclass(frozen=True)
 class Content:
-    """A whole report.
+    """A report.
 
     Attributes:
         title: of the page.
-        facts: figures of the summary.
-        warnings: what the reader must know before believing the rest.
+        facts: the figures of the summary.
+        warnings: what may make the results wrong or misleading.
         missing: what was not computed, with the reason.
-        settings: how it was made: names with values.
+        settings: names and values of the settings.
         heads: all heads, in order.
         shares: of the embedding's variance, None where contributions were not kept.
         ablated: None without labels.

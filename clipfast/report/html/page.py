@@ -1,7 +1,7 @@
-"""Putting a report together: one HTML file with its style sheet, its scripts and its images inside.
+"""Rendering a report: one HTML file that contains its style sheet, its scripts and its images.
 
-Nothing that comes from the data can become markup: the template escapes every value, and a content security policy
-lets no script run but the page's own (by their hashes) and nothing be fetched.
+Values from the data cannot become markup: the template escapes every value, and a content security policy allows only
+the scripts of the page itself (by hash) and no network access.
 """
 
 import base64
@@ -27,7 +27,7 @@ _FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class _Figure:
-    """A chart with the numbers that are in it."""
+    """A chart and its numbers."""
 
     title: str
     chart: Markup
@@ -37,7 +37,7 @@ class _Figure:
 
 
 def render(content: Content) -> str:
-    """The whole page."""
+    """The page as HTML."""
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,
@@ -91,30 +91,32 @@ def _policy(*scripts: str) -> str:
 
 
 def _finalized(value: Any) -> Any:
-    """Text without control characters and bytes of file names that are no text; markup of our own as it is."""
+    """Text without control characters and undecodable bytes of file names; trusted markup is not changed."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _figures(found: Ablated) -> list[_Figure]:
-    baseline = found.baseline
-    rules = [("chance", found.chance)]
+def _figures(ablated: Ablated) -> list[_Figure]:
+    baseline = ablated.baseline
+    rules = [("chance", ablated.chance)]
     groups = baseline.worst is not None
-    whole = [("baseline", baseline.accuracy), *rules]
+    levels = [("baseline", baseline.accuracy), *rules]
     caption = "Each image's attention of these layers is replaced by its mean over the images."
-    lines = _lines([baseline, *found.layers])
-    chart = charts.curves(lines, whole, "layers ablated, from the first on", "Accuracy by layers ablated")
-    rows = [baseline, *found.layers]
+    lines = _lines([baseline, *ablated.layers])
+    chart = charts.curves(lines, levels, "layers ablated, from the first on", "Accuracy by layers ablated")
+    rows = [baseline, *ablated.layers]
     made = [_Figure("Attention ablated layer by layer", Markup(chart), caption, "ablated", rows)]
-    rows = [baseline, *found.others]
+    rows = [baseline, *ablated.others]
     chart = charts.bars(rows, rules, "Accuracy with MLPs and the class token's own attention ablated")
-    caption = "MLPs, and what the class token reads from itself (CLS→CLS), replaced by their mean over the images."
-    if groups and found.worst_group is not None:
-        caption += f" The worst group with nothing ablated: {found.worst_group}."
+    caption = (
+        "MLPs, and the part that the class token reads from itself (CLS→CLS), replaced by their mean over the images."
+    )
+    if groups and ablated.worst_group is not None:
+        caption += f" The worst group with nothing ablated: {ablated.worst_group}."
     made.append(_Figure("MLPs and the class token", Markup(chart), caption, "ablated", rows))
-    if found.sizes:
-        chart = charts.curves(_lines(found.sizes), whole, "texts per head", "Accuracy by texts per head")
-        caption = f"{found.replaced}, each replaced by its mean and what its first texts span; all else is kept."
-        rows = [baseline, *found.sizes]
+    if ablated.sizes:
+        chart = charts.curves(_lines(ablated.sizes), levels, "texts per head", "Accuracy by texts per head")
+        caption = f"{ablated.replaced}, each replaced by its mean plus its projection on its first texts."
+        rows = [baseline, *ablated.sizes]
         made.append(_Figure("Heads replaced by their texts", Markup(chart), caption, "texts per head", rows))
     return made
 

@@ -1,4 +1,4 @@
-"""Images as data URIs: small, and each as it looks to the model."""
+"""Images as data URIs: small, and as the model sees them."""
 
 import base64
 from io import BytesIO
@@ -13,7 +13,7 @@ _ACCENT = (214, 106, 26)
 
 
 def data_uri(picture: Image.Image, kind: str = "webp") -> str:
-    """A picture as ``data:image/…``: WebP for photographs, ``png`` where every pixel counts."""
+    """A picture as ``data:image/…``: WebP for photographs, PNG where every pixel matters."""
     into = BytesIO()
     if kind == "webp":
         picture.save(into, format="webp", quality=_QUALITY, method=4)
@@ -23,7 +23,7 @@ def data_uri(picture: Image.Image, kind: str = "webp") -> str:
 
 
 def fitted(picture: Image.Image, side: int, enlarge: bool = False) -> Image.Image:
-    """A picture with its longer side ``side`` pixels; not more than it has unless it may be enlarged."""
+    """A picture resized so that its longer side has ``side`` pixels; a smaller one is enlarged only if allowed."""
     scale = side / max(picture.size)
     if scale >= 1 and not enlarge:
         return picture
@@ -35,9 +35,9 @@ def heat(picture: Image.Image, values: Values, top: float | None = None) -> tupl
     """A map over a picture as a data URI, and the value at which its palette ends.
 
     Args:
-        picture: of the size wanted.
+        picture: of the size of the result.
         values: ``[rows, columns]``.
-        top: where the palette ends; chosen for these values if not given.
+        top: the value at which the palette ends; chosen from the values by default.
     """
     reach = limit(values) if top is None else top
     shown = overlay(greyed(picture), enlarged(values / reach, picture.size))
@@ -45,9 +45,9 @@ def heat(picture: Image.Image, values: Values, top: float | None = None) -> tupl
 
 
 def matrix(values: Values) -> str:
-    """Values ``[rows, columns]`` from 0 to 1 as a data URI: a pixel each, the more opaque the larger.
+    """Values ``[rows, columns]`` from 0 to 1 as a data URI: one pixel per value, with the value as opacity.
 
-    On a light page or a dark one zero looks like the page itself.
+    Zero is transparent, on a light page and on a dark one.
     """
     pixels = np.empty((*values.shape, 4), dtype=np.uint8)
     pixels[..., :3] = _ACCENT
