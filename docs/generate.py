@@ -5,9 +5,6 @@ refuses pages that would load anything from a network.
 """
 
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 PAGE = "commands.md"
@@ -18,8 +15,9 @@ Made from the commands' own definitions. Tables and JSON go to stdout, progress 
 | exit code | meaning |
 |---|---|
 | 0 | everything was done |
-| 2 | the input was at fault: one line on stderr says what, where and what to do |
-| 130 | stopped by Ctrl-C |
+| 1 | a fault of clipfast; a traceback follows |
+| 2 | the input was at fault, or some images failed; a line on stderr for each says what, where and what to do |
+| 130, 143, 129 | stopped by Ctrl-C (SIGINT), SIGTERM or SIGHUP; what was computed is saved first |
 """
 EXTERNAL = re.compile(
     r"""<(?:script|img|iframe|source)[^>]*\ssrc=["']?(?:https?:)?//"""
@@ -28,31 +26,12 @@ EXTERNAL = re.compile(
 )
 
 
-def help_text(*command: str) -> str:
-    """What ``clipfast COMMAND --help`` prints, without colours, 100 columns wide."""
-    code = "import sys; from clipfast.cli import main; sys.argv[0] = 'clipfast'; main()"
-    environment = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "PATH": "", "HOME": "/nonexistent"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, check=True, env=environment
-    )
-    return done.stdout
-
-
-def command_names() -> list[str]:
-    """Every command in the order of ``clipfast --help``."""
-    shown = help_text().partition("Commands")[2]
-    return re.findall(r"^[│ ] ?([a-z][a-z-]*) {2,}\S", shown, re.MULTILINE)
-
-
 def commands_page() -> str:
     """The reference of the command line as Markdown."""
-    return "\n".join(_sections())
+    from clipfast.cli.app import app
 
-
-def _sections() -> Iterator[str]:
-    yield INTRODUCTION
-    for name in command_names():
-        yield f"## clipfast {name}\n\n```text\n{help_text(name).strip()}\n```\n"
+    _, *sections = app.generate_docs(output_format="markdown").split("\n## clipfast ")
+    return "\n".join([INTRODUCTION, *(f"## clipfast {section}" for section in sections)])
 
 
 def on_files(files: Any, config: Any) -> Any:
