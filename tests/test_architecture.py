@@ -74,7 +74,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "clipfast.analyses.gradients": {"clipfast.towers.tower", "clipfast.basis", "clipfast.errors"},
     "clipfast.analyses.relevance": {"clipfast.analyses", "clipfast.towers.tower", "clipfast.basis"},
-    "clipfast.descriptions": {"clipfast.scenes", "clipfast.files", "clipfast.errors"},
+    "clipfast.descriptions": {"clipfast.scenes", "clipfast.files", "clipfast.inputs", "clipfast.errors"},
     "clipfast.dataset": {
         "clipfast.analyses.moments",
         "clipfast.contributions",
@@ -100,6 +100,7 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.contributions",
         "clipfast.kernels.dispatch",
         "clipfast.errors",
+        "clipfast.inputs",
     },
     "clipfast.commands": {
         "clipfast.analyses",

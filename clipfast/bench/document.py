@@ -12,6 +12,7 @@ from typing import Any
 
 from clipfast.bench import machine
 from clipfast.errors import InputError
+from clipfast.inputs import open_regular
 
 FORMAT = "clipfast.bench/1"
 
@@ -131,7 +132,8 @@ def read(path: Path) -> dict[str, Any]:
         InputError: the file is missing, not JSON, of another format, or damaged.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            document = json.loads(file.read())
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError):  # no UTF-8, no JSON, or nested too deeply

@@ -8,6 +8,7 @@ from typing import Any
 
 from clipfast.errors import InputError
 from clipfast.files import PARTIAL, write_text
+from clipfast.inputs import open_regular
 
 
 def prepare_folder(folder: Path) -> Path:
@@ -56,7 +57,8 @@ def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:
     all_texts = list(texts)
     if file is not None:
         try:
-            lines = file.read_text(encoding="utf-8-sig").split("\n")
+            with open_regular(file) as opened:
+                lines = opened.read().decode("utf-8-sig").split("\n")
         except OSError as error:
             raise InputError(f"cannot read the texts in {file}: {error.strerror}") from None
         except UnicodeDecodeError:

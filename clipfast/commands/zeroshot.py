@@ -1,6 +1,5 @@
 """Labels as classes: what each is called in words, and the classifier that the words make."""
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from clipfast.analyses.ablation import Batch
 from clipfast.commands.options import ClassOptions
+from clipfast.commands.tables import read_rows
 from clipfast.commands.text_features import encode_texts
 from clipfast.dataset.collection import Collection, Entry
 from clipfast.descriptions.templates import check_template, fill, read_templates
@@ -110,21 +110,10 @@ def read_class_texts(file: Path) -> dict[str, list[str]]:
         InputError: a file that cannot be read, lacks a column, or has an empty label or text.
     """
     texts: dict[str, list[str]] = {}
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as opened:
-            reader = csv.DictReader(opened)
-            if not {"label", "text"} <= set(reader.fieldnames or ()):
-                raise InputError(
-                    f"{file} needs the columns label and text: it has {', '.join(reader.fieldnames or ())}"
-                )
-            for row in reader:
-                if not row["label"] or not (row["text"] or "").strip():
-                    raise InputError(f"{file}:{reader.line_num}: a label or a text is empty")
-                texts.setdefault(row["label"], []).append(row["text"].strip())
-    except OSError as error:
-        raise InputError(f"cannot read the classes in {file}: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read the classes in {file}: not a CSV file in UTF-8 ({error})") from None
+    for place, row in read_rows(file, ("label", "text"), "classes"):
+        if not row["label"] or not row["text"]:
+            raise InputError(f"{place}: a label or a text is empty")
+        texts.setdefault(row["label"], []).append(row["text"])
     return dict(sorted(texts.items()))
 
 

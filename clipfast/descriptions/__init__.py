@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipfast.errors import InputError
+from clipfast.inputs import open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,11 +107,13 @@ def read(path: str | PathLike[str]) -> Pool:
     Raises:
         InputError: a folder, a file that is not UTF-8 (with the line), or one without any text.
         FileNotFoundError: no such file.
+        OSError: the file cannot be read, or it is not a regular file.
     """
     file = Path(path)
     if file.is_dir():
         raise InputError(f"{file} is a folder: give a file with one text per line")
-    data = file.read_bytes()
+    with open_regular(file) as opened:
+        data = opened.read()
     try:
         content = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

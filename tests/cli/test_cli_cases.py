@@ -233,6 +233,30 @@ def test_json_nested_too_deeply_is_one_line(tmp_path: Path) -> None:
     assert "bench.json is not JSON" in line
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("decompose", "images", "--texts-file", "PIPE"),
+        ("textspan", "--weights", "--pool", "PIPE"),
+        ("segment", "images", "--classes", "PIPE", "--model", "no-such-model"),
+        ("segment", "images", "--labels", "parent", "--templates", "PIPE", "--model", "no-such-model"),
+        ("segment", "images", "--texts", "a", "--texts", "b", "--background-texts", "PIPE", "--model", "no-such-model"),
+        ("stats", "images", "--labels", "PIPE"),
+        ("bench", "--chart", "PIPE"),
+    ],
+    ids=lambda arguments: " ".join(arguments[:4]),
+)
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    draw(tmp_path / "images" / "a", 1)
+    draw(tmp_path / "images" / "b", 1)
+    os.mkfifo(tmp_path / "PIPE")
+    done = inside(*arguments, "--out", tmp_path / "o", cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = messages(done.stderr)
+    assert line.startswith("error: ")
+    assert "a FIFO, not a regular file" in line
+
+
 # ----------------------------------------------------------------------------------------------------------- zero-shot
 
 

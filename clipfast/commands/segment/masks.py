@@ -5,13 +5,13 @@ A mask lies at its image's path below the folder that was searched, in another f
 (``masks/shard-0/1.png`` or ``masks/1.png``), or beside it in the shard, as ``1.mask.png`` or ``1.seg.png``.
 """
 
-import csv
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path, PurePath
 
 from PIL import Image
 
+from clipfast.commands.tables import read_rows
 from clipfast.dataset.files import Source
 from clipfast.dataset.shards import MASK_KINDS, read_member
 from clipfast.errors import InputError
@@ -82,23 +82,12 @@ def read_mask_values(file: Path) -> dict[str, frozenset[int]]:
         InputError: a file that cannot be read or lacks a column, a value that is no number, or of two labels.
     """
     labels: dict[int, str] = {}
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as opened:
-            reader = csv.DictReader(opened)
-            if not {"value", "label"} <= set(reader.fieldnames or ()):
-                columns = ", ".join(reader.fieldnames or ())
-                raise InputError(f"{file} needs the columns value and label: it has {columns}")
-            for row in reader:
-                place = f"{file}:{reader.line_num}"
-                if not row["label"] or not (row["value"] or "").strip().isdecimal():
-                    raise InputError(f"{place}: expected a whole number as value, and a label")
-                value = int(row["value"])
-                if labels.setdefault(value, row["label"]) != row["label"]:
-                    raise InputError(f"{place}: the value {value} is {row['label']!r}, and {labels[value]!r} before")
-    except OSError as error:
-        raise InputError(f"cannot read the mask values in {file}: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read the mask values in {file}: not a CSV file in UTF-8 ({error})") from None
+    for place, row in read_rows(file, ("value", "label"), "mask values"):
+        if not row["label"] or not row["value"].isdecimal():
+            raise InputError(f"{place}: expected a whole number as value, and a label")
+        value = int(row["value"])
+        if labels.setdefault(value, row["label"]) != row["label"]:
+            raise InputError(f"{place}: the value {value} is {row['label']!r}, and {labels[value]!r} before")
     if not labels:
         raise InputError(f"{file} has no values")
     names = sorted(set(labels.values()))
