@@ -25,6 +25,7 @@ _HOME = {
     "Moments": "clipfast.analyses.moments",
     "TextSpan": "clipfast.analyses.textspan",
     "textspan": "clipfast.analyses.textspan",
+    "Verification": "clipfast.verification",
     "ClipfastError": "clipfast.errors",
     "ImageError": "clipfast.errors",
     "InputError": "clipfast.errors",
@@ -49,6 +50,7 @@ __all__ = [
     "Terms",
     "TextSpan",
     "UnsupportedTower",
+    "Verification",
     "ablate",
     "load",
     "textspan",
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
         UnsupportedTower,
     )
     from clipfast.model import Model, load, wrap
+    from clipfast.verification import Verification
 
 
 def __getattr__(name: str) -> Any:

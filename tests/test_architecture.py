@@ -15,7 +15,13 @@ import clipfast
 # Layer → what it may import of clipfast. The longest matching prefix of a module is its layer; a name allows itself
 # and everything below it. A module always may import its own layer.
 ALLOWED: dict[str, set[str]] = {
-    "clipfast": {"clipfast.analyses", "clipfast.contributions", "clipfast.errors", "clipfast.model"},  # names, lazily
+    "clipfast": {  # names, lazily
+        "clipfast.analyses",
+        "clipfast.contributions",
+        "clipfast.errors",
+        "clipfast.model",
+        "clipfast.verification",
+    },
     "clipfast.errors": set(),
     "clipfast.files": set(),
     "clipfast.storage": {"clipfast.files", "clipfast.errors"},
@@ -44,9 +50,11 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.kernels",
         "clipfast.errors",
     },
+    "clipfast.verification": {"clipfast.towers.tower", "clipfast.basis", "clipfast.forward", "clipfast.kernels"},
     "clipfast.model": {
         "clipfast.towers",
         "clipfast.fingerprint",
+        "clipfast.verification",
         "clipfast.forward",
         "clipfast.graphs",
         "clipfast.contributions",

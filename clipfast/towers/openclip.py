@@ -4,8 +4,10 @@ A tower is read from an unmodified module of open_clip's own ``VisionTransformer
 exactly is refused with every reason at once; the documentation lists ``REFUSALS``.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
@@ -112,6 +114,38 @@ def read(module: nn.Module, *, ignore_hooks: bool = False) -> Tower:
         image_size=tuple(vit.image_size),
         patch_size=tuple(vit.patch_size),
     )
+
+
+@torch.no_grad()
+def own_forward(module: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+    """The module's own image embeddings, and its residual stream as its forward passes.
+
+    Args:
+        module: the model.
+        images: ``[B, 3, height, width]``.
+
+    Returns:
+        ``[B, D]``, and the stream before the first block and after each, ``[B, N, W]``; None for a part that did not
+        run.
+    """
+    visual = cast(Any, vision_module(module))
+    parts = [visual.ln_pre, *visual.transformer.resblocks]
+    stream: list[Tensor | None] = [None] * len(parts)
+    tokens_first = not getattr(visual.transformer, "batch_first", True)
+
+    def record(index: int, output: Tensor) -> None:
+        stream[index] = output.transpose(0, 1).clone() if tokens_first and index else output.clone()
+
+    def hook(index: int) -> Callable[[nn.Module, object, Tensor], None]:
+        return lambda _module, _inputs, output: record(index, output)
+
+    handles = [part.register_forward_hook(hook(index)) for index, part in enumerate(parts)]
+    try:
+        out = visual._call_impl(images)  # a forward that was compiled in place would not run the hooks
+    finally:
+        for handle in handles:
+            handle.remove()
+    return out[0] if isinstance(out, tuple) else out, stream
 
 
 def _replaced_encoder(module: nn.Module) -> list[str]:
