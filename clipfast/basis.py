@@ -11,14 +11,14 @@ columns are the dimensions of the embedding, or texts after :meth:`Basis.towards
 codes with a folded basis. Source: arXiv 2310.05916, section 3; the even split of μ, β and b_O is that of its code.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
 from clipfast.errors import InputError
-from clipfast.fingerprint import checksum, output_weights
+from clipfast.fingerprint import checksum, fingerprint, output_weights
 from clipfast.kernels.reference import accumulation_dtype
 from clipfast.towers.tower import Tower
 
@@ -72,13 +72,32 @@ class Basis:
     def _make(self, layer: int) -> Tensor:
         raise NotImplementedError
 
+    @property
+    def fingerprint(self) -> str:
+        """Of all vision weights of the model, see :func:`clipfast.fingerprint.fingerprint`; read at first use.
+
+        Raises:
+            InputError: the weights have changed since the basis was made.
+        """
+        raise NotImplementedError
+
     def same_as(self, other: "Basis") -> bool:
-        """Whether both are of the same weights, judged by their vectors (the matrices may not have been made yet)."""
-        mine, theirs = ((each.biases, each.mean_row, each.std_row) for each in (self, other))
-        return self is other or (
-            (self.heads, self.centring) == (other.heads, other.centring)
-            and all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
-        )
+        """Whether both are of the same weights and centring, wherever they are kept."""
+        mine, theirs = self._source(), other._source()
+        if mine is theirs:
+            return True
+        if (mine.heads, mine.centring) != (theirs.heads, theirs.centring):
+            return False
+        digest = mine._known_fingerprint()
+        return digest is not None and digest == theirs._known_fingerprint()
+
+    def _known_fingerprint(self) -> str | None:
+        """The fingerprint, or None where the weights have changed before it was read."""
+        return self.fingerprint
+
+    def _source(self) -> "Basis":
+        """The basis that this one is a copy of, on another device or in another dtype."""
+        return self
 
     def tensors(self, layers: Sequence[int]) -> dict[str, Tensor]:
         """Everything about these layers by name, as :meth:`StoredBasis.of` reads it."""
@@ -128,6 +147,7 @@ class StoredBasis(Basis):
         std_row: ``[C]``.
         heads: heads per layer.
         centring: how the mean was split.
+        fingerprint: of the model's weights.
         values: ``[H, E, C]`` by layer.
     """
 
@@ -138,13 +158,22 @@ class StoredBasis(Basis):
         std_row: Tensor,
         heads: int,
         centring: Centring,
+        fingerprint: str,
         values: Mapping[int, Tensor],
     ) -> None:
         super().__init__(biases, mean_row, std_row, heads, centring)
+        self._fingerprint = fingerprint
         self._made = dict(values)
 
+    @property
+    def fingerprint(self) -> str:
+        """Of all vision weights of the model."""
+        return self._fingerprint
+
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], layers: Sequence[int], heads: int, centring: str) -> "StoredBasis":
+    def of(
+        cls, tensors: Mapping[str, Tensor], layers: Sequence[int], heads: int, centring: str, fingerprint: str
+    ) -> "StoredBasis":
         """The basis among a file's tensors, named as :meth:`Basis.tensors` names them."""
         biases, mean_row, std_row = (tensors[f"basis/{name}"] for name in _ROWS)
         return cls(
@@ -153,6 +182,7 @@ class StoredBasis(Basis):
             std_row,
             heads=heads,
             centring=check_centring(centring),
+            fingerprint=fingerprint,
             values={layer: tensors[f"basis/values/{layer}"] for layer in layers},
         )
 
@@ -169,6 +199,11 @@ class _Projected(Basis):
         self._basis = basis
         self._texts = texts
 
+    @property
+    def fingerprint(self) -> str:
+        """Of all vision weights of the model."""
+        return self._basis.fingerprint
+
     def _make(self, layer: int) -> Tensor:
         return self._basis.values(layer) @ self._texts.T
 
@@ -180,6 +215,14 @@ class _Moved(Basis):
         biases, mean_row, std_row = (row.to(device, dtype) for row in (basis.biases, basis.mean_row, basis.std_row))
         super().__init__(biases, mean_row, std_row, basis.heads, basis.centring)
         self._basis = basis
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all vision weights of the model."""
+        return self._basis.fingerprint
+
+    def _source(self) -> Basis:
+        return self._basis._source()
 
     def _make(self, layer: int) -> Tensor:
         return self._basis.values(layer).to(self.biases)
@@ -237,7 +280,9 @@ class FoldedTower(Basis):
         readout: reads out the start of the residual stream and the MLPs.
     """
 
-    def __init__(self, tower: Tower, readout: Readout, centring: Centring) -> None:
+    def __init__(
+        self, tower: Tower, readout: Readout, centring: Centring, read_fingerprint: Callable[[], str] | None = None
+    ) -> None:
         biases = torch.stack([block.scaled_out_bias().to(readout.matrix.dtype) for block in tower.blocks])
         super().__init__(
             biases @ readout.matrix / tower.heads,
@@ -248,8 +293,23 @@ class FoldedTower(Basis):
         )
         self.readout = readout
         self._tower = tower
+        self._read_fingerprint = read_fingerprint
+        self._digest: str | None = None
         # Compiled code makes its basis anew at every call and cannot see versions.
         self._checksums = None if torch.compiler.is_compiling() else _checksums(tower)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all vision weights of the model."""
+        if self._digest is None:
+            self._digest = fingerprint(self._tower) if self._read_fingerprint is None else self._read_fingerprint()
+        return self._digest
+
+    def _known_fingerprint(self) -> str | None:
+        try:
+            return self.fingerprint
+        except InputError:
+            return None
 
     def _make(self, layer: int) -> Tensor:
         block = self._tower.blocks[layer]
@@ -268,17 +328,20 @@ def _checksums(tower: Tower) -> list[int]:
 
 
 @torch.no_grad()
-def fold(tower: Tower, centring: Centring, texts: Tensor | None = None) -> FoldedTower:
+def fold(
+    tower: Tower, centring: Centring, texts: Tensor | None = None, read_fingerprint: Callable[[], str] | None = None
+) -> FoldedTower:
     """Folds a tower's output projections, final LayerNorm and projection into a basis.
 
     Args:
         tower: the model.
         centring: ``"uniform"`` or ``"termwise"``.
         texts: ``[T, D]``, to get columns for texts without the ``D``-wide basis in between.
+        read_fingerprint: gives the fingerprint of the weights, or raises :class:`InputError` if they have changed.
 
     Returns:
         A basis whose per-layer values are made at first use; it raises :class:`InputError` then if a weight of the
         tower has changed in the meantime.
     """
     with autocast_disabled(tower.projection):
-        return FoldedTower(tower, Readout(tower, centring, texts), centring)
+        return FoldedTower(tower, Readout(tower, centring, texts), centring, read_fingerprint)

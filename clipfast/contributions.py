@@ -185,6 +185,11 @@ class Contributions:
         )
 
     @property
+    def fingerprint(self) -> str:
+        """Of the model's vision weights, 32 hexadecimal digits: :attr:`.Basis.fingerprint`."""
+        return self.basis.fingerprint
+
+    @property
     def terms(self) -> tuple[str, ...]:
         """The name of every term, in the order of the sum: ``start``, ``L0.attn.H0``, …, ``L0.mlp``, ``L1.attn.H0``, ….
 
@@ -514,6 +519,7 @@ class Contributions:
             "grid": self.grid,
             "heads": self.basis.heads,
             "centring": self.basis.centring,
+            "fingerprint": self.fingerprint,
             "texts": self.texts,
         }
         storage.write(path, header, self._tensors() | self.basis.tensors(self.layers))
@@ -534,7 +540,7 @@ class Contributions:
                 **{attribute: tensors.get(name) for name, attribute in _TENSORS.items()},  # type: ignore[arg-type]
                 layers=layers,
                 grid=(header["grid"][0], header["grid"][1]),
-                basis=StoredBasis.of(tensors, layers, header["heads"], header["centring"]),
+                basis=StoredBasis.of(tensors, layers, header["heads"], header["centring"], header["fingerprint"]),
                 texts=None if header["texts"] is None else tuple(header["texts"]),
                 _values=values or None,
             )

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -68,13 +69,12 @@ class Model:
         self._tower = self._read()
         self._signature = Signature(openclip.vision_module(module))
         self._weights, self._text_weights = Weights(), Weights()
-        self._fingerprint: tuple[int, str] | None = None
         self.preprocess = preprocess
         self.backend = backend
         self.pretrained = pretrained
         self._tokenize = tokenize
-        self._bases: dict[tuple[Centring, int], FoldedTower] = {}
-        self._text_basis: tuple[Tensor, Centring, int, Basis] | None = None
+        self._bases: dict[tuple[Centring, int, int], FoldedTower] = {}
+        self._text_basis: tuple[Tensor, Centring, tuple[int, int], Basis] | None = None
         self._graphs = _graphs(cuda_graphs, self._tower.device)
         self._text_features: tuple[tuple[str, ...], int, Tensor] | None = None
 
@@ -121,24 +121,25 @@ class Model:
 
         Every byte is read each time, about 13 ms for ViT-B-32 on a CPU.
         """
-        digest = fingerprint(self.tower)
-        self._fingerprint = self._weights.all(self.tower.tensors()), digest
-        return digest
-
-    def _cached_fingerprint(self) -> str:
-        """:meth:`fingerprint`, read again only where :class:`.Weights` notices a change; for every call's results."""
-        if self._fingerprint is None or self._fingerprint[0] != self._weights.all(self.tower.tensors()):
-            return self.fingerprint()
-        return self._fingerprint[1]
+        return fingerprint(self.tower)
 
     def basis(self, centring: Centring = "uniform") -> FoldedTower:
         """The model's part of every contribution, made once per centring and again when weights change."""
         if torch.compiler.is_compiling():  # made anew in the graph: its weights may change between calls
             return fold(self.tower, check_centring(centring))
-        key = (check_centring(centring), self._weights.basis(self.tower))
+        return self._basis(check_centring(centring), self._weights_state())
+
+    def _weights_state(self) -> tuple[int, int]:
+        """Two numbers, one of which changes when a vision weight does."""
+        tower = self.tower
+        return self._weights.basis(tower), self._weights.all(tower.tensors())
+
+    def _basis(self, centring: Centring, state: tuple[int, int]) -> FoldedTower:
+        key = (centring, *state)
         if key not in self._bases:
-            self._bases = {old: basis for old, basis in self._bases.items() if old[1] == key[1]}
-            self._bases[key] = fold(self.tower, centring)
+            self._bases = {old: basis for old, basis in self._bases.items() if old[1:] == state}
+            read_fingerprint = partial(_fingerprint_of, self.tower, self._weights, state[1])
+            self._bases[key] = fold(self.tower, centring, read_fingerprint=read_fingerprint)
         return self._bases[key]
 
     def text_basis(self, text_features: Tensor, centring: Centring = "uniform") -> Basis:
@@ -150,11 +151,13 @@ class Model:
         """
         if torch.compiler.is_compiling():
             return fold(self.tower, check_centring(centring), text_features)
-        version = self._weights.basis(self.tower)
+        return self._folded_texts(text_features, check_centring(centring), self._weights_state())
+
+    def _folded_texts(self, text_features: Tensor, centring: Centring, state: tuple[int, int]) -> Basis:
         kept = self._text_basis
-        if kept is None or kept[1:3] != (check_centring(centring), version) or not _same(kept[0], text_features):
+        if kept is None or kept[1:3] != (centring, state) or not _same(kept[0], text_features):
             basis = fold(self.tower, centring, text_features)
-            self._text_basis = kept = (text_features.clone(), centring, version, basis)
+            self._text_basis = kept = (text_features.clone(), centring, state, basis)
         return kept[3]
 
     def prepare(self, images: Images) -> Tensor:
@@ -310,10 +313,16 @@ class Model:
         names = None if labels is None else _strings(labels)
         if features is not None and names is not None and len(names) != len(features):
             raise InputError(f"{len(names)} labels for {len(features)} texts: give one per text")
-        count = self.tower.layers
+        count, text_basis = self.tower.layers, self.text_basis
+        if torch.compiler.is_compiling():
+            basis = self.basis(centring)
+        else:  # weights are read for changes once
+            state = self._weights_state()
+            basis = self._basis(check_centring(centring), state)
+            text_basis = partial(self._folded_texts, state=state)
         request = Request(
             layers=tuple(range(count)) if layers is None else resolve_layers(layers, count),
-            text_basis=None if features is None else self.text_basis(features, centring),
+            text_basis=None if features is None else text_basis(features, centring),
             maps=maps or ("summed" if texts is not None else None),
             attention=attention,
             tokens=tokens,
@@ -321,7 +330,7 @@ class Model:
             centring=check_centring(centring),
             backend=self.backend,
         )
-        result = self._run(pixels, request)
+        result = self._run(pixels, request, basis)
         return result if names is None else replace(result, texts=names)
 
     def verify(self, images: Images, *, tolerance: float | None = None) -> Verification:
@@ -347,8 +356,8 @@ class Model:
             self.tower, pixels, embedding, own_embedding, own_stream, backend=self.backend, tolerance=tolerance
         )
 
-    def _run(self, images: Tensor, request: Request) -> Contributions:
-        tower, basis = self.tower, self.basis(request.centring)
+    def _run(self, images: Tensor, request: Request, basis: FoldedTower) -> Contributions:
+        tower = self.tower
         if not self._graphs.takes(images):
             if torch.compiler.is_compiling() or tower.device.type != "cpu":
                 return decompose(tower, images, request, basis)
@@ -384,6 +393,13 @@ def _strings(texts: Iterable[str]) -> tuple[str, ...]:
     if wrong is not None:
         raise InputError(f"texts hold a {type(wrong).__name__}: give strings, or features as one tensor [T, D]")
     return strings
+
+
+def _fingerprint_of(tower: Tower, weights: Weights, state: int) -> str:
+    """A tower's fingerprint, unless its weights have changed since ``weights.all`` of them was ``state``."""
+    if weights.all(tower.tensors()) != state:
+        raise InputError("the weights have changed since these images were decomposed: decompose them again")
+    return fingerprint(tower)
 
 
 def _finish(features: Tensor, normalize: bool) -> Tensor:

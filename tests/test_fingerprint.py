@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from builders import clip_model, vision_tower
+from builders import clip_model, pixels, vision_tower
 
 from clipfast import InputError, wrap
 from clipfast.fingerprint import SECONDS_BETWEEN_CHECKS, Weights, _weighted_sum, fingerprint
@@ -125,16 +125,17 @@ def test_weights_without_values_have_no_fingerprint() -> None:
 def test_a_cached_fingerprint_is_read_again_when_weights_change(monkeypatch: pytest.MonkeyPatch) -> None:
     clip = clip_model()
     model = wrap(clip)
-    first = model._cached_fingerprint()
+    x = pixels(clip.visual)
+    first = model.decompose(x).fingerprint
     assert first == model.fingerprint()
     with monkeypatch.context() as patch:
         patch.setattr("clipfast.model.fingerprint", lambda tower: pytest.fail("it was read again"))
-        assert model._cached_fingerprint() == first
+        assert model.decompose(x).fingerprint == first
     for tensor in model.tower.tensors():
         tensor.data.mul_(2)
-        assert model._cached_fingerprint() == model.fingerprint() != first
+        assert model.decompose(x).fingerprint == model.fingerprint() != first
         tensor.data.mul_(0.5)
-    assert model._cached_fingerprint() == first
+    assert model.decompose(x).fingerprint == first
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

@@ -25,9 +25,6 @@ from clipfast.errors import InputError
 Batch: TypeAlias = tuple[Contributions, Tensor] | tuple[Contributions, Tensor, Tensor]
 """Images with their labels ``[B]`` and, optionally, their groups ``[B]``."""
 
-SAME = 1e-4
-"""Bases that differ by a smaller share are of the same weights, folded on devices that round differently."""
-
 # ------------------------------------------------------------------------------------------------------- one ablation
 
 
@@ -75,14 +72,7 @@ def kept_terms(contributions: Contributions, terms: Terms) -> Tensor:
 
 def check_basis(mine: Basis, theirs: Basis) -> None:
     """Raises :class:`InputError` unless moments and contributions are of one model, wherever they are kept."""
-    if mine is theirs:
-        return
-    alike = (mine.heads, mine.centring) == (theirs.heads, theirs.centring)
-    for name in ("biases", "mean_row", "std_row"):
-        own, other = getattr(mine, name), getattr(theirs, name)
-        alike = alike and own.shape == other.shape
-        alike = alike and float((own - other.to(own)).abs().max()) <= SAME * float(own.abs().max())
-    if not alike:
+    if not mine.same_as(theirs):
         raise InputError("the moments are of another model, of other weights or of another centring")
 
 

@@ -25,7 +25,7 @@ from clipfast.errors import InputError, NotKept
 from clipfast.indices import resolve_heads
 from clipfast.kernels import ops
 
-FORMAT = "clipfast.moments/1"
+FORMAT = "clipfast.moments/2"
 _SHARED = 3  # entries of a code that are the same for every head: 1, μ and σ
 
 
@@ -66,6 +66,11 @@ class Moments:
         if self._basis is None:
             raise InputError("these moments are empty: update them with contributions first")
         return self._basis
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model's vision weights, 32 hexadecimal digits; raises as :attr:`basis`."""
+        return self.basis.fingerprint
 
     def update(self, contributions: Contributions) -> None:
         """Adds a batch.
@@ -318,6 +323,7 @@ class Moments:
             "layers": self.layers,
             "heads": self.basis.heads,
             "centring": self.basis.centring,
+            "fingerprint": self.fingerprint,
             "dtype": str(self._dtype).removeprefix("torch."),
         }
         storage.write(path, header, self._sums | self.basis.tensors(self.layers))
@@ -335,7 +341,9 @@ class Moments:
         with storage.as_damage(path):
             moments.count = header["count"]
             moments.layers = tuple(header["layers"])
-            moments._basis = StoredBasis.of(tensors, moments.layers, header["heads"], header["centring"])
+            moments._basis = StoredBasis.of(
+                tensors, moments.layers, header["heads"], header["centring"], header["fingerprint"]
+            )
             moments._dtype = getattr(torch, header["dtype"])
             moments._sums = {name: tensor for name, tensor in tensors.items() if not name.startswith("basis/")}
         return moments

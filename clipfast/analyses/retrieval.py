@@ -23,7 +23,7 @@ from clipfast.basis import Basis, StoredBasis, autocast_disabled
 from clipfast.contributions import Contributions
 from clipfast.errors import InputError, MissingExtra
 
-FORMAT = "clipfast.retrieval/1"
+FORMAT = "clipfast.retrieval/2"
 IMAGES_AT_ONCE = 8192
 QUERIES_AT_ONCE = 1024
 
@@ -288,6 +288,7 @@ class Index:
             "retrieved by": self.heads,
             "heads": self._basis.heads,
             "centring": self._basis.centring,
+            "fingerprint": self._basis.fingerprint,
         }
         tensors = {"rows": self._all(), "total": self._total, "axes": self._axes, "fold": self._fold}
         if self.names:
@@ -308,7 +309,7 @@ class Index:
         with storage.as_damage(path):
             index = cls([(layer, head) for layer, head in header["retrieved by"]])
             layers = sorted({layer for layer, _ in index.heads})
-            index._basis = StoredBasis.of(tensors, layers, header["heads"], header["centring"])
+            index._basis = StoredBasis.of(tensors, layers, header["heads"], header["centring"], header["fingerprint"])
             index._parts, index._total = [tensors["rows"]], tensors["total"]
             index._axes, index._fold = tensors["axes"], tensors["fold"]
             if "names" in tensors:
