@@ -5,6 +5,8 @@ refuses pages that would load anything from a network.
 """
 
 import re
+import subprocess
+import sys
 from typing import Any
 
 PAGE = "commands.md"
@@ -35,10 +37,11 @@ def commands_page() -> str:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Adds the generated pages."""
+    """Adds the generated page; made in a process of its own, because usage lines name the running program."""
     from mkdocs.structure.files import File
 
-    files.append(File.generated(config, PAGE, content=commands_page()))
+    done = subprocess.run([sys.executable, __file__], stdout=subprocess.PIPE, text=True, check=True)
+    files.append(File.generated(config, PAGE, content=done.stdout))
     return files
 
 

@@ -1,6 +1,6 @@
 """The operations under one name: ``from clipfast.kernels import ops; ops.attention(qkv)``.
 
-They work on anyone's tensors, on any device, under ``torch.compile`` too; ``kernels/README.md`` has an example of
+They work on any tensors, on any device, under ``torch.compile`` too; ``docs/kernels/operations.md`` has an example of
 each. Arguments are checked, then a backend computes (:mod:`clipfast.kernels.dispatch`). Each operation is documented in
 its own folder. Sums are carried in float32 for low-precision inputs, in float64 for float64; so are ``alpha``, ``z``
 and maps.

@@ -1,6 +1,7 @@
 """What MkDocs and mkdocstrings are given: the generated page, docstrings as Markdown, no resources from a network."""
 
 import importlib.util
+import subprocess
 import sys
 from types import ModuleType
 
@@ -22,7 +23,9 @@ generate = load("generate")
 
 
 def test_every_command_has_a_section_with_its_options() -> None:
-    page = generate.commands_page()
+    script = [sys.executable, str(ROOT / "docs" / "generate.py")]
+    page = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+    assert "```console\nclipfast stats [OPTIONS]" in page
     for command, option in (
         ("stats", "--moments-only"),
         ("textspan", "--pool"),
