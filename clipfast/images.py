@@ -11,7 +11,8 @@ nothing larger than the RGB image itself is made.
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
+from functools import cache
 from os import PathLike, fspath
 from typing import IO, TypeVar
 
@@ -147,8 +148,17 @@ def _decode(file: IO[bytes], name: str, convert: Callable[[Image.Image], Image.I
 
 def _formats(name: str) -> list[str]:
     """The formats to try for a file: those of :data:`FORMATS` that this build of Pillow has."""
-    formats = [*FORMATS, "TGA"] if name.lower().endswith(_TGA) else FORMATS
-    return [each for each in formats if each in Image.OPEN]
+    return _formats_and_tga() if name.lower().endswith(_TGA) else _listed_formats()
+
+
+@cache
+def _listed_formats() -> list[str]:
+    return [each for each in FORMATS if each in Image.OPEN]
+
+
+@cache
+def _formats_and_tga() -> list[str]:
+    return [*_listed_formats(), "TGA"]
 
 
 def _what_instead(head: bytes) -> str:
@@ -247,38 +257,24 @@ class MemoryBudget:
     """
 
     def __init__(self, total: int) -> None:
-        self._total = self._free = total
+        self.total = self._free = total
         self._changed = threading.Condition()
         self._waiting: deque[object] = deque()
         self._thread = threading.local()
 
-    @contextmanager
-    def scope(self, *, alone: bool = False) -> Iterator[None]:
+    def scope(self, *, alone: bool = False) -> AbstractContextManager[None]:
         """Returns what is taken inside at the end of the outermost scope of this thread.
 
         Args:
             alone: takes everything before it starts.
         """
-        depth = getattr(self._thread, "depth", 0)
-        if depth == 0:
-            self._thread.held = 0
-        self._thread.depth = depth + 1
-        try:
-            if alone:
-                self.take(self._total)
-            yield
-        finally:
-            self._thread.depth = depth
-            if depth == 0:
-                with self._changed:
-                    self._free += self._thread.held
-                    self._changed.notify_all()
+        return _Scope(self, alone)
 
     def take(self, amount: int) -> None:
         """Waits for ``amount`` bytes, inside a :meth:`scope`."""
-        amount = min(amount, self._total)
+        amount = min(amount, self.total)
         with self._changed:
-            if not self._thread.held:
+            if not self._thread.held and (self._waiting or self._free < amount):
                 ticket = object()
                 self._waiting.append(ticket)
                 try:
@@ -288,6 +284,39 @@ class MemoryBudget:
                     self._changed.notify_all()
             self._thread.held += amount
             self._free -= amount
+
+    def enter(self) -> None:
+        """Begins a scope of this thread."""
+        self._thread.depth = getattr(self._thread, "depth", 0) + 1
+        if self._thread.depth == 1:
+            self._thread.held = 0
+
+    def leave(self) -> None:
+        """Ends a scope of this thread, and returns what it took if it was the outermost."""
+        self._thread.depth -= 1
+        if self._thread.depth == 0 and self._thread.held:
+            with self._changed:
+                self._free += self._thread.held
+                self._thread.held = 0
+                if self._waiting:
+                    self._changed.notify_all()
+
+
+class _Scope(AbstractContextManager[None]):
+    def __init__(self, budget: MemoryBudget, alone: bool) -> None:
+        self._budget, self._alone = budget, alone
+
+    def __enter__(self) -> None:
+        self._budget.enter()
+        if self._alone:
+            try:
+                self._budget.take(self._budget.total)
+            except BaseException:  # an interrupt while it waits
+                self._budget.leave()
+                raise
+
+    def __exit__(self, *_: object) -> None:
+        self._budget.leave()
 
 
 _MEMORY = MemoryBudget(_BUDGET)

@@ -4,8 +4,8 @@ import errno
 import os
 import stat
 import unicodedata
+from io import BufferedReader
 from os import PathLike
-from typing import BinaryIO
 
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
@@ -19,7 +19,7 @@ _UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 """Unicode categories: control characters, surrogates, line and paragraph separators."""
 
 
-def open_regular(path: str | PathLike[str]) -> BinaryIO:
+def open_regular(path: str | PathLike[str]) -> BufferedReader:
     """Opens a regular file, or a link to one, for reading bytes.
 
     A FIFO would wait for a writer and a device may have no end, so neither is opened. The kind is checked before
@@ -28,22 +28,52 @@ def open_regular(path: str | PathLike[str]) -> BinaryIO:
     Raises:
         OSError: there is no such file, it may not be read, or it is not a regular file; ``strerror`` has the reason.
     """
+    descriptor, _ = _open(path)
+    return os.fdopen(descriptor, "rb")
+
+
+def read_part(path: str | PathLike[str], start: int, size: int) -> bytes | None:
+    """``size`` bytes of a regular file from ``start`` on; None, without reading, where the file has fewer.
+
+    Raises:
+        OSError: as :func:`open_regular`.
+    """
+    descriptor, length = _open(path)
+    try:
+        if start + size > length:
+            return None
+        os.lseek(descriptor, start, os.SEEK_SET)
+        data = os.read(descriptor, size)
+        while len(data) < size:  # one call reads at most 2 GiB
+            more = os.read(descriptor, size - len(data))
+            if not more:
+                return None
+            data += more
+        return data
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: str | PathLike[str]) -> tuple[int, int]:
+    """A descriptor of a regular file, and its size in bytes."""
     _check_kind(os.stat(path).st_mode, path)
     descriptor = os.open(path, _FLAGS)
     try:
-        _check_kind(os.fstat(descriptor).st_mode, path)
-        return os.fdopen(descriptor, "rb")
+        status = os.fstat(descriptor)
+        _check_kind(status.st_mode, path)
     except BaseException:
         os.close(descriptor)
         raise
+    return descriptor, status.st_size
 
 
 def _check_kind(mode: int, path: str | PathLike[str]) -> None:
+    if stat.S_ISREG(mode):
+        return
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "a folder, not a file", os.fspath(path))
-    if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "a special file")
-        raise OSError(errno.EINVAL, f"{kind}, not a regular file", os.fspath(path))
+    kind = _KINDS.get(stat.S_IFMT(mode), "a special file")
+    raise OSError(errno.EINVAL, f"{kind}, not a regular file", os.fspath(path))
 
 
 def printable(name: str | PathLike[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clipfast.inputs import open_regular, printable
+from clipfast.inputs import open_regular, printable, read_part
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs FIFOs and devices as POSIX has them")
 SECONDS = 20.0
@@ -99,3 +99,21 @@ def test_a_refused_file_leaves_no_descriptor_open(tmp_path: Path, monkeypatch: p
 def test_names_in_messages_are_one_printable_line(name: str, shown: str) -> None:
     assert printable(name) == shown
     assert printable(Path(name)) == shown
+
+
+def test_a_part_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abcdef")
+    assert read_part(tmp_path / "a", 2, 3) == b"cde"
+    assert read_part(tmp_path / "a", 6, 0) == b""
+    assert read_part(tmp_path / "a", 2, 5) is None
+    assert read_part(tmp_path / "a", 1 << 62, 1 << 62) is None
+    with pytest.raises(OSError, match="a device, not a regular file"):
+        read_part("/dev/zero", 0, 5)
+
+
+def test_a_part_that_takes_several_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call of the system reads at most 2 GiB."""
+    (tmp_path / "a").write_bytes(b"abcdefgh")
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda descriptor, size: read(descriptor, min(size, 3)))
+    assert read_part(tmp_path / "a", 1, 7) == b"bcdefgh"

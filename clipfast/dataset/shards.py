@@ -5,21 +5,22 @@ sample, ``000001.jpg`` with ``000001.txt``. Where no member has an image ending 
 further on (``photo.v2.png``), each of those images is a sample of its own, named up to its ending: ``photo.v2``.
 """
 
+import io
 import os
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from clipfast.errors import ImageError
 from clipfast.images import SUFFIXES
-from clipfast.inputs import open_regular, printable
+from clipfast.inputs import open_regular, printable, read_part
 
 MASK_KINDS = ("mask", "seg")
 """What stands before the ending of a member that is a mask: ``000001.mask.png``."""
 _SIDECARS = ("cls", "txt", "json")
-_MAX_SIDECAR_BYTES = 16 << 20
+_MAX_SIDECAR_BYTES = _MAX_METADATA_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,8 @@ def read_index(shard: Path) -> Index:
     members: dict[str, Place] = {}
     name = printable(shard)
     try:
-        with open_regular(shard) as file:
-            size = os.fstat(file.fileno()).st_size
-            for path, place in _members(_Bounded(file, size), size, index):
+        with _CappedReader(open_regular(shard).detach()) as file:
+            for path, place in _members(file, os.fstat(file.fileno()).st_size, index):
                 if path in members:
                     index.repeated.append(path)
                 members[path] = place
@@ -115,26 +115,17 @@ class _CutMemberError(tarfile.ReadError):
         super().__init__(f"the file ends in the member {printable(member)}, which claims {size} bytes")
 
 
-class _Bounded:
-    """A file that is never asked for more than it holds: tarfile reads as much as a header claims, in one piece."""
+class _CappedReader(io.BufferedReader):
+    """A file that gives at most 16 MiB at once: tarfile reads as much as a header claims, in one piece."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._size = file, size
-
-    def read(self, size: int) -> bytes:
-        return self._file.read(max(0, min(size, self._size - self._file.tell())))
-
-    def seek(self, place: int) -> int:
-        return self._file.seek(min(place, self._size))
-
-    def tell(self) -> int:
-        return self._file.tell()
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(_MAX_METADATA_BYTES if size is None or size < 0 else min(size, _MAX_METADATA_BYTES))
 
 
-def _members(file: _Bounded, size: int, index: Index) -> Iterator[tuple[str, Place]]:
+def _members(file: BinaryIO, size: int, index: Index) -> Iterator[tuple[str, Place]]:
     """Name and place of the regular members; raises ``tarfile.TarError`` where the archive is damaged."""
     try:
-        with tarfile.open(fileobj=cast(BinaryIO, file), mode="r:", errors="surrogateescape") as tar:
+        with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar:
             for member in tar:
                 if member.offset_data + max(member.size, 0) > size or member.size < 0:
                     raise _CutMemberError(member.name, member.size)
@@ -201,13 +192,12 @@ def read_member(shard: Path, place: Place) -> bytes:
         ImageError: the shard is shorter than its own headers say, or cannot be read.
     """
     try:
-        with open_regular(shard) as file:
-            if place.start + place.size > os.fstat(file.fileno()).st_size:
-                raise ImageError(f"{printable(shard)}: the file ends in the middle of a member")
-            file.seek(place.start)
-            return file.read(place.size)
+        data = read_part(shard, place.start, place.size)
     except OSError as error:
         raise ImageError(f"{printable(shard)}: {error.strerror or error}") from None
+    if data is None:
+        raise ImageError(f"{printable(shard)}: the file ends in the middle of a member")
+    return data
 
 
 def read_sidecars(shard: Path, members: Mapping[str, Place]) -> dict[str, str]:
