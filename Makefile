@@ -37,39 +37,40 @@ lint: $(STAMP)   ## ruff: style and imports
 types: $(STAMP)  ## mypy --strict over the package
 	@$(BIN)/mypy
 
-# csrc/ as setup.py builds it, but watched by the compiler's sanitizers while the tests run. Where the CPU has no AVX-512,
-# the code for it is compiled to AVX2 and runs, too (csrc/each_isa.h).
-WATCHED := build/sanitized
-WATCH   := -std=gnu++17 -O1 -g -Wall -Wextra -Wno-psabi -fvisibility=hidden -fno-math-errno -fPIC \
-           -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+# csrc/ as setup.py builds it, with the compiler's sanitizers. On a CPU without AVX-512 its code is compiled to AVX2, so
+# that it runs, too (csrc/each_isa.h).
+SANITIZED      := build/sanitized
+SANITIZER_FLAGS = -std=gnu++17 -O1 -g -Wall -Wextra -Wno-psabi -fvisibility=hidden -fno-math-errno -fPIC \
+                  -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer \
+                  $$($(BIN)/python -m pybind11 --includes)
 ifeq ($(shell grep -m 1 -o avx512vl /proc/cpuinfo 2>/dev/null),)
-WATCH   += -DCLIPFAST_EMULATE_AVX512
+SANITIZER_FLAGS += -DCLIPFAST_EMULATE_AVX512
 endif
 
-$(WATCHED)/%.o: csrc/%.cpp $(wildcard csrc/*.h) Makefile
+$(SANITIZED)/%.o: csrc/%.cpp $(wildcard csrc/*.h) Makefile
 	@mkdir -p $(@D)
-	@$(CXX) $(WATCH) -c $< -o $@
+	@$(CXX) $(SANITIZER_FLAGS) -c $< -o $@
 
-$(WATCHED)/_native.so: $(patsubst csrc/%.cpp,$(WATCHED)/%.o,$(wildcard csrc/*.cpp))
-	@$(CXX) $(WATCH) -shared $^ -o $@
+$(SANITIZED)/_native.so: $(patsubst csrc/%.cpp,$(SANITIZED)/%.o,$(wildcard csrc/*.cpp))
+	@$(CXX) -fsanitize=address,undefined -shared $^ -o $@
 
-# Python is not built with the sanitizers, so their library is loaded before it, and libstdc++, whose throw it must find.
-# Leaks are not looked for: Python and torch keep memory to the end. Memory that nobody wrote is NaN in every format. What
-# a sanitizer says goes to stderr as the process ends, so pytest leaves that alone, and starts no other in its place.
-WATCHING := LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-            ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1073741824:malloc_fill_byte=255 \
-            UBSAN_OPTIONS=print_stacktrace=1 CLIPFAST_NATIVE_LIBRARY=$(WATCHED)/_native.so \
-            $(BIN)/python -m pytest -n auto --maxprocesses 4 --max-worker-restart 0 --capture=sys -p no:benchmark \
-            tests/kernels/test_native_library.py::test_the_library_that_was_named_is_the_one_under_test
+# Python is not built with the sanitizers, so their library is loaded before it, and libstdc++, whose throw it intercepts.
+# Leaks are not reported: Python and torch keep memory to the end. Memory that was never written is NaN in every dtype. A
+# sanitizer's report goes to stderr as the process ends, so pytest does not capture that, and does not restart workers.
+RUN_SANITIZED := LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+                 ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1073741824:malloc_fill_byte=255 \
+                 UBSAN_OPTIONS=print_stacktrace=1 CLIPFAST_NATIVE_LIBRARY=$(SANITIZED)/_native.so \
+                 $(BIN)/python -m pytest -n auto --maxprocesses 4 --max-worker-restart 0 --capture=sys -p no:benchmark \
+                 tests/kernels/test_native_library.py::test_named_library_is_the_one_under_test
 EXAMPLES ?= 2000
 
 sanitize: $(STAMP)  ## the tests of csrc/ under AddressSanitizer and UBSan
-	@$(MAKE) --no-print-directory -j 4 $(WATCHED)/_native.so
-	@$(WATCHING) $(addprefix tests/kernels/test_native,.py _edges.py _fuzz.py _linear.py)
+	@$(MAKE) --no-print-directory -j 4 $(SANITIZED)/_native.so
+	@$(RUN_SANITIZED) $(addprefix tests/kernels/test_native,.py _edges.py _fuzz.py _linear.py)
 
-fuzz: $(STAMP)   ## random calls of csrc/ under the same, EXAMPLES=2000 of each kind, others each time
-	@$(MAKE) --no-print-directory -j 4 $(WATCHED)/_native.so
-	@CLIPFAST_FUZZ=$(EXAMPLES) $(WATCHING) tests/kernels/test_native_fuzz.py
+fuzz: $(STAMP)   ## random calls of csrc/ under the same, EXAMPLES=2000 of each kind, different in every run
+	@$(MAKE) --no-print-directory -j 4 $(SANITIZED)/_native.so
+	@CLIPFAST_FUZZ=$(EXAMPLES) $(RUN_SANITIZED) tests/kernels/test_native_fuzz.py
 
 docs: $(STAMP)   ## build the documentation into out/docs; warnings are errors
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

@@ -4,25 +4,26 @@ The kernels stand at the top of the repository, beside ``csrc`` and away from th
 installed as ``clipfast.kernels``. The committed link ``clipfast/kernels -> ../kernels`` shows the same folder to type
 checkers and to runs from the checkout.
 
-``csrc`` becomes ``clipfast/kernels/_native.so``, a shared library of C functions: it needs a C++ compiler and neither
-torch nor Python to be built, so it builds in pip's isolated environment, and one wheel serves every Python and torch.
-``csrc/cuda`` becomes ``_cuda.so`` in the same way where there is ``nvcc`` (in ``CUDA_HOME`` or on the ``PATH``), with
-or without a GPU; ``CLIPFAST_CUDA=1`` asks for it, ``CLIPFAST_CUDA=0`` leaves it out. Both are optional: where one
-cannot be built everything else is installed, with the reason in ``_native_failed.txt`` or ``_cuda_failed.txt`` for
-``clipfast doctor``.
+``csrc`` becomes the extension module ``clipfast.kernels._native``, bound with pybind11: it needs a C++ compiler and no
+torch to be built, so it builds in pip's isolated environment. ``_native*.json`` beside it records its size and digest
+(``kernels/manifest.py``). ``csrc/cuda`` becomes ``_cuda.so``, a shared library of C functions, where there is ``nvcc``
+(in ``CUDA_HOME`` or on the ``PATH``), with or without a GPU; ``CLIPFAST_CUDA=1`` asks for it, ``CLIPFAST_CUDA=0``
+leaves it out. Both are optional: where one cannot be built everything else is installed, with the reason in
+``_native_failed.txt`` or ``_cuda_failed.txt`` for ``clipfast doctor``.
 """
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 CSRC = Path("csrc")
+MANIFEST = runpy.run_path(str(Path("kernels", "manifest.py")))  # importing clipfast.kernels would need torch
 
 NATIVE = Extension(
     "clipfast.kernels._native",
@@ -51,35 +52,48 @@ def find_nvcc() -> str | None:
 
 
 class Build(build_ext):
-    """Builds the libraries under names of their own; where that fails, writes down why and goes on."""
+    """Builds the libraries; where that fails, writes down why and goes on."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        """Its name does not speak of a Python that it does not use."""
-        return str(Path(*fullname.split(".")).with_suffix(".so"))
+        """The CUDA library is not a Python module: its name contains no Python version."""
+        if fullname == CUDA.name:
+            return str(Path(*fullname.split(".")).with_suffix(".so"))
+        return super().get_ext_filename(fullname)
 
     def build_extension(self, ext: Extension) -> None:
         """Never raises: the reason stands beside the place where the library would be."""
-        library, failure = self.results(ext)
+        library, record, failure = self.results(ext)
         library.parent.mkdir(parents=True, exist_ok=True)
         failure.unlink(missing_ok=True)
+        record.unlink(missing_ok=True)
         try:
             if sys.platform == "win32":
                 raise OSError("csrc/ is written for GCC and clang")
             if ext.name == CUDA.name:
                 self.build_cuda(ext, library)
             else:
-                super().build_extension(ext)
+                self.build_native(ext, library)
         except Exception as error:  # compilers fail in their own ways
             library.unlink(missing_ok=True)
             failure.write_text(f"{' '.join(str(error).split())} (pip install -v shows more)\n", encoding="utf-8")
 
+    def build_native(self, ext: Extension, library: Path) -> None:
+        """With pybind11's headers, and a record of what was built."""
+        try:
+            import pybind11
+        except ImportError:
+            raise OSError("pybind11 is not installed") from None
+        ext.include_dirs = [pybind11.get_include()]
+        super().build_extension(ext)
+        MANIFEST["write"](library, CSRC)
+
     def build_cuda(self, ext: Extension, library: Path) -> None:
-        """Nothing where nvcc is neither there nor asked for."""
+        """Builds nothing where there is no nvcc, unless CLIPFAST_CUDA=1 asks for it."""
         library.unlink(missing_ok=True)
-        wanted, nvcc = os.environ.get("CLIPFAST_CUDA", ""), find_nvcc()
-        if wanted not in ("", "0", "1"):
-            raise OSError(f"CLIPFAST_CUDA is {wanted!r}: expected 0 or 1")
-        if wanted == "0" or not (wanted or nvcc):
+        setting, nvcc = os.environ.get("CLIPFAST_CUDA", ""), find_nvcc()
+        if setting not in ("", "0", "1"):
+            raise OSError(f"CLIPFAST_CUDA is {setting!r}: expected 0 or 1")
+        if setting == "0" or not (setting or nvcc):
             return
         if nvcc is None:
             raise OSError("CLIPFAST_CUDA=1 asks for it, and nvcc is neither in CUDA_HOME nor on the PATH")
@@ -89,13 +103,14 @@ class Build(build_ext):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         print(done.stdout + done.stderr, end="", file=sys.stderr)
         if done.returncode:
-            said = [line for line in done.stderr.splitlines() if "error" in line or "fatal" in line]
-            raise OSError(f"nvcc failed: {said[0] if said else f'it ended with {done.returncode}'}")
+            errors = [line for line in done.stderr.splitlines() if "error" in line or "fatal" in line]
+            raise OSError(f"nvcc failed: {errors[0] if errors else f'it ended with {done.returncode}'}")
 
-    def results(self, ext: Extension) -> tuple[Path, Path]:
-        """Where the library comes to stand, and the reason why there is none."""
+    def results(self, ext: Extension) -> tuple[Path, Path, Path]:
+        """Where the library comes to stand, its record, and the reason why there is none."""
         library = Path(self.build_lib, self.get_ext_filename(ext.name))
-        return library, library.with_name(f"{library.stem}_failed.txt")
+        name = ext.name.rpartition(".")[2]
+        return library, MANIFEST["path_for"](library), library.with_name(f"{name}_failed.txt")
 
     def copy_extensions_to_source(self) -> None:
         """An editable install finds what was built in ``kernels``."""
@@ -106,19 +121,6 @@ class Build(build_ext):
                 shutil.copyfile(built, Path("kernels", built.name))
 
 
-class Wheel(bdist_wheel):
-    """A wheel for one platform and any Python: what is compiled in it does not use Python."""
-
-    def finalize_options(self) -> None:
-        """It is not the same everywhere."""
-        super().finalize_options()
-        self.root_is_pure = False
-
-    def get_tag(self) -> tuple[str, str, str]:
-        """No Python and no ABI."""
-        return "py3", "none", super().get_tag()[2]
-
-
 setup(
     packages=[
         *find_packages(include=["clipfast*"], exclude=["clipfast.kernels*"]),  # without what the link leads to
@@ -127,5 +129,5 @@ setup(
     ],
     package_dir={"clipfast.kernels": "kernels"},
     ext_modules=[NATIVE, CUDA],
-    cmdclass={"build_ext": Build, "bdist_wheel": Wheel},
+    cmdclass={"build_ext": Build},
 )

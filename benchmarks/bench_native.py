@@ -18,7 +18,8 @@ from benchmarks import cases
 from benchmarks.results import Results
 from clipfast.bench.inputs import DTYPES
 from clipfast.bench.measuring import Bar, Check, compare
-from clipfast.kernels import native, native_linear, ops, reference
+from clipfast.kernels import native, ops, reference
+from clipfast.kernels.linear import native as native_linear
 
 QUESTION = "native"
 SENTENCE = "How much faster are the operations in C++ than the same in torch?"
@@ -30,7 +31,7 @@ TOKENS = {50: (8, 12), 197: (8, 12), 257: (4, 16), 577: (1, 16)}
 """Tokens → images and heads."""
 HEAD_DIM = 64
 
-pytestmark = pytest.mark.skipif(bool(native.refusals()), reason="; ".join(native.refusals()))
+pytestmark = pytest.mark.skipif(bool(native.unsupported_reasons()), reason="; ".join(native.unsupported_reasons()))
 EVERY_DTYPE = pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 
 

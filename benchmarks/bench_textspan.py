@@ -28,7 +28,7 @@ PUBLISHED = {"images": 50_000, "heads": spanning.LAYERS * spanning.HEADS}
 SECONDS, TIMES = 5.0, 1000.0
 """All heads take at most, and are at least so many times as fast as on the outputs."""
 
-pytestmark = pytest.mark.skipif(bool(native.refusals()), reason="; ".join(native.refusals()))
+pytestmark = pytest.mark.skipif(bool(native.unsupported_reasons()), reason="; ".join(native.unsupported_reasons()))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from clipfast.bench.checks import BOUND, against_naive, against_plain, differenc
 from clipfast.bench.inputs import DTYPES, TEXTS, module, noise, randomize, unit, unit_texts
 from clipfast.bench.measuring import Check
 from clipfast.bench.outputs import explain, heads_only, plain
-from clipfast.kernels import native, native_linear
+from clipfast.kernels import native
+from clipfast.kernels.linear import native as native_linear
 
 __all__ = [
     "BOUND",

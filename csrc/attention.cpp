@@ -1,9 +1,10 @@
 #include "attention.h"
 
 #include <atomic>
+#include <cmath>
 #include <type_traits>
 
-#include "export.h"
+#include "operations.h"
 #include "pool.h"
 
 #define KERNEL "attention_kernel.h"
@@ -13,42 +14,37 @@
 namespace clipfast {
 namespace {
 
-std::atomic<bool> pairs_everywhere{false};
-
-// What clipfast_attention is given.
-struct Attention {
-  const void* qkv;
-  int64_t image_stride, token_stride, part_stride, head_stride;
-  int64_t images, tokens, heads, width;
-  double scale;
-  void* out;
-  float* alpha;
-  bool mean;
-};
+std::atomic<bool> pairs_emulated{false};
 
 int64_t rounded_up(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 
 template <typename Stored, typename Factor>
-int run(const Attention& given, void (*kernel)(const AttentionHead<Stored, Factor>&)) {
+void attend(const Tensor& qkv, bool mean, const Tensor& out, float* alpha,
+            void (*kernel)(const AttentionHead<Stored, Factor>&)) {
   constexpr int64_t entries = entries_of<Factor>;
+  const int64_t images = qkv.shape[0], tokens = qkv.shape[1], heads = qkv.shape[3], width = qkv.shape[4];
+  const int64_t image_stride = qkv.strides[0], part_stride = qkv.strides[2], head_stride = qkv.strides[3];
+  const auto* first_query = qkv.as<const Stored>();
+  auto* first_out = out.as<Stored>();
+
   AttentionHead<Stored, Factor> shape = {};
-  shape.token_stride = given.token_stride;
-  shape.tokens = given.tokens;
-  shape.width = given.width;
-  shape.scale = static_cast<float>(given.scale * 1.4426950408889634);
-  shape.out_stride = given.heads * given.width;
-  shape.mean = given.mean;
-  shape.width_factors = rounded_up(given.width, 4 * entries) / entries;
-  shape.token_factors = rounded_up(given.tokens, entries) / entries;
-  shape.padded_tokens = rounded_up(given.tokens, ATTENTION_PADDING);
-  shape.padded_width = rounded_up(given.width, ATTENTION_PADDING);
+  shape.token_stride = qkv.strides[1];
+  shape.tokens = tokens;
+  shape.width = width;
+  shape.scale = static_cast<float>(std::pow(static_cast<double>(width), -0.5) * 1.4426950408889634);
+  shape.out_stride = heads * width;
+  shape.mean = mean;
+  shape.width_factors = rounded_up(width, 4 * entries) / entries;
+  shape.token_factors = rounded_up(tokens, entries) / entries;
+  shape.padded_tokens = rounded_up(tokens, ATTENTION_PADDING);
+  shape.padded_width = rounded_up(width, ATTENTION_PADDING);
   const int64_t keys = shape.padded_tokens * shape.width_factors, values = shape.token_factors * shape.padded_width;
-  const int64_t rows = ATTENTION_LANES_MOST * shape.padded_width, scores = ATTENTION_ROWS * shape.padded_tokens;
+  const int64_t rows = ATTENTION_MAX_LANES * shape.padded_width, scores = ATTENTION_ROWS * shape.padded_tokens;
   const int64_t weights = entries > 1 ? scores / entries : 0, results = ATTENTION_ROWS * shape.padded_width;
   const size_t bytes = Scratch::needs<Factor>(keys) + Scratch::needs<Factor>(values) + Scratch::needs<Factor>(rows) +
                        Scratch::needs<float>(scores) + Scratch::needs<Factor>(weights) +
                        Scratch::needs<float>(results) + Scratch::needs<float>(shape.padded_tokens);
-  return in_parallel(given.images * given.heads, 1, [=](int64_t begin, int64_t end) {
+  in_parallel("attention", images * heads, 1, [=](int64_t begin, int64_t end) {
     Scratch scratch(bytes);
     if (!scratch) return false;
     AttentionHead<Stored, Factor> head = shape;
@@ -63,17 +59,15 @@ int run(const Attention& given, void (*kernel)(const AttentionHead<Stored, Facto
     head.results = scratch.take<float>(results);
     head.total = scratch.take<float>(shape.padded_tokens);
     const auto query = [&](int64_t unit) {
-      const int64_t image = unit / given.heads, h = unit % given.heads;
-      return static_cast<const Stored*>(given.qkv) + image * given.image_stride + h * given.head_stride;
+      return first_query + unit / heads * image_stride + unit % heads * head_stride;
     };
     for (int64_t unit = begin; unit < end; ++unit) {
       head.query = query(unit);
       head.next_query = unit + 1 < end ? query(unit + 1) : nullptr;
-      head.key = head.query + given.part_stride;
-      head.value = head.key + given.part_stride;
-      const int64_t image = unit / given.heads, h = unit % given.heads;
-      head.out = static_cast<Stored*>(given.out) + (image * given.tokens * given.heads + h) * given.width;
-      head.alpha = given.alpha == nullptr ? nullptr : given.alpha + unit * given.tokens;
+      head.key = head.query + part_stride;
+      head.value = head.key + part_stride;
+      head.out = first_out + (unit / heads * tokens * heads + unit % heads) * width;
+      head.alpha = alpha == nullptr ? nullptr : alpha + unit * tokens;
       kernel(head);
     }
     return true;
@@ -81,26 +75,34 @@ int run(const Attention& given, void (*kernel)(const AttentionHead<Stored, Facto
 }
 
 }  // namespace
-}  // namespace clipfast
 
-// Attention of every image and head, one thread each. qkv [images, tokens, 3, heads, width] of a format, with strides in
-// elements and its last axis contiguous; out [images, tokens, heads, width] contiguous; alpha [images, heads, tokens] of
-// float, contiguous: the first query's weights, or with `mean` the mean of the others', or nullptr. tokens and width are
-// at least 1, and 2 tokens for a mean.
-CLIPFAST_EXPORT int clipfast_attention(int format, const void* qkv, int64_t image_stride, int64_t token_stride,
-                                       int64_t part_stride, int64_t head_stride, int64_t images, int64_t tokens,
-                                       int64_t heads, int64_t width, double scale, void* out, float* alpha, int mean) {
-  using namespace clipfast;
-  const Attention given = {qkv, image_stride, token_stride, part_stride, head_stride, images, tokens,
-                           heads, width, scale, out, alpha, mean != 0};
-  if (format == bfloat16 && (isa() == Isa::avx512_bf16 || pairs_everywhere))
-    return run(given, PICK_BF16(attention_head<Bfloat16, Pair>));
-  return with_format(format, [&](auto* of) {
-    using Stored = std::remove_pointer_t<decltype(of)>;
-    return run(given, PICK(attention_head<Stored, float>));
+Reasons attention_unsupported_reasons(const Tensor& qkv) {
+  Checks checks;
+  if (checks.readable({{"qkv", &qkv}}).passed()) checks.dtype("qkv", qkv, STORED);
+  return checks.reasons();
+}
+
+void attention(const Tensor& qkv, bool mean, const Tensor& out, const OptionalTensor& alpha) {
+  Checks checks;
+  checks.readable({{"qkv", &qkv}, {"out", &out}, {"alpha", pointer_to(alpha)}}).raise("attention");
+  checks.shape("qkv", qkv, {ANY, ANY, 3, ANY, ANY}).raise("attention");
+  const int64_t images = qkv.shape[0], tokens = qkv.shape[1], heads = qkv.shape[3], width = qkv.shape[4];
+  checks.dtype("qkv", qkv, STORED).last_axis_contiguous("qkv", qkv);
+  checks.same_dtype("out", out, "qkv", qkv).shape("out", out, {images, tokens, heads, width}).contiguous("out", out);
+  if (alpha)
+    checks.dtype("alpha", *alpha, {Dtype::float32}).shape("alpha", *alpha, {images, heads, tokens}).contiguous("alpha", *alpha);
+  checks.require(!mean || (alpha && tokens > 1), "a mean takes alpha and two tokens or more").raise("attention");
+  if (out.numel() == 0) return;
+
+  float* weights = alpha ? alpha->as<float>() : nullptr;
+  if (qkv.dtype == Dtype::bfloat16 && (isa() == Isa::avx512_bf16 || pairs_emulated))
+    return attend(qkv, mean, out, weights, PICK_BF16(attention_head<Bfloat16, Pair>));
+  with_stored(qkv.dtype, [&](auto* stored) {
+    using Stored = std::remove_pointer_t<decltype(stored)>;
+    attend(qkv, mean, out, weights, PICK(attention_head<Stored, float>));
   });
 }
 
-// For tests: computes attention of bfloat16 by pairs on every instruction set, with the instructions of AVX512-BF16
-// emulated where they are missing, or where they are there alone. Returns what was so before.
-CLIPFAST_EXPORT int clipfast_pairs_everywhere(int wanted) { return clipfast::pairs_everywhere.exchange(wanted != 0); }
+bool emulate_bf16_pairs(bool enabled) { return pairs_emulated.exchange(enabled); }
+
+}  // namespace clipfast

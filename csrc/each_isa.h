@@ -1,15 +1,15 @@
-// Compiles the file named by KERNEL once per instruction set, each in a namespace of its own.
+// Compiles the file named by KERNEL once per instruction set, each time in a namespace of its own.
 //
-// Everything is built with plain flags, so that no instruction slips into code that runs anywhere. What may use more
-// says so per function: kernels mark their functions TARGET, helpers INLINE, and find vectors of VECTOR_BYTES. No lambda
-// and nothing of the standard library inside: they would not carry the mark. INTRINSICS are the bytes of those vectors
-// whose instructions may be named, 0 for none. PICK(f) is f for the CPU at hand.
+// The library is built with plain flags, so that code for every CPU contains no newer instructions. Instruction sets are
+// enabled per function: kernels mark their functions TARGET and their helpers INLINE, and use vectors of VECTOR_BYTES.
+// They contain no lambdas and nothing of the standard library, which would not carry the mark. INTRINSICS is the width in
+// bytes of the intrinsics that may be used, 0 for none. PICK(f) is f for the instruction set in use.
 //
-// With CLIPFAST_EMULATE_AVX512 the namespaces of AVX-512 keep their vectors, and with them their tiles, tails and scratch
-// memory, but are compiled to AVX2, without named instructions: as `make sanitize` tests them on a CPU without AVX-512.
+// With CLIPFAST_EMULATE_AVX512 the namespaces of AVX-512 keep their vector width, and with it their tiles, tails and
+// scratch memory, but are compiled to AVX2 without intrinsics: `make sanitize` tests them so on a CPU without AVX-512.
 //
-// A file that defines KERNEL_USES_BF16 before has a fourth namespace, in which BF16_INSTRUCTIONS may be named, and
-// PICK_BF16(f). Of templates a namespace holds only what is picked from it.
+// A file that defines KERNEL_USES_BF16 first gets a fourth namespace, in which BF16_INSTRUCTIONS is defined, and
+// PICK_BF16(f). Only the templates that are picked from a namespace are instantiated in it.
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -17,7 +17,7 @@
 
 #include "isa.h"
 
-// The width is for loops that GCC makes vectors of by itself; clang would ignore a target for the sake of it.
+// The preferred width is for loops that GCC vectorizes; clang ignores a whole target string that contains it.
 #if defined(__clang__)
 #define AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
 #else
@@ -27,7 +27,7 @@
 #define INLINE TARGET static inline __attribute__((always_inline))
 
 #define TARGET
-#define VECTOR_BYTES 16  // SSE2 and NEON, which every CPU of these kinds has
+#define VECTOR_BYTES 16  // SSE2 or NEON, which every x86-64 or ARM64 CPU has
 #define INTRINSICS 0
 namespace clipfast::generic {
 #include "vectors.h"
@@ -92,7 +92,7 @@ namespace clipfast::avx512_bf16 {
 #undef INTRINSICS
 #undef BF16_INSTRUCTIONS
 
-// Without its instructions kernels emulate them, with AVX-512 as with AVX2.
+// Without AVX512-BF16 its instructions are emulated, on AVX-512 by the code for AVX2.
 #define PICK_BF16(...)                                 \
   (::clipfast::isa() == ::clipfast::Isa::avx512_bf16   \
        ? ::clipfast::avx512_bf16::__VA_ARGS__          \

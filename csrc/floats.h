@@ -1,30 +1,32 @@
-// Vectors of floats, read from and written to every format, with exp and erf. Included by kernels, once per instruction
-// set: there is no guard against that.
+// Vectors of floats, read from and written to every dtype of Stored, with exp and erf. Included by kernels, once per
+// instruction set, and so without a guard.
 
 constexpr int WIDE = VECTOR_BYTES / 4;  // floats of a vector
 
 typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t Words __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint32_t Bits __attribute__((vector_size(VECTOR_BYTES)));
-typedef Floats WholeAnywhere __attribute__((aligned(4), may_alias));
-typedef Bits BitsAnywhere __attribute__((aligned(2), may_alias));
+typedef Floats UnalignedFloats __attribute__((aligned(4), may_alias));
+typedef Bits UnalignedBits __attribute__((aligned(2), may_alias));
 
-// Whole vectors that hold so many floats.
+// How many vectors hold so many floats.
 INLINE int64_t vectors_of(int64_t count) { return (count + WIDE - 1) / WIDE; }
 
-INLINE Floats each(float x) { return x - Floats{}; }
+INLINE Floats broadcast(float x) { return x - Floats{}; }
 
-INLINE Floats read(const float* from) { return *reinterpret_cast<const WholeAnywhere*>(from); }
+INLINE Floats broadcast(int x) { return broadcast(static_cast<float>(x)); }
 
-INLINE void write(float* to, Floats x) { *reinterpret_cast<WholeAnywhere*>(to) = x; }
+INLINE Floats read(const float* from) { return *reinterpret_cast<const UnalignedFloats*>(from); }
+
+INLINE void write(float* to, Floats x) { *reinterpret_cast<UnalignedFloats*>(to) = x; }
 
 INLINE Floats read(const Bfloat16* from) {
 #if INTRINSICS == 64
-  const __m256i given = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  return reinterpret_cast<Floats>(reinterpret_cast<Bits>(_mm512_maskz_cvtepu16_epi32(-1, given)) << 16);
+  const __m256i stored = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return reinterpret_cast<Floats>(reinterpret_cast<Bits>(_mm512_maskz_cvtepu16_epi32(-1, stored)) << 16);
 #elif INTRINSICS == 32
-  const __m128i given = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-  return reinterpret_cast<Floats>(reinterpret_cast<Bits>(_mm256_cvtepu16_epi32(given)) << 16);
+  const __m128i stored = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return reinterpret_cast<Floats>(reinterpret_cast<Bits>(_mm256_cvtepu16_epi32(stored)) << 16);
 #else
   Bits bits = {};
   for (int lane = 0; lane < WIDE; ++lane) bits[lane] = static_cast<uint32_t>(from[lane].bits) << 16;
@@ -32,7 +34,7 @@ INLINE Floats read(const Bfloat16* from) {
 #endif
 }
 
-// To the nearest, ties to even. Where there is an instruction for it, what is denormal becomes zero.
+// To the nearest, ties to even. The instruction of AVX512-BF16 flushes denormal numbers to zero.
 INLINE void write(Bfloat16* to, Floats x) {
 #ifdef BF16_INSTRUCTIONS
   const __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(x));
@@ -55,8 +57,8 @@ INLINE void write(Bfloat16* to, Floats x) {
 
 INLINE Floats read(const Half* from) {
 #if INTRINSICS == 64
-  const __m256i given = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  return reinterpret_cast<Floats>(_mm512_maskz_cvtph_ps(-1, given));
+  const __m256i stored = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return reinterpret_cast<Floats>(_mm512_maskz_cvtph_ps(-1, stored));
 #elif INTRINSICS == 32
   return reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 #else
@@ -79,7 +81,7 @@ INLINE void write(Half* to, Floats x) {
 #endif
 }
 
-// Less than a whole vector; what is not there reads as zeros.
+// At most a whole vector: `count` entries, the others read as zeros.
 template <typename Stored>
 INLINE Floats read(const Stored* from, int64_t count) {
   if (count >= WIDE) return read(from);
@@ -102,25 +104,25 @@ INLINE double sum(Floats x) {
   return total;
 }
 
-INLINE Floats larger(Floats x, Floats than) { return x < than ? than : x; }  // a NaN in x stays
-INLINE Floats smaller(Floats x, Floats than) { return x > than ? than : x; }
+INLINE Floats maximum(Floats x, Floats y) { return x < y ? y : x; }  // a NaN in x stays NaN
+INLINE Floats minimum(Floats x, Floats y) { return x > y ? y : x; }
 
-// e^x, by 2^k e^r with |r| ≤ ln 2 / 2: 1 unit of the last place, denormal results and infinity too.
+// e^x as 2^k e^r with |r| ≤ ln 2 / 2: to 1 unit of the last place, for denormal results and infinity too.
 INLINE Floats exponential(Floats x) {
-  x = smaller(larger(x, each(-104)), each(89));
-  const Floats shift = each(0x1.8p23f);  // sums with it end in the integer
-  const Floats shifted = x * each(1.44269504f) + shift, k = shifted - shift;
+  x = minimum(maximum(x, broadcast(-104)), broadcast(89));
+  const Floats shift = broadcast(0x1.8p23f);  // its last place is 1, so adding it rounds to an integer
+  const Floats shifted = x * broadcast(1.44269504f) + shift, k = shifted - shift;
   // ln 2 in two parts; the first has 9 bits, so its products are exact.
-  const Floats r = x - k * each(0.693359375f) - k * each(-2.12194440e-4f);
-  Floats p = each(1.f / 5040);  // of Taylor's series the next term is 5e-9
-  p = p * r + each(1.f / 720);
-  p = p * r + each(1.f / 120);
-  p = p * r + each(1.f / 24);
-  p = p * r + each(1.f / 6);
-  p = p * r + each(1.f / 2);
-  p = p * r + each(1);
-  p = p * r + each(1);
-  // 2^k in two steps: 2¹²⁸ and 2⁻¹⁵⁰ are no floats.
+  const Floats r = x - k * broadcast(0.693359375f) - k * broadcast(-2.12194440e-4f);
+  Floats p = broadcast(1.f / 5040);  // a Taylor series, whose next term is 5e-9
+  p = p * r + broadcast(1.f / 720);
+  p = p * r + broadcast(1.f / 120);
+  p = p * r + broadcast(1.f / 24);
+  p = p * r + broadcast(1.f / 6);
+  p = p * r + broadcast(1.f / 2);
+  p = p * r + broadcast(1);
+  p = p * r + broadcast(1);
+  // 2^k as two factors: 2¹²⁸ and 2⁻¹⁵⁰ are not floats.
   const Words whole = reinterpret_cast<Words>(reinterpret_cast<Bits>(shifted) - reinterpret_cast<Bits>(shift));
   const Words half = whole >> 1;
   const Bits first = reinterpret_cast<Bits>(half) + 127u;
@@ -134,14 +136,14 @@ constexpr float ERF_END = 3.93f;
 constexpr float ERF_P[] = {1.1283791e+00f, 1.9077943e-01f, 5.2789673e-02f, 3.7794113e-03f, 2.848027e-04f, 2.041986e-06f};
 constexpr float ERF_Q[] = {1.0e+00f, 5.024066e-01f, 1.14255674e-01f, 1.4997043e-02f, 1.165162e-03f, 3.800392e-05f};
 
-// erf x = x P(x²) / Q(x²) up to where it rounds to ±1.
+// erf x = x P(x²) / Q(x²) up to ERF_END, from where on it rounds to ±1.
 INLINE Floats error_function(Floats x) {
-  const Floats end = each(ERF_END), within = smaller(larger(x, -end), end), t = within * within;
-  Floats p = each(ERF_P[ERF_DEGREE]), q = each(ERF_Q[ERF_DEGREE]);
+  const Floats end = broadcast(ERF_END), within = minimum(maximum(x, -end), end), t = within * within;
+  Floats p = broadcast(ERF_P[ERF_DEGREE]), q = broadcast(ERF_Q[ERF_DEGREE]);
   for (int i = ERF_DEGREE - 1; i >= 0; --i) {
-    p = p * t + each(ERF_P[i]);
-    q = q * t + each(ERF_Q[i]);
+    p = p * t + broadcast(ERF_P[i]);
+    q = q * t + broadcast(ERF_Q[i]);
   }
   const Floats y = within * p / q;
-  return x >= end ? each(1) : x <= -end ? each(-1) : y;
+  return x >= end ? broadcast(1) : x <= -end ? broadcast(-1) : y;
 }

@@ -2,8 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
-
-#include "export.h"
+#include <stdexcept>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -12,8 +11,10 @@
 namespace clipfast {
 namespace {
 
+constexpr const char* NAMES[] = {"generic", "avx2", "avx512", "avx512_bf16"};
+
 #if defined(__x86_64__)
-// Conversions of float16, which older compilers' tests do not know.
+// Conversions of float16, which older compilers' __builtin_cpu_supports does not know.
 bool has_f16c() {
   unsigned a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
@@ -23,7 +24,7 @@ bool has_f16c() {
 Isa best() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  // libgcc's and compiler-rt's tests ask the operating system, too, whether it saves the registers.
+  // __builtin_cpu_supports also asks the operating system whether it saves the registers.
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !has_f16c()) return Isa::generic;
 #if defined(CLIPFAST_EMULATE_AVX512)  // each_isa.h
   return Isa::avx512_bf16;
@@ -37,20 +38,20 @@ Isa best() {
 #endif
 }
 
-std::atomic<int> current{static_cast<int>(best())};
+std::atomic<Isa> current{best()};
 
 }  // namespace
 
-Isa isa() { return static_cast<Isa>(current.load(std::memory_order_relaxed)); }
+Isa isa() { return current.load(std::memory_order_relaxed); }
+
+std::string isa_name() { return NAMES[static_cast<int>(isa())]; }
+
+std::string limit_isa(const std::string& name) {
+  const auto* end = NAMES + sizeof NAMES / sizeof *NAMES;
+  const auto* match = std::find(NAMES, end, name);
+  if (match == end) throw std::invalid_argument("there is no instruction set '" + name + "'");
+  current.store(std::min(best(), static_cast<Isa>(match - NAMES)));
+  return isa_name();
+}
 
 }  // namespace clipfast
-
-// The instruction set in use.
-CLIPFAST_EXPORT int clipfast_isa() { return static_cast<int>(clipfast::isa()); }
-
-// Runs everything that starts from now on with at most this instruction set, and returns which that is.
-CLIPFAST_EXPORT int clipfast_limit_isa(int most) {
-  const int best = static_cast<int>(clipfast::best());
-  clipfast::current.store(std::max(0, std::min(most, best)));
-  return clipfast::current.load();
-}

@@ -1,11 +1,11 @@
-// A LayerNorm of a sum: what the kernels of all instruction sets are given.
+// LayerNorm of a sum: the arguments of the kernels of all instruction sets.
 #pragma once
 
 #include "formats.h"
 
 namespace clipfast {
 
-constexpr int64_t NORM_STEP_MOST = 64;  // floats that are summed side by side, over all instruction sets
+constexpr int64_t NORM_MAX_STEP = 64;  // floats that a loop's turn takes with the widest vectors
 
 template <typename Stored>
 struct NormRows {
@@ -13,15 +13,15 @@ struct NormRows {
   int64_t outer_stride;
   int64_t inner_stride;
   int64_t inner;
-  const Stored* delta;  // [rows, width], contiguous; nullptr for nothing
+  const Stored* delta;  // [rows, width], contiguous; nullptr for none
   const float* weight;  // [width]
   const float* bias;    // [width]
   Stored* out;          // [rows, width], contiguous
-  int64_t begin;        // rows
+  int64_t begin;        // the rows to compute
   int64_t end;
   int64_t width;
   double eps;
-  float* row;  // scratch: [width up to NORM_STEP_MOST]
+  float* row;  // scratch memory: [width + NORM_MAX_STEP]
 };
 
 }  // namespace clipfast

@@ -1,6 +1,6 @@
 #include "moments.h"
 
-#include "export.h"
+#include "operations.h"
 #include "pool.h"
 
 #define KERNEL "moments_kernel.h"
@@ -10,10 +10,25 @@ namespace clipfast {
 namespace {
 
 template <typename Code>
-int moments(MomentsHead<Code> shape, int64_t group_stride, int64_t groups) {
+void add_moments(const Tensor& codes, const Tensor& shared, const Tensor& centre, const Tensor& total,
+                 const Tensor& second) {
+  const int64_t groups = codes.shape[1], group_stride = codes.strides[1];
+  MomentsHead<Code> shape = {};
+  shape.codes = codes.as<const Code>();
+  shape.code_image_stride = codes.strides[0];
+  shape.code_entry_stride = codes.strides[2];
+  shape.shared = shared.as<const Code>();
+  shape.shared_image_stride = shared.strides[0];
+  shape.shared_entry_stride = shared.strides[1];
+  shape.centre = centre.as<const Code>();
+  shape.images = codes.shape[0];
+  shape.entries = codes.shape[2];
+  shape.columns = total.shape[1];
+  shape.total = total.as<double>();
+  shape.second = second.as<double>();
   shape.width = (shape.columns + MOMENTS_ROWS + MOMENTS_COLUMNS - 1) / MOMENTS_COLUMNS * MOMENTS_COLUMNS;
   const auto kernel = PICK(moments_head<Code>);
-  return in_parallel(groups, 1, [=](int64_t begin, int64_t end) {
+  in_parallel("moments", groups, 1, [=](int64_t begin, int64_t end) {
     Scratch scratch(Scratch::needs<double>(MOMENTS_IMAGES * shape.width));
     if (!scratch) return false;
     MomentsHead<Code> head = shape;
@@ -29,37 +44,37 @@ int moments(MomentsHead<Code> shape, int64_t group_stride, int64_t groups) {
   });
 }
 
-template <typename Code>
-MomentsHead<Code> shape_of(const void* codes, const void* shared, const void* centre) {
-  MomentsHead<Code> shape = {};
-  shape.codes = static_cast<const Code*>(codes);
-  shape.shared = static_cast<const Code*>(shared);
-  shape.centre = static_cast<const Code*>(centre);
-  return shape;
-}
-
 }  // namespace
-}  // namespace clipfast
 
-// Adds a batch to the moments of `groups` heads, one thread per head. codes [images, groups, entries] and shared
-// [images, columns − entries] with strides in elements, centre [groups, columns] contiguous, all of float or all of double;
-// total [groups, columns] and second [groups, columns, columns] contiguous.
-CLIPFAST_EXPORT int clipfast_moments(int is_double, const void* codes, int64_t image_stride, int64_t group_stride,
-                                     int64_t entry_stride, const void* shared, int64_t shared_image_stride,
-                                     int64_t shared_entry_stride, const void* centre, int64_t images, int64_t groups,
-                                     int64_t entries, int64_t columns, double* total, double* second) {
-  const auto add = [&](auto shape) {
-    shape.code_image_stride = image_stride;
-    shape.code_entry_stride = entry_stride;
-    shape.shared_image_stride = shared_image_stride;
-    shape.shared_entry_stride = shared_entry_stride;
-    shape.images = images;
-    shape.entries = entries;
-    shape.columns = columns;
-    shape.total = total;
-    shape.second = second;
-    return clipfast::moments(shape, group_stride, groups);
-  };
-  return is_double ? add(clipfast::shape_of<double>(codes, shared, centre))
-                   : add(clipfast::shape_of<float>(codes, shared, centre));
+Reasons moments_unsupported_reasons(const Tensor& codes, const Tensor& shared, const Tensor& centre, const Tensor& total,
+                                    const Tensor& second) {
+  Checks checks;
+  checks.readable({{"codes", &codes}, {"shared", &shared}, {"centre", &centre}, {"total", &total}, {"second", &second}});
+  if (!checks.passed()) return checks.reasons();
+  const Checks::Named read[] = {{"codes", &codes}, {"shared", &shared}, {"centre", &centre}};
+  for (const auto& [name, tensor] : read)
+    if (!tensor->is_floating_point())
+      checks.require(false, name + (" is " + dtype_name(*tensor)) + ", expected floating point");
+  return checks.reasons();
 }
+
+void moments(const Tensor& codes, const Tensor& shared, const Tensor& centre, const Tensor& total, const Tensor& second) {
+  Checks checks;
+  checks.readable({{"codes", &codes}, {"shared", &shared}, {"centre", &centre}, {"total", &total}, {"second", &second}});
+  checks.raise("moments");
+  checks.shape("codes", codes, {ANY, ANY, ANY}).shape("total", total, {ANY, ANY}).raise("moments");
+  const int64_t images = codes.shape[0], groups = codes.shape[1], columns = total.shape[1];
+  checks.shape("shared", shared, {images, columns - codes.shape[2]}).shape("centre", centre, {groups, columns});
+  checks.shape("total", total, {groups, columns}).shape("second", second, {groups, columns, columns});
+  checks.dtype("codes", codes, {Dtype::float32, Dtype::float64});
+  checks.same_dtype("shared", shared, "codes", codes).same_dtype("centre", centre, "codes", codes);
+  checks.dtype("total", total, {Dtype::float64}).dtype("second", second, {Dtype::float64});
+  checks.contiguous("centre", centre).contiguous("total", total).contiguous("second", second).raise("moments");
+  if (images == 0 || columns == 0) return;
+  if (codes.dtype == Dtype::float64)
+    add_moments<double>(codes, shared, centre, total, second);
+  else
+    add_moments<float>(codes, shared, centre, total, second);
+}
+
+}  // namespace clipfast

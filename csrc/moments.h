@@ -1,13 +1,13 @@
-// Moments of one head's codes: what the kernels of all instruction sets are given.
+// Moments of one head's codes: the arguments of the kernels of all instruction sets.
 #pragma once
 
 #include <cstdint>
 
 namespace clipfast {
 
-// Images whose entries are widened, joined and centred at a time: they stay in the cache nearest to a core.
+// Images whose entries are widened, joined and centred at a time: they stay in the L1 cache.
 constexpr int64_t MOMENTS_IMAGES = 128;
-// Rows and columns that the largest tile of any instruction set covers.
+// Rows and columns of the largest tile, that of the widest vectors.
 constexpr int64_t MOMENTS_ROWS = 6, MOMENTS_COLUMNS = 16;
 
 template <typename Code>
@@ -24,7 +24,7 @@ struct MomentsHead {
   int64_t columns;
   double* total;   // [columns], added to
   double* second;  // [columns, columns], added to
-  // Scratch: [MOMENTS_IMAGES, width], where `width` lets the last tiles reach beyond the columns.
+  // Scratch memory: [MOMENTS_IMAGES, width], where `width` has space for tiles that reach beyond the columns.
   double* x;
   int64_t width;
 };

@@ -1,15 +1,15 @@
-// What a batch adds to one head's moments. Included by each_isa.h, once per instruction set.
+// Adds a batch to one head's moments. Included by each_isa.h, once per instruction set.
 //
 // With x_b = [codes_b, shared_b] − centre: total += Σ_b x_b and second += Σ_b x_b x_bᵀ, in float64 throughout, as exact as
-// the definition: eigenvalues of a covariance count down to 1e-12 of the first, far below what float32 sums leave of them.
-// Codes are read once, where they are. Only tiles on or above the diagonal are computed, and what is added to an entry is
-// added to its mirror image, so a matrix that is symmetric stays so to the bit.
+// the definition: eigenvalues of a covariance matter down to 1e-12 of the first, far below the error of float32 sums.
+// Codes are read once, in place. Only tiles on or above the diagonal are computed, and the same is added to the mirrored
+// entry, so a symmetric matrix stays symmetric to the bit.
 
-constexpr int ROWS = MOMENTS_ROWS, VECTORS = 2;  // of a tile: 12 sums, which with their factors fit 16 registers
+constexpr int ROWS = MOMENTS_ROWS, VECTORS = 2;  // of a tile: 12 sums and their factors fit 16 registers
 constexpr int COLUMNS = VECTORS * LANES;
-static_assert(COLUMNS <= MOMENTS_COLUMNS, "scratch memory is measured for smaller tiles");
+static_assert(COLUMNS <= MOMENTS_COLUMNS, "scratch memory is sized for smaller tiles");
 
-// Images from `first` on, centred, into rows of x that end in zeros; their sum is added to the total.
+// Writes images from `first` on, centred, to the rows of x, padded with zeros, and adds their sum to the total.
 template <typename Code>
 TARGET static void centre_images(const MomentsHead<Code>& head, int64_t first, int64_t images) {
   for (int64_t b = 0; b < images; ++b) {
@@ -39,7 +39,7 @@ TARGET static void add_tile(const MomentsHead<Code>& head, int64_t images, int64
     Doubles right[VECTORS];
     for (int k = 0; k < VECTORS; ++k) right[k] = load(x + j + k * LANES);
     for (int r = 0; r < ROWS; ++r) {
-      const Doubles left = everywhere(x[i + r]);
+      const Doubles left = broadcast(x[i + r]);
       for (int k = 0; k < VECTORS; ++k) sums[r][k] += left * right[k];
     }
   }

@@ -1,13 +1,13 @@
-// Pairs of bfloat16 and sums of their products. Included by kernels after floats.h, once per instruction set: there is no
-// guard against that.
+// Pairs of bfloat16 and sums of their products. Included by kernels after floats.h, once per instruction set, and so
+// without a guard.
 
-INLINE Bits each(Pair x) { return x.bits - Bits{}; }
+INLINE Bits broadcast(Pair x) { return x.bits - Bits{}; }
 
-INLINE Bits read(const Pair* from) { return *reinterpret_cast<const BitsAnywhere*>(from); }
+INLINE Bits read(const Pair* from) { return *reinterpret_cast<const UnalignedBits*>(from); }
 
-INLINE void write(Pair* to, Bits x) { *reinterpret_cast<BitsAnywhere*>(to) = x; }
+INLINE void write(Pair* to, Bits x) { *reinterpret_cast<UnalignedBits*>(to) = x; }
 
-// Of floats as they are read from bfloat16.
+// Pairs of two vectors of floats that were read from bfloat16.
 INLINE Bits paired(Floats first, Floats second) {
   return reinterpret_cast<Bits>(first) >> 16 | reinterpret_cast<Bits>(second);
 }
@@ -17,8 +17,8 @@ INLINE Floats without_denormals(Floats x) {
   return reinterpret_cast<Floats>((bits & 0x7F800000u) != 0 ? bits : zero);
 }
 
-// sum + a · b over both entries of the pairs, as AVX512-BF16 computes it: first the second entries' product is added,
-// then the first ones', each sum rounded to float32; factors and sums below 2⁻¹²⁶, denormal ones, count as zero.
+// sum + a · b over both entries of the pairs, as AVX512-BF16 computes it: the product of the second entries is added
+// first, then that of the first entries, and both sums are rounded to float32. Denormal factors and sums count as zero.
 INLINE Floats multiply_add(Floats sum, Bits a, Bits b) {
 #ifdef BF16_INSTRUCTIONS
   return reinterpret_cast<Floats>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a),

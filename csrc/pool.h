@@ -1,11 +1,12 @@
-// Work spread over torch's own threads, and memory for each of them.
+// Parallel loops on torch's own threads, and scratch memory for each thread.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
-
-#include "export.h"
+#include <new>
+#include <stdexcept>
+#include <string>
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -15,32 +16,43 @@ namespace clipfast {
 
 using Range = void (*)(int64_t begin, int64_t end, void* context);
 
-// torch_parallel_for of torch's stable C interface (2.10 and later), as Python found it; nullptr for one thread.
+// torch_parallel_for of torch's stable C interface (torch 2.10 and later). Python looks it up; nullptr for one thread.
 using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, Range range, void* context);
-extern ParallelFor parallel_for;
+inline ParallelFor parallel_for = nullptr;
 
-// Calls body(begin, end) on parts of 0 … count, none shorter than `grain` unless it is the last. Parts are independent:
-// results never depend on how many there are. `body` returns false to report that it had no memory.
+// A MemoryError in Python.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(const char* operation) : message_(std::string(operation) + ": not enough memory") {}
+  const char* what() const noexcept override { return message_.c_str(); }
+
+ private:
+  std::string message_;
+};
+
+// Calls body(begin, end) on parts of 0 … count, none shorter than `grain` except the last. Parts are independent, so
+// results do not depend on how many there are. `body` returns false where it could not allocate memory: no exception may
+// leave it, for torch's frames lie between.
 template <typename Body>
-int in_parallel(int64_t count, int64_t grain, const Body& body) {
+void in_parallel(const char* operation, int64_t count, int64_t grain, const Body& body) {
   struct Context {
     const Body& body;
-    bool failed;  // only ever set: threads that race write the same
+    bool failed;  // only ever set to true, so threads may race
   } context{body, false};
-  const Range range = [](int64_t begin, int64_t end, void* given) {
-    auto* context = static_cast<Context*>(given);
+  const Range range = [](int64_t begin, int64_t end, void* pointer) {
+    auto* context = static_cast<Context*>(pointer);
     if (!context->body(begin, end)) __atomic_store_n(&context->failed, true, __ATOMIC_RELAXED);
   };
-  if (count <= 0) return done;
+  if (count <= 0) return;
   if (parallel_for == nullptr)
     range(0, count, &context);
   else if (parallel_for(0, count, grain, range, &context) != 0)
-    return pool_failed;
-  return context.failed ? no_memory : done;
+    throw std::runtime_error(std::string(operation) + ": torch's thread pool failed");
+  if (context.failed) throw OutOfMemory(operation);
 }
 
-// Memory of one thread, handed out piece by piece; every piece starts on a cache line. Under AddressSanitizer a line
-// after each piece, and what is left of its last one, may not be touched: what leaves its piece would else find the next.
+// The memory of one thread, handed out piece by piece; every piece starts on a cache line. Under AddressSanitizer each
+// piece is followed by a line that may not be touched, so that an overrun does not land in the next piece.
 class Scratch {
  public:
   static constexpr size_t line = 64;
@@ -62,17 +74,17 @@ class Scratch {
     return piece;
   }
 
-  // How many bytes take<T>(count) uses up.
+  // The bytes that take<T>(count) uses up.
   template <typename T>
   static size_t needs(int64_t count) {
-    return rounded(static_cast<size_t>(count) * sizeof(T)) + between;
+    return rounded(static_cast<size_t>(count) * sizeof(T)) + gap;
   }
 
  private:
 #if defined(__SANITIZE_ADDRESS__)
-  static constexpr size_t between = line;
+  static constexpr size_t gap = line;
 #else
-  static constexpr size_t between = 0;
+  static constexpr size_t gap = 0;
 #endif
 
   static size_t rounded(size_t bytes) { return (bytes + line - 1) / line * line; }

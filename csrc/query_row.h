@@ -1,4 +1,4 @@
-// Attention of one query in one head of one image: what the kernels of all instruction sets are given.
+// Attention of one query in one head of one image: the arguments of the kernels of all instruction sets.
 #pragma once
 
 #include "formats.h"
@@ -14,10 +14,10 @@ struct QueryRow {
   int64_t value_stride;
   int64_t tokens;
   int64_t width;
-  float scale;  // of logits, to powers of two: log₂e / √width
+  float scale;  // of logits, as exponents of two: log₂e / √width
   float* z;        // [width]
   float* alpha;    // [tokens]
-  float* weights;  // scratch: [tokens up to whole vectors]
+  float* weights;  // scratch memory: [tokens up to whole vectors]
 };
 
 }  // namespace clipfast

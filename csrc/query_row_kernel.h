@@ -1,11 +1,10 @@
-// α = softmax(scale K q) and z = αᵀV; keys and values are read once, where they are. Included by each_isa.h, once per
+// α = softmax(scale K q) and z = αᵀV; keys and values are read once, in place. Included by each_isa.h, once per
 // instruction set.
 
 #include "floats.h"
-// After it.
-#include "softmax.h"
+#include "softmax.h"  // after floats.h
 
-constexpr int TOGETHER = 4;  // keys, so that sums do not wait for one another
+constexpr int KEYS = 4;  // whose sums are formed side by side, so that additions do not wait for one another
 
 // Σ_e q[e] k[r, e] for COUNT keys.
 template <int COUNT, typename Stored>
@@ -17,45 +16,46 @@ INLINE void score(const float* query, const Stored* key, int64_t stride, int64_t
     for (int r = 0; r < COUNT; ++r) sums[r] += part * read(key + r * stride + e);
   }
   if (whole < width)
-    for (int r = 0; r < COUNT; ++r) sums[r] += read(query + whole, width - whole) * read(key + r * stride + whole, width - whole);
+    for (int r = 0; r < COUNT; ++r)
+      sums[r] += read(query + whole, width - whole) * read(key + r * stride + whole, width - whole);
   for (int r = 0; r < COUNT; ++r) to[r] = static_cast<float>(sum(sums[r]));
 }
 
-// Σ_n α[n] v[n, e …] for V vectors of entries, `left` entries there. Every BLOCK tokens are summed apart: a sum of 577
-// terms one after the other would lose a digit.
+// Σ_n α[n] v[n, e] for V vectors of entries from `start` on; WHOLE where the row has that many. Every BLOCK tokens have a
+// sum of their own: one running sum of 577 terms would lose a digit.
 template <int V, bool WHOLE, typename Stored>
-INLINE void mix(const QueryRow<Stored>& given, const float* weights, int64_t start, float share) {
+INLINE void sum_values(const QueryRow<Stored>& row, const float* weights, int64_t start, float reciprocal) {
   constexpr int64_t BLOCK = 32;
   Floats totals[V] = {};
-  const Stored* value = given.value + start;
-  const int64_t left = given.width - start;
-  for (int64_t first = 0; first < given.tokens; first += BLOCK) {
-    const int64_t end = first + BLOCK < given.tokens ? first + BLOCK : given.tokens;
+  const Stored* value = row.value + start;
+  const int64_t left = row.width - start;
+  for (int64_t first = 0; first < row.tokens; first += BLOCK) {
+    const int64_t end = first + BLOCK < row.tokens ? first + BLOCK : row.tokens;
     Floats sums[V] = {};
-    for (int64_t n = first; n < end; ++n, value += given.value_stride)
+    for (int64_t n = first; n < end; ++n, value += row.value_stride)
       for (int k = 0; k < V; ++k)
         if (WHOLE)
-          sums[k] += each(weights[n]) * read(value + k * WIDE);
+          sums[k] += broadcast(weights[n]) * read(value + k * WIDE);
         else if (left > k * WIDE)
-          sums[k] += each(weights[n]) * read(value + k * WIDE, left - k * WIDE);
+          sums[k] += broadcast(weights[n]) * read(value + k * WIDE, left - k * WIDE);
     for (int k = 0; k < V; ++k) totals[k] += sums[k];
   }
   for (int k = 0; k < V; ++k)
-    if (left > k * WIDE) write(given.z + start + k * WIDE, totals[k] * each(share), left - k * WIDE);
+    if (left > k * WIDE) write(row.z + start + k * WIDE, totals[k] * broadcast(reciprocal), left - k * WIDE);
 }
 
 template <typename Stored>
-TARGET static void query_row(const QueryRow<Stored>& given) {
-  const int64_t tokens = given.tokens, width = given.width;
-  float* weights = given.weights;
+TARGET static void query_row(const QueryRow<Stored>& row) {
+  const int64_t tokens = row.tokens, width = row.width;
+  float* weights = row.weights;
   int64_t n = 0;
-  for (; n + TOGETHER <= tokens; n += TOGETHER)
-    score<TOGETHER>(given.query, given.key + n * given.key_stride, given.key_stride, width, weights + n);
-  for (; n < tokens; ++n) score<1>(given.query, given.key + n * given.key_stride, given.key_stride, width, weights + n);
-  const float share = soften(weights, weights, tokens, given.scale, false);
-  for (n = 0; n < tokens; ++n) given.alpha[n] = weights[n] * share;
+  for (; n + KEYS <= tokens; n += KEYS)
+    score<KEYS>(row.query, row.key + n * row.key_stride, row.key_stride, width, weights + n);
+  for (; n < tokens; ++n) score<1>(row.query, row.key + n * row.key_stride, row.key_stride, width, weights + n);
+  const float reciprocal = softmax_numerators(weights, weights, tokens, row.scale, false);
+  for (n = 0; n < tokens; ++n) row.alpha[n] = weights[n] * reciprocal;
   constexpr int V = 4;
   int64_t start = 0;
-  for (; start + V * WIDE <= width; start += V * WIDE) mix<V, true>(given, weights, start, share);
-  if (start < width) mix<V, false>(given, weights, start, share);
+  for (; start + V * WIDE <= width; start += V * WIDE) sum_values<V, true>(row, weights, start, reciprocal);
+  if (start < width) sum_values<V, false>(row, weights, start, reciprocal);
 }

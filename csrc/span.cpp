@@ -2,12 +2,12 @@
 
 #include <algorithm>
 
-#include "export.h"
+#include "operations.h"
 #include "pool.h"
 
 namespace clipfast {
 
-// Variances that differ by less of the first pick's are equal (kernels/reference.py says why).
+// Variances that differ by less than this share of the first pick's count as equal (reference.py says why).
 constexpr double SPAN_EQUAL = 4e-15;
 
 }  // namespace clipfast
@@ -18,27 +18,32 @@ constexpr double SPAN_EQUAL = 4e-15;
 namespace clipfast {
 namespace {
 
-int64_t rounded(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
+int64_t rounded_up(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 
 template <typename Stored>
-int span(const Stored* texts, int64_t group_stride, int64_t text_stride, int64_t rank_stride, const double* factor,
-         int64_t groups, int64_t count, int64_t rank, int64_t size, double floor, int64_t* picks, Stored* variance,
-         Stored* directions) {
+void pick(const Tensor& texts, const Tensor& factor, double floor, const Tensor& picks, const Tensor& variance,
+          const Tensor& directions) {
+  const int64_t groups = texts.shape[0], count = texts.shape[1], rank = texts.shape[2], size = picks.shape[1];
+  const int64_t group_stride = texts.strides[0];
+  const auto* first_texts = texts.as<const Stored>();
+  const auto* first_factor = factor.as<const double>();
+  auto* first_picks = picks.as<int64_t>();
+  auto *first_variance = variance.as<Stored>(), *first_directions = directions.as<Stored>();
   SpanHead<Stored> shape = {};
-  shape.text_stride = text_stride;
-  shape.rank_stride = rank_stride;
+  shape.text_stride = texts.strides[1];
+  shape.rank_stride = texts.strides[2];
   shape.count = count;
   shape.rank = rank;
   shape.steps = std::min(size, rank);
   shape.floor = floor;
-  shape.width = rounded(rank, 8);
-  const int64_t in_tiles = rounded(count, SPAN_TILE_MOST), along = std::max(shape.width, shape.steps);
+  shape.width = rounded_up(rank, 8);
+  const int64_t in_tiles = rounded_up(count, SPAN_MAX_TILE), along = std::max(shape.width, shape.steps);
   const size_t bytes = Scratch::needs<Stored>(in_tiles * rank) + Scratch::needs<double>(in_tiles) +
                        2 * Scratch::needs<double>(shape.width * rank) +
                        Scratch::needs<double>(shape.steps * shape.width) + Scratch::needs<double>(along) +
                        2 * Scratch::needs<double>(shape.width) + Scratch::needs<double>(2 * rank);
   const auto kernel = PICK(span_head<Stored>);
-  return in_parallel(groups, 1, [=](int64_t begin, int64_t end) {
+  in_parallel("span", groups, 1, [=](int64_t begin, int64_t end) {
     Scratch scratch(bytes);
     if (!scratch) return false;
     SpanHead<Stored> head = shape;
@@ -52,11 +57,11 @@ int span(const Stored* texts, int64_t group_stride, int64_t text_stride, int64_t
     head.shadow = scratch.take<double>(head.width);
     head.both = scratch.take<double>(2 * rank);
     for (int64_t group = begin; group < end; ++group) {
-      head.texts = texts + group * group_stride;
-      head.factor = factor + group * rank * rank;
-      head.picks = picks + group * size;
-      head.variance = variance + group * size;
-      head.directions = directions + group * size * rank;
+      head.texts = first_texts + group * group_stride;
+      head.factor = first_factor + group * rank * rank;
+      head.picks = first_picks + group * size;
+      head.variance = first_variance + group * size;
+      head.directions = first_directions + group * size * rank;
       kernel(head);
     }
     return true;
@@ -64,19 +69,29 @@ int span(const Stored* texts, int64_t group_stride, int64_t text_stride, int64_t
 }
 
 }  // namespace
-}  // namespace clipfast
 
-// TEXTSPAN of `groups` heads, one thread per head. texts [groups, count, rank] of float or double with strides in
-// elements, factor [groups, rank, rank] contiguous; results contiguous, [groups, size] and [groups, size, rank] of the
-// texts' type, filled with −1 and 0 before. count and rank are at least 1.
-CLIPFAST_EXPORT int clipfast_span(int is_double, const void* texts, int64_t group_stride, int64_t text_stride,
-                                  int64_t rank_stride, const double* factor, int64_t groups, int64_t count,
-                                  int64_t rank, int64_t size, double floor, int64_t* picks, void* variance,
-                                  void* directions) {
-  if (is_double)
-    return clipfast::span(static_cast<const double*>(texts), group_stride, text_stride, rank_stride, factor, groups,
-                          count, rank, size, floor, picks, static_cast<double*>(variance),
-                          static_cast<double*>(directions));
-  return clipfast::span(static_cast<const float*>(texts), group_stride, text_stride, rank_stride, factor, groups, count,
-                        rank, size, floor, picks, static_cast<float*>(variance), static_cast<float*>(directions));
+Reasons span_unsupported_reasons(const Tensor& texts, const Tensor& factor) {
+  return Checks().readable({{"texts", &texts}, {"factor", &factor}}).reasons();
 }
+
+void span(const Tensor& texts, const Tensor& factor, double floor, const Tensor& picks, const Tensor& variance,
+          const Tensor& directions) {
+  Checks checks;
+  checks.readable({{"texts", &texts}, {"factor", &factor}, {"picks", &picks}, {"variance", &variance}});
+  checks.readable({{"directions", &directions}}).raise("span");
+  checks.shape("texts", texts, {ANY, ANY, ANY}).shape("picks", picks, {ANY, ANY}).raise("span");
+  const int64_t groups = texts.shape[0], rank = texts.shape[2], size = picks.shape[1];
+  checks.dtype("texts", texts, {Dtype::float32, Dtype::float64});
+  checks.dtype("factor", factor, {Dtype::float64}).shape("factor", factor, {groups, rank, rank}).contiguous("factor", factor);
+  checks.dtype("picks", picks, {Dtype::int64}).shape("picks", picks, {groups, size}).contiguous("picks", picks);
+  checks.same_dtype("variance", variance, "texts", texts).shape("variance", variance, {groups, size});
+  checks.same_dtype("directions", directions, "texts", texts).shape("directions", directions, {groups, size, rank});
+  checks.contiguous("variance", variance).contiguous("directions", directions).raise("span");
+  if (groups == 0 || rank == 0 || texts.shape[1] == 0) return;
+  if (texts.dtype == Dtype::float64)
+    pick<double>(texts, factor, floor, picks, variance, directions);
+  else
+    pick<float>(texts, factor, floor, picks, variance, directions);
+}
+
+}  // namespace clipfast

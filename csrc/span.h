@@ -1,12 +1,12 @@
-// TEXTSPAN of one head: what the kernels of all instruction sets are given.
+// TEXTSPAN of one head: the arguments of the kernels of all instruction sets.
 #pragma once
 
 #include <cstdint>
 
 namespace clipfast {
 
-// Texts of a tile, over all instruction sets: what scratch memory is measured by.
-constexpr int64_t SPAN_TILE_MOST = 32;
+// Texts of a tile with the widest vectors; scratch memory is sized for it.
+constexpr int64_t SPAN_MAX_TILE = 32;
 
 template <typename Stored>
 struct SpanHead {
@@ -22,7 +22,7 @@ struct SpanHead {
   int64_t* picks;      // [steps]
   Stored* variance;    // [steps]
   Stored* directions;  // [steps, rank]
-  // Scratch, see span.cpp. `width` is `rank` up to whole vectors, and rows of that length end in zeros.
+  // Scratch memory, see span.cpp. `width` is `rank` up to whole vectors; rows of that length are padded with zeros.
   int64_t width;
   Stored* tiles;   // [tiles, rank, texts of a tile]
   double* left;    // [texts in tiles]

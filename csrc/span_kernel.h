@@ -5,13 +5,13 @@
 //
 //     v_t ← v_t − s_t (2 x_t − s_t q),    s_t = A_t·w,  x_t = A_t·u
 //
-// so a pick reads the texts once and writes one number per text. A head's texts (0.9 MB for 3,500 of rank 64) are packed
-// once into tiles that lie in the order in which they are read, and stay in the cache of the core that works on the head.
-// Everything but the texts in memory is float64: such differences lose digits as variances fall.
+// so a pick reads the texts once and writes one variance per text. A head's texts (0.9 MB for 3,500 of rank 64) are packed
+// once into tiles in the order in which they are read, and stay in the L2 cache of the core that computes the head.
+// Everything except the texts in memory is float64: such differences lose digits as variances fall.
 
-constexpr int VECTORS = 4;  // of a tile: twice as many sums run side by side, enough to hide what an addition takes
+constexpr int VECTORS = 4;  // of a tile: twice as many sums run side by side, enough to hide the latency of an addition
 constexpr int TILE = VECTORS * LANES;
-static_assert(TILE <= SPAN_TILE_MOST, "scratch memory is measured for smaller tiles");
+static_assert(TILE <= SPAN_MAX_TILE, "scratch memory is sized for smaller tiles");
 
 struct Dots {
   Doubles first[VECTORS], second[VECTORS];
@@ -22,7 +22,7 @@ template <typename Stored>
 INLINE Dots dots(const Stored* tile, const double* pair, int64_t start, int64_t rank) {
   Dots sums = {};
   for (int64_t r = start; r < rank; ++r) {
-    const Doubles first = everywhere(pair[2 * r]), second = everywhere(pair[2 * r + 1]);
+    const Doubles first = broadcast(pair[2 * r]), second = broadcast(pair[2 * r + 1]);
     for (int k = 0; k < VECTORS; ++k) {
       const Doubles text = load(tile + r * TILE + k * LANES);
       sums.first[k] += text * first;
@@ -40,18 +40,18 @@ INLINE double dot(const double* x, const double* y, int64_t width) {
 
 // x ← x + scale · y
 INLINE void add(double* x, double scale, const double* y, int64_t width) {
-  const Doubles scales = everywhere(scale);
+  const Doubles scales = broadcast(scale);
   for (int64_t r = 0; r < width; r += LANES) store(x + r, load(x + r) + scales * load(y + r));
 }
 
-// x less its components along the first `step` directions.
+// Removes from x its components along the first `step` directions.
 template <typename Stored>
 TARGET static void remove_known(const SpanHead<Stored>& head, double* x, int64_t step) {
   for (int64_t j = 0; j < step; ++j) head.along[j] = dot(head.known + j * head.width, x, head.width);
   for (int64_t j = 0; j < step; ++j) add(x, -head.along[j], head.known + j * head.width, head.width);
 }
 
-// Texts into tiles, the last one filled up with zeros; false where one is not finite.
+// Packs the texts into tiles, the last one padded with zeros; false where a text is not finite.
 template <typename Stored>
 TARGET static bool pack_texts(const SpanHead<Stored>& head) {
   bool finite = true;
@@ -71,7 +71,7 @@ TARGET static bool pack_texts(const SpanHead<Stored>& head) {
   return finite;
 }
 
-// The factor by rows, and by pairs of columns; false where it is not finite.
+// Packs the factor by rows and by pairs of columns; false where it is not finite.
 template <typename Stored>
 TARGET static bool pack_factor(const SpanHead<Stored>& head) {
   bool finite = true;
@@ -86,7 +86,7 @@ TARGET static bool pack_factor(const SpanHead<Stored>& head) {
   return finite;
 }
 
-// v_t = ‖A_t L‖² before anything is picked. Columns of a triangular L start below zeros, which are passed over.
+// v_t = ‖A_t L‖² before anything is picked. The zeros that columns of a triangular L start with are skipped.
 template <typename Stored>
 TARGET static void first_variances(const SpanHead<Stored>& head) {
   for (int64_t c = 0; c < head.width; c += 2) {
@@ -110,7 +110,7 @@ TARGET static void first_variances(const SpanHead<Stored>& head) {
 // v ← v − s (2 x − s q) for all texts, from the pairs of w and u.
 template <typename Stored>
 TARGET static void update_variances(const SpanHead<Stored>& head, double q) {
-  const Doubles two = everywhere(2), shared = everywhere(q);
+  const Doubles two = broadcast(2), shared = broadcast(q);
   const Stored* tile = head.tiles;
   for (int64_t t = 0; t < head.count; t += TILE, tile += head.rank * TILE) {
     const Dots sums = dots(tile, head.both, 0, head.rank);
@@ -121,7 +121,7 @@ TARGET static void update_variances(const SpanHead<Stored>& head, double q) {
   }
 }
 
-// The largest variance, or 0 where all are below: texts that fill up the last tile have none.
+// The largest variance, or 0 where all are smaller. The texts that pad the last tile have variance 0.
 TARGET static double largest(const double* left, int64_t count) {
   Doubles best[VECTORS] = {};
   for (int64_t t = 0; t < count; t += TILE)
@@ -129,18 +129,18 @@ TARGET static double largest(const double* left, int64_t count) {
       const Doubles here = load(left + t + k * LANES);
       best[k] = here > best[k] ? here : best[k];
     }
-  double most = 0;
+  double maximum = 0;
   for (int k = 0; k < VECTORS; ++k)
-    for (int lane = 0; lane < LANES; ++lane) most = best[k][lane] > most ? best[k][lane] : most;
-  return most;
+    for (int lane = 0; lane < LANES; ++lane) maximum = best[k][lane] > maximum ? best[k][lane] : maximum;
+  return maximum;
 }
 
-// w of the picked text and u = P S w, into `pick` and `shadow`; q = w·u. Gram-Schmidt twice is exact to rounding.
+// Writes w of the picked text to `pick` and u = P S w to `shadow`; returns q = w·u. Gram-Schmidt twice is exact to rounding.
 template <typename Stored>
 TARGET static double direction_of(const SpanHead<Stored>& head, int64_t pick, int64_t step) {
   const Stored* text = head.tiles + pick / TILE * head.rank * TILE + pick % TILE;
   for (int64_t r = 0; r < head.width; ++r) head.pick[r] = r < head.rank ? text[r * TILE] : 0;
-  for (int turn = 0; turn < 2; ++turn) {
+  for (int pass = 0; pass < 2; ++pass) {
     remove_known(head, head.pick, step);
     const double length = __builtin_sqrt(dot(head.pick, head.pick, head.width));
     const double divisor = length > __DBL_MIN__ ? length : __DBL_MIN__;
@@ -164,13 +164,13 @@ TARGET static void span_head(const SpanHead<Stored>& head) {
     const double best = step ? largest(head.left, head.count) : first;
     if (!(best > limit)) return;
     limit = head.floor * (first > __DBL_MIN__ ? first : __DBL_MIN__);
-    // The first of equals. Of what overflowed none is.
+    // The first of those that are equal; none where variances overflowed.
     const double least = best - SPAN_EQUAL * first;
     int64_t pick = 0;
     while (pick < head.count && !(head.left[pick] >= least)) ++pick;
     if (pick == head.count) return;
     const double q = direction_of(head, pick, step);
-    if (q == 0) return;  // of a square that overflowed or vanished: nothing would change, and the pick be the next, too
+    if (q == 0) return;  // a square that overflowed or underflowed: nothing would change, and the next pick be the same
     head.picks[step] = pick;
     head.variance[step] = static_cast<Stored>(head.left[pick]);
     double* known = head.known + step * head.width;

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "export.h"
+#include "operations.h"
 #include "pool.h"
 
 #define KERNEL "text_maps_kernel.h"
@@ -12,14 +12,31 @@
 namespace clipfast {
 namespace {
 
-constexpr int64_t TOKENS = 8 * MAP_ROWS;  // of one image that a thread takes at a time
+constexpr int64_t TOKENS_PER_UNIT = 8 * MAP_ROWS;  // of one image, which a thread takes at a time
 
 template <typename Stored>
-int maps_of(TextMaps<Stored> shape, int64_t alpha_image, int64_t value_image, int64_t images, int64_t tokens) {
+void add_maps(const Tensor& alpha, const Tensor& value, const Tensor& basis, const OptionalTensor& heads,
+              const Tensor& out) {
+  const int64_t images = out.shape[0], tokens = out.shape[1];
+  const int64_t alpha_image = alpha.strides[0], value_image = value.strides[0];
+  TextMaps<Stored> shape = {};
+  shape.alpha = alpha.as<const float>();
+  shape.alpha_head = alpha.strides[1];
+  shape.alpha_token = alpha.strides[2];
+  shape.value = value.as<const Stored>();
+  shape.value_token = value.strides[1];
+  shape.value_head = value.strides[2];
+  shape.basis = basis.as<const float>();
+  shape.heads = heads ? heads->as<const int64_t>() : nullptr;
+  shape.count = heads ? heads->shape[0] : value.shape[2];
+  shape.width = value.shape[3];
+  shape.texts = out.shape[2];
+  shape.padded = basis.shape[2];
+  shape.out = out.as<float>();
+  shape.row_stride = (shape.width + MAP_MAX_COLUMNS - 1) / MAP_MAX_COLUMNS * MAP_MAX_COLUMNS;
   const auto kernel = PICK(text_maps<Stored>);
-  shape.row_stride = (shape.width + MAP_COLUMNS_MOST - 1) / MAP_COLUMNS_MOST * MAP_COLUMNS_MOST;
-  const int64_t parts = (tokens + TOKENS - 1) / TOKENS, floats = MAP_ROWS * shape.row_stride;
-  return in_parallel(images * parts, 1, [=](int64_t begin, int64_t end) {
+  const int64_t parts = (tokens + TOKENS_PER_UNIT - 1) / TOKENS_PER_UNIT, floats = MAP_ROWS * shape.row_stride;
+  in_parallel("text_maps", images * parts, 1, [=](int64_t begin, int64_t end) {
     Scratch scratch(Scratch::needs<float>(floats));
     if (!scratch) return false;
     TextMaps<Stored> part = shape;
@@ -29,8 +46,8 @@ int maps_of(TextMaps<Stored> shape, int64_t alpha_image, int64_t value_image, in
       part.alpha = shape.alpha + image * alpha_image;
       part.value = shape.value + image * value_image;
       part.out = shape.out + image * tokens * shape.texts;
-      part.begin = unit % parts * TOKENS;
-      part.end = std::min(tokens, part.begin + TOKENS);
+      part.begin = unit % parts * TOKENS_PER_UNIT;
+      part.end = std::min(tokens, part.begin + TOKENS_PER_UNIT);
       kernel(part);
     }
     return true;
@@ -38,33 +55,67 @@ int maps_of(TextMaps<Stored> shape, int64_t alpha_image, int64_t value_image, in
 }
 
 }  // namespace
-}  // namespace clipfast
 
-// out[b, n] += Σ_h α[b, h, n] (v[b, n, h] · U[h]) over `count` heads: those in `heads`, or the first where it is nullptr.
-// alpha [images, heads, tokens] of float; value [images, tokens, heads, width] of a format; both with strides in elements,
-// value's last axis contiguous. basis [heads, width, padded] of float, contiguous, zeros from `texts` on; padded is a
-// multiple of 32. out [images, tokens, texts] of float, contiguous.
-CLIPFAST_EXPORT int clipfast_text_maps(int format, const float* alpha, int64_t alpha_image, int64_t alpha_head,
-                                       int64_t alpha_token, const void* value, int64_t value_image, int64_t value_token,
-                                       int64_t value_head, const float* basis, const int64_t* heads, int64_t count,
-                                       int64_t images, int64_t tokens, int64_t width, int64_t texts, int64_t padded,
-                                       float* out) {
-  return clipfast::with_format(format, [=](auto* of) {
-    using Stored = std::remove_pointer_t<decltype(of)>;
-    clipfast::TextMaps<Stored> shape = {};
-    shape.alpha = alpha;
-    shape.alpha_head = alpha_head;
-    shape.alpha_token = alpha_token;
-    shape.value = static_cast<const Stored*>(value);
-    shape.value_token = value_token;
-    shape.value_head = value_head;
-    shape.basis = basis;
-    shape.heads = heads;
-    shape.count = count;
-    shape.width = width;
-    shape.texts = texts;
-    shape.padded = padded;
-    shape.out = out;
-    return clipfast::maps_of(shape, alpha_image, value_image, images, tokens);
+Reasons text_maps_unsupported_reasons(const Tensor& alpha, const Tensor& value, const Tensor& text_basis,
+                                      const Tensor& out, const OptionalTensor& heads) {
+  Checks checks;
+  checks.readable({{"alpha", &alpha}, {"value", &value}, {"text_basis", &text_basis}, {"out", &out}});
+  if (!checks.readable({{"heads", pointer_to(heads)}}).passed()) return checks.reasons();
+  checks.dtype("alpha", alpha, STORED).dtype("value", value, STORED).dtype("text_basis", text_basis, STORED);
+  return checks.dtype("out", out, {Dtype::float32}).reasons();
+}
+
+Reasons layered_text_maps_unsupported_reasons(const Tensor& alpha, const std::vector<Tensor>& values,
+                                              const Tensor& text_basis, const OptionalTensor& heads) {
+  Checks checks;
+  const auto name = [](size_t layer) { return "values[" + std::to_string(layer) + "]"; };
+  checks.readable({{"alpha", &alpha}, {"text_basis", &text_basis}, {"heads", pointer_to(heads)}});
+  for (size_t layer = 0; layer < values.size(); ++layer)
+    if (!values[layer].unreadable.empty()) checks.readable({{name(layer).c_str(), &values[layer]}});
+  if (!checks.passed()) return checks.reasons();
+  checks.dtype("alpha", alpha, STORED).dtype("text_basis", text_basis, STORED);
+  for (size_t layer = 0; layer < values.size(); ++layer)
+    checks.dtype(name(layer).c_str(), values[layer], STORED);
+  return checks.reasons();
+}
+
+Reasons text_maps_from_tokens_unsupported_reasons(const Tensor& alpha, const Tensor& tokens, const Tensor& value_weight,
+                                                  const Tensor& value_bias, const Tensor& text_basis, const Tensor& out) {
+  const Checks::Named all[] = {{"alpha", &alpha},           {"tokens", &tokens},         {"value_weight", &value_weight},
+                               {"value_bias", &value_bias}, {"text_basis", &text_basis}, {"out", &out}};
+  Checks checks;
+  for (const auto& named : all) checks.readable({named});
+  if (!checks.passed()) return checks.reasons();
+  for (const auto& [name, tensor] : all)
+    checks.dtype(name, *tensor, {Dtype::float32, Dtype::bfloat16, Dtype::float16, Dtype::float64});
+  return checks.reasons();
+}
+
+void text_maps(const Tensor& alpha, const Tensor& value, const Tensor& basis, const OptionalTensor& heads,
+               const Tensor& out) {
+  Checks checks;
+  checks.readable({{"alpha", &alpha}, {"value", &value}, {"basis", &basis}, {"heads", pointer_to(heads)}, {"out", &out}});
+  checks.raise("text_maps");
+  checks.shape("value", value, {ANY, ANY, ANY, ANY}).shape("out", out, {ANY, ANY, ANY}).raise("text_maps");
+  const int64_t images = value.shape[0], tokens = value.shape[1], count = value.shape[2], width = value.shape[3];
+  const int64_t texts = out.shape[2], padded = (texts + MAP_MAX_COLUMNS - 1) / MAP_MAX_COLUMNS * MAP_MAX_COLUMNS;
+  checks.dtype("alpha", alpha, {Dtype::float32}).shape("alpha", alpha, {images, count, tokens});
+  checks.dtype("value", value, STORED).last_axis_contiguous("value", value);
+  checks.dtype("basis", basis, {Dtype::float32}).shape("basis", basis, {count, width, padded}).contiguous("basis", basis);
+  checks.dtype("out", out, {Dtype::float32}).shape("out", out, {images, tokens, texts}).contiguous("out", out);
+  if (heads) {
+    checks.dtype("heads", *heads, {Dtype::int64}).shape("heads", *heads, {ANY}).contiguous("heads", *heads);
+    checks.raise("text_maps");
+    const auto* head = heads->as<const int64_t>();
+    for (int64_t i = 0; i < heads->shape[0]; ++i)
+      if (head[i] < 0 || head[i] >= count)
+        checks.require(false, "there is no head " + std::to_string(head[i]) + " of " + std::to_string(count));
+  }
+  checks.raise("text_maps");
+  if (out.numel() == 0 || width == 0 || (heads ? heads->shape[0] : count) == 0) return;
+  with_stored(value.dtype, [&](auto* stored) {
+    add_maps<std::remove_pointer_t<decltype(stored)>>(alpha, value, basis, heads, out);
   });
 }
+
+}  // namespace clipfast

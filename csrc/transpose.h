@@ -1,8 +1,7 @@
-// Rows of 32-bit numbers turned into columns. Included by kernels after floats.h, once per instruction set: there is no
-// guard against that.
+// Transposes rows of 32-bit elements. Included by kernels after floats.h, once per instruction set, and so without a guard.
 //
-// A vector is taken as several of four lanes. Each of these is filled from a row of its own and transposed with three
-// like it: a load per 16 bytes and two shuffles per vector, whatever its width.
+// A vector is treated as groups of four lanes, each loaded from a row of its own. Four such vectors are transposed within
+// their groups: a load per 16 bytes and two shuffles per vector, whatever its width.
 
 #if INTRINSICS == 64
 #define ON_BITS(name, a, b) \
@@ -15,27 +14,27 @@
   reinterpret_cast<Bits>(_mm_##name(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)))
 #endif
 
-// 16 bytes from each of several places that lie `apart` bytes from each other.
-INLINE Bits read_fours(const char* from, int64_t apart) {
+// 16 bytes from each of several rows that lie `stride` bytes apart.
+INLINE Bits read_fours(const char* from, int64_t stride) {
 #if INTRINSICS == 64
   __m128i row[4];
-  for (int i = 0; i < 4; ++i) row[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * apart));
+  for (int i = 0; i < 4; ++i) row[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * stride));
   __m512i x = _mm512_castsi128_si512(row[0]);
   x = _mm512_maskz_inserti32x4(-1, x, row[1], 1);
   x = _mm512_maskz_inserti32x4(-1, x, row[2], 2);
   return reinterpret_cast<Bits>(_mm512_maskz_inserti32x4(-1, x, row[3], 3));
 #elif INTRINSICS == 32
   const __m128i first = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-  const __m128i second = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + apart));
+  const __m128i second = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + stride));
   return reinterpret_cast<Bits>(_mm256_inserti128_si256(_mm256_castsi128_si256(first), second, 1));
 #else
   Bits x;
-  for (int i = 0; i < WIDE / 4; ++i) __builtin_memcpy(reinterpret_cast<char*>(&x) + 16 * i, from + i * apart, 16);
+  for (int i = 0; i < WIDE / 4; ++i) __builtin_memcpy(reinterpret_cast<char*>(&x) + 16 * i, from + i * stride, 16);
   return x;
 #endif
 }
 
-// In every four lanes, those of x[0], x[1], x[2], x[3] become the columns.
+// Transposes the 4 × 4 elements that x[0], x[1], x[2] and x[3] have in every group of four lanes.
 INLINE void transpose_fours(Bits (&x)[4]) {
 #ifdef ON_BITS
   const Bits a = ON_BITS(unpacklo_epi32, x[0], x[1]), b = ON_BITS(unpacklo_epi32, x[2], x[3]);
@@ -53,14 +52,14 @@ INLINE void transpose_fours(Bits (&x)[4]) {
 }
 #undef ON_BITS
 
-// Column i of WIDE rows to `to + i * columns`. `count` numbers of each are taken, a multiple of 4.
-template <typename Number>
-INLINE void transpose(Number* to, int64_t columns, const char* rows, int64_t row_bytes, int64_t count) {
-  static_assert(sizeof(Number) == 4, "rows of 32-bit numbers");
+// Writes column i of WIDE rows to `to + i * columns`, for `count` columns, a multiple of 4.
+template <typename Element>
+INLINE void transpose(Element* to, int64_t columns, const char* rows, int64_t row_bytes, int64_t count) {
+  static_assert(sizeof(Element) == 4, "rows of 32-bit elements");
   for (int64_t i = 0; i < count; i += 4, rows += 16, to += 4 * columns) {
     Bits x[4];
     for (int j = 0; j < 4; ++j) x[j] = read_fours(rows + j * row_bytes, 4 * row_bytes);
     transpose_fours(x);
-    for (int j = 0; j < 4; ++j) *reinterpret_cast<BitsAnywhere*>(to + j * columns) = x[j];
+    for (int j = 0; j < 4; ++j) *reinterpret_cast<UnalignedBits*>(to + j * columns) = x[j];
   }
 }

@@ -1,31 +1,31 @@
-// Vectors of one instruction set. Included by each_isa.h, once per set: there is no guard against that.
+// Vectors of doubles of one instruction set. Included by each_isa.h, once per set, and so without a guard.
 //
-// They are the compiler's own (GCC and clang): + − × / and comparisons work lane by lane on any of them, a × b + c becomes
-// one instruction where there is one, and what a CPU lacks is split up by the compiler.
+// They are the compiler's own (GCC and clang): + − × / and comparisons work lane by lane, a × b + c becomes one instruction
+// where the CPU has it, and vectors that are too wide for the CPU are split by the compiler.
 
 constexpr int LANES = VECTOR_BYTES / 8;  // doubles of a vector
 
 typedef double Doubles __attribute__((vector_size(VECTOR_BYTES)));
-typedef float AsManyFloats __attribute__((vector_size(VECTOR_BYTES / 2)));
-typedef Doubles DoublesAnywhere __attribute__((aligned(8), may_alias));
-typedef AsManyFloats FloatsAnywhere __attribute__((aligned(4), may_alias));
+typedef float HalfWidthFloats __attribute__((vector_size(VECTOR_BYTES / 2)));  // as many floats as Doubles has doubles
+typedef Doubles UnalignedDoubles __attribute__((aligned(8), may_alias));
+typedef HalfWidthFloats UnalignedHalfWidthFloats __attribute__((aligned(4), may_alias));
 
-INLINE Doubles load(const double* from) { return *reinterpret_cast<const DoublesAnywhere*>(from); }
+INLINE Doubles load(const double* from) { return *reinterpret_cast<const UnalignedDoubles*>(from); }
 
-// Widened. GCC 12 splits its own conversion of vectors into halves, so the instruction is named where there is one.
+// Widened to doubles. GCC 12 splits __builtin_convertvector into halves, so the instruction is named where there is one.
 INLINE Doubles load(const float* from) {
 #if INTRINSICS == 64
   return reinterpret_cast<Doubles>(_mm512_maskz_cvtps_pd(-1, _mm256_loadu_ps(from)));
 #elif INTRINSICS == 32
   return reinterpret_cast<Doubles>(_mm256_cvtps_pd(_mm_loadu_ps(from)));
 #else
-  return __builtin_convertvector(*reinterpret_cast<const FloatsAnywhere*>(from), Doubles);
+  return __builtin_convertvector(*reinterpret_cast<const UnalignedHalfWidthFloats*>(from), Doubles);
 #endif
 }
 
-INLINE void store(double* to, Doubles x) { *reinterpret_cast<DoublesAnywhere*>(to) = x; }
+INLINE void store(double* to, Doubles x) { *reinterpret_cast<UnalignedDoubles*>(to) = x; }
 
-INLINE Doubles everywhere(double x) { return x - Doubles{}; }  // the compiler's word for a broadcast; keeps −0 and NaN
+INLINE Doubles broadcast(double x) { return x - Doubles{}; }  // compiles to a broadcast; keeps −0 and NaN
 
 INLINE double sum(Doubles x) {
   double total = 0;

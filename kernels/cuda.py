@@ -51,7 +51,7 @@ def _outdated() -> bool:
 
 
 @cache
-def load() -> Loaded:
+def load() -> Loaded[ctypes.CDLL]:
     """Loads the library once."""
     if not LIBRARY.is_file():
         return Loaded(None, _missing())

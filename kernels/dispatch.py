@@ -166,7 +166,7 @@ EAGER = Backend("eager")
 BACKENDS: tuple[Backend, ...] = (
     Backend("cuda", cuda.unsupported_reasons, _skip_unless_on_gpu),
     Backend("triton", _triton_unsupported, _triton_skip),
-    Backend("native", native.refusals, _skip_unless_on_cpu),
+    Backend("native", native.unsupported_reasons, _skip_unless_on_cpu),
     EAGER,
 )
 """In order of preference."""

@@ -1,179 +1,220 @@
 """The library in C++ (``csrc/``): where it is, whether it can be used here, and if not, why.
 
-It is built with the package (``setup.py``) and is no Python module: a shared library of C functions on raw pointers,
-so one file serves every Python and every torch that clipfast supports. It computes on torch's own threads, through
-``torch_parallel_for`` of torch's stable C interface; a second pool beside torch's would fight it for the cores.
+``setup.py`` builds it with pybind11 as the extension module ``_native``, for one version of Python and any torch that
+clipfast supports: it contains nothing of torch. It reads tensors through torch's DLPack table of C functions and
+computes on torch's own threads, through ``torch_parallel_for`` of torch's stable C interface; a second pool of threads
+would compete with torch's for the cores.
 
-``CLIPFAST_NATIVE_ISA`` caps the instruction set (``generic``, ``avx2``, ``avx512``, ``avx512_bf16``); the best that the
-CPU has is taken otherwise. ``CLIPFAST_NATIVE_LIBRARY`` is the path of another build of the same sources; ``make
+``CLIPFAST_NATIVE_ISA`` caps the instruction set (``generic``, ``avx2``, ``avx512``, ``avx512_bf16``); the default is
+the best that the CPU has. ``CLIPFAST_NATIVE_LIBRARY`` is the path of another build of the same sources: ``make
 sanitize`` tests one that checks itself as it runs.
 """
 
 import ctypes
+import importlib.util
 import os
+import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
+from torch import Tensor
+
+from clipfast.kernels import manifest
 
 HERE = Path(__file__).resolve().parent
-LIBRARY = HERE / "_native.so"
+LIBRARY = HERE / f"_native{sysconfig.get_config_var('EXT_SUFFIX') or '.so'}"
 FAILURE = HERE / "_native_failed.txt"
 """What setup.py writes where the build failed: the reason, one line."""
 
 ISAS = ("generic", "avx2", "avx512", "avx512_bf16")
-"""Instruction sets in ascending order, numbered as in ``csrc/isa.h``."""
-VARIABLE = "CLIPFAST_NATIVE_ISA"
-OTHER = "CLIPFAST_NATIVE_LIBRARY"
+"""Instruction sets in ascending order."""
+ISA_VARIABLE = "CLIPFAST_NATIVE_ISA"
+LIBRARY_VARIABLE = "CLIPFAST_NATIVE_LIBRARY"
 
-_STATUS = {1: "not enough memory", 2: "torch's thread pool failed"}
-_INT, _SIZE, _DOUBLE, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
-_ARGUMENTS: dict[str, list[type]] = {
-    "clipfast_use_pool": [_POINTER],
-    "clipfast_isa": [],
-    "clipfast_limit_isa": [_INT],
-    "clipfast_span": [_INT, _POINTER, *[_SIZE] * 3, _POINTER, *[_SIZE] * 4, _DOUBLE, *[_POINTER] * 3],
-    "clipfast_activation": [_INT, _POINTER, _SIZE, _POINTER, *[_SIZE] * 2, _INT, _INT, _POINTER, _SIZE],
-    "clipfast_activation_turned": [_POINTER, _SIZE, _POINTER, *[_SIZE] * 2, _INT, _INT, _POINTER, _SIZE],
-    "clipfast_pairs_everywhere": [_INT],
-    "clipfast_attention": [_INT, _POINTER, *[_SIZE] * 8, _DOUBLE, *[_POINTER] * 2, _INT],
-    "clipfast_layer_norm": [_INT, _POINTER, *[_SIZE] * 5, *[_POINTER] * 3, _DOUBLE, _POINTER],
-    "clipfast_query_row": [
-        *[_INT, _POINTER],
-        *[_POINTER, _SIZE, _SIZE, _SIZE] * 2,
-        *[_SIZE] * 4,
-        _DOUBLE,
-        *[_POINTER] * 2,
-    ],
-    "clipfast_text_maps": [
-        *[_INT, _POINTER, *[_SIZE] * 3],
-        *[_POINTER, *[_SIZE] * 3],
-        *[_POINTER] * 2,
-        *[_SIZE] * 6,
-        _POINTER,
-    ],
-    "clipfast_moments": [_INT, _POINTER, *[_SIZE] * 3, _POINTER, *[_SIZE] * 2, _POINTER, *[_SIZE] * 4, *[_POINTER] * 2],
-}
+
+class Library(Protocol):
+    """The module ``_native``. Shapes, dtypes and strides of every argument are in ``csrc/operations.h``.
+
+    What computes raises ValueError for arguments that it does not expect, MemoryError where it cannot allocate scratch
+    memory and RuntimeError where torch's thread pool fails.
+    """
+
+    def use_torch(self, tensor: type[Tensor], parallel_for: int) -> None: ...
+    def isa(self) -> str: ...
+    def limit_isa(self, name: str) -> str: ...
+    def emulate_bf16_pairs(self, enabled: bool) -> bool: ...
+
+    def activation(self, x: Tensor, bias: Tensor | None, activation: str | None, out: Tensor) -> None: ...
+    def add_layer_norm(
+        self, x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float, out: Tensor
+    ) -> None: ...
+    def attention(self, qkv: Tensor, mean: bool, out: Tensor, alpha: Tensor | None) -> None: ...
+    def moments(self, codes: Tensor, shared: Tensor, centre: Tensor, total: Tensor, second: Tensor) -> None: ...
+    def query_row(self, query: Tensor, key: Tensor, value: Tensor, z: Tensor, alpha: Tensor) -> None: ...
+    def span(
+        self, texts: Tensor, factor: Tensor, floor: float, picks: Tensor, variance: Tensor, directions: Tensor
+    ) -> None: ...
+    def text_maps(self, alpha: Tensor, value: Tensor, basis: Tensor, heads: Tensor | None, out: Tensor) -> None: ...
+
+    def add_layer_norm_unsupported_reasons(
+        self, x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor
+    ) -> list[str]: ...
+    def attention_unsupported_reasons(self, qkv: Tensor) -> list[str]: ...
+    def layered_text_maps_unsupported_reasons(
+        self, alpha: Tensor, values: Sequence[Tensor], text_basis: Tensor, heads: Tensor | None
+    ) -> list[str]: ...
+    def linear_unsupported_reasons(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> list[str]: ...
+    def linear_activation_unsupported_reasons(self, x: Tensor, weight: Tensor, bias: Tensor) -> list[str]: ...
+    def moments_unsupported_reasons(
+        self, codes: Tensor, shared: Tensor, centre: Tensor, total: Tensor, second: Tensor
+    ) -> list[str]: ...
+    def query_row_unsupported_reasons(self, query: Tensor, key: Tensor, value: Tensor) -> list[str]: ...
+    def span_unsupported_reasons(self, texts: Tensor, factor: Tensor) -> list[str]: ...
+    def text_maps_unsupported_reasons(
+        self, alpha: Tensor, value: Tensor, text_basis: Tensor, out: Tensor, heads: Tensor | None
+    ) -> list[str]: ...
+    def text_maps_from_tokens_unsupported_reasons(
+        self,
+        alpha: Tensor,
+        tokens: Tensor,
+        value_weight: Tensor,
+        value_bias: Tensor,
+        text_basis: Tensor,
+        out: Tensor,
+    ) -> list[str]: ...
+
+
+Handle = TypeVar("Handle")
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """The library, or the reason why there is none.
+class Loaded(Generic[Handle]):
+    """A library, or the reason why there is none.
 
     Attributes:
-        library: ready to be called.
-        reason: one line, empty where there is a library.
+        library: what its functions are called through, None where it cannot be used.
+        reason: why not, one line; empty where there is a library.
     """
 
-    library: ctypes.CDLL | None
+    library: Handle | None
     reason: str = ""
 
 
 def path() -> Path:
     """The file that is loaded: the package's own, or the one that ``CLIPFAST_NATIVE_LIBRARY`` names."""
-    return Path(os.environ.get(OTHER) or LIBRARY).absolute()  # a name alone would be looked for on the system
+    return Path(os.environ.get(LIBRARY_VARIABLE) or LIBRARY).absolute()
 
 
 def _missing() -> str:
     if path() != LIBRARY:
-        return f"{OTHER} is {str(path())!r}, and there is no such file"
+        return f"{LIBRARY_VARIABLE} is {str(path())!r}, and there is no such file"
     if FAILURE.is_file():
         return f"its build failed: {FAILURE.read_text(encoding='utf-8').strip()}"
     return f"{LIBRARY.name} was not built: install the package (pip install -e . in a checkout)"
 
 
-def _outdated() -> bool:
-    """Whether this is a checkout whose sources are newer than what was built from them."""
-    built = path().stat().st_mtime
-    return any(source.stat().st_mtime > built for source in (HERE.parent / "csrc").glob("*.*"))
-
-
-def _pool() -> int:
-    """Address of ``torch_parallel_for``."""
+def _parallel_for() -> int:
+    """The address of ``torch_parallel_for``."""
     folder = Path(torch.__file__).parent / "lib"
-    found = next((path for path in (folder / "libtorch_cpu.so", folder / "libtorch_cpu.dylib") if path.exists()), None)
-    if found is None:
+    names = ("libtorch_cpu.so", "libtorch_cpu.dylib")
+    file = next((folder / name for name in names if (folder / name).exists()), None)
+    if file is None:
         raise OSError(f"no libtorch_cpu in {folder}")
     try:
-        function = ctypes.CDLL(str(found)).torch_parallel_for  # the one that is loaded already
+        function = ctypes.CDLL(str(file)).torch_parallel_for  # torch has loaded this file already
     except AttributeError:
         raise OSError(f"torch {torch.__version__} has no torch_parallel_for") from None
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
+def _import(file: Path) -> Library:
+    loader = ExtensionFileLoader(f"{__package__}._native", str(file))
+    spec = importlib.util.spec_from_file_location(loader.name, file, loader=loader)
+    assert spec is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    library: Library = module
+    return library
+
+
 @cache
-def load() -> Loaded:
-    """Loads the library once."""
+def load() -> Loaded[Library]:
+    """Loads the library once. What cannot be loaded safely is not: its record is checked first."""
     file = path()
     if not file.is_file():
         return Loaded(None, _missing())
-    if _outdated():
-        again = "pip install -e ." if file == LIBRARY else str(file)
-        return Loaded(None, f"csrc/ was changed after the build: build again ({again})")
-    wanted = os.environ.get(VARIABLE, ISAS[-1])
-    if wanted not in ISAS:
-        return Loaded(None, f"{VARIABLE} is {wanted!r}: choose one of {', '.join(ISAS)}")
+    if file == LIBRARY or manifest.path_for(file).exists():
+        problem = manifest.problem(file, HERE.parent / "csrc")
+        if problem:
+            return Loaded(None, f"{problem}: install the package again (pip install -e . in a checkout)")
+    isa = os.environ.get(ISA_VARIABLE, ISAS[-1])
+    if isa not in ISAS:
+        return Loaded(None, f"{ISA_VARIABLE} is {isa!r}: choose one of {', '.join(ISAS)}")
     try:
-        library = ctypes.CDLL(str(file))
-        for name, arguments in _ARGUMENTS.items():
-            getattr(library, name).argtypes = arguments
-        library.clipfast_use_pool.restype = None
-        library.clipfast_use_pool(_pool())
-    except (OSError, AttributeError) as error:  # AttributeError: a library of another version
+        library = _import(file)
+        library.use_torch(torch.Tensor, _parallel_for())
+    except (OSError, ImportError, AttributeError, TypeError, RuntimeError) as error:
         return Loaded(None, f"{file.name} cannot be loaded ({type(error).__name__}: {error})")
-    library.clipfast_limit_isa(ISAS.index(wanted))
+    library.limit_isa(isa)
     return Loaded(library)
 
 
-def refusals() -> list[str]:
+def unsupported_reasons() -> list[str]:
     """Why the library cannot be used on this machine, empty when it can."""
     reason = load().reason
     return [reason] if reason else []
 
 
+def library() -> Library:
+    """The module ``_native``.
+
+    Raises:
+        RuntimeError: it cannot be used; with the reason.
+    """
+    loaded = load()
+    if loaded.library is None:
+        raise RuntimeError(f"native: {loaded.reason}")
+    return loaded.library
+
+
 def limit(isa: str) -> str:
-    """Caps the instruction set from now on, for tests of each; returns the one taken.
+    """Caps the instruction set from now on, for tests; returns the one in use then, empty without the library.
 
     Args:
-        isa: one of :data:`ISAS`; what the CPU lacks comes down to what it has.
+        isa: one of :data:`ISAS`. Where the CPU lacks it, the best that the CPU has is used.
     """
-    library = load().library
-    return ISAS[library.clipfast_limit_isa(ISAS.index(isa))] if library is not None else ""
+    loaded = load().library
+    return "" if loaded is None else loaded.limit_isa(isa)
 
 
 def isa() -> str:
     """The instruction set in use, empty without the library."""
-    library = load().library
-    if library is None:
-        return ""
-    return ISAS[library.clipfast_isa()]
+    loaded = load().library
+    return "" if loaded is None else loaded.isa()
 
 
-def pairs_everywhere(wanted: bool) -> bool:
+def emulate_bf16_pairs(enabled: bool) -> bool:
     """Whether attention of bfloat16 multiplies pairs on every instruction set from now on, for tests of that kernel.
 
-    AVX512-BF16 has instructions for it and always does. On the others they are emulated: slow, but the same arithmetic.
+    AVX512-BF16, which has instructions for it, always does. The others emulate them: slow, but the same arithmetic.
 
     Returns:
-        What was so before.
+        The previous setting.
     """
-    library = load().library
-    return library is not None and bool(library.clipfast_pairs_everywhere(wanted))
+    loaded = load().library
+    return loaded is not None and loaded.emulate_bf16_pairs(enabled)
 
 
-def call(name: str, *arguments: object) -> None:
-    """Calls a function of the library.
+def float32(tensor: Tensor) -> Tensor:
+    """The same values in contiguous float32."""
+    return tensor.float().contiguous()
 
-    Args:
-        name: without the prefix ``clipfast_``.
-        arguments: as in ``csrc/``; a tensor stands for the address of its first element.
 
-    Raises:
-        MemoryError: no memory for what it needs besides its arguments.
-        RuntimeError: the thread pool failed.
-    """
-    plain = [given.data_ptr() if isinstance(given, torch.Tensor) else given for given in arguments]
-    status = getattr(load().library, f"clipfast_{name}")(*plain)
-    if status:
-        raise (MemoryError if status == 1 else RuntimeError)(f"{name}: {_STATUS[status]}")
+def contiguous_rows(tensor: Tensor) -> Tensor:
+    """The same values with a contiguous last axis."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

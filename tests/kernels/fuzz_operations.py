@@ -9,7 +9,8 @@ from fuzzing import Drawn, size
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clipfast.kernels import native_linear, ops, reference
+from clipfast.kernels import ops, reference
+from clipfast.kernels.linear import native as native_linear
 
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 EITHER = (torch.float32, torch.float64)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from clipfast.kernels import native
+from clipfast.kernels import dispatch, native
 
 CORES = os.cpu_count() or 1
 THREADS = range(1, CORES + 2)
@@ -37,8 +37,14 @@ def threads(count: int) -> Iterator[None]:
 
 def usable() -> list[str]:
     """The instruction sets that the CPU has, and the library with them."""
-    found = []
+    isas = []
     for isa in native.ISAS:
         with capped(isa) as used:
-            found += [isa] if used else []
-    return found
+            isas += [isa] if used else []
+    return isas
+
+
+def native_operations() -> set[str]:
+    """The operations that the library computes."""
+    backend = next(backend for backend in dispatch.BACKENDS if backend.name == "native")
+    return set(backend.implementations())

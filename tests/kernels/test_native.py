@@ -13,7 +13,8 @@ from contract_linear import LinearContract
 from contracting import LOW, draw
 from instructions import capped
 
-from clipfast.kernels import native_linear, ops, reference
+from clipfast.kernels import ops, reference
+from clipfast.kernels.linear import native as native_linear
 
 
 class NativeContract(OpsContract):
@@ -75,7 +76,7 @@ class TestAvx512Bf16(NativeContract):
 def no_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU that multiplies no 16 bits, in pieces of a few rows of the weight."""
     monkeypatch.setattr(native_linear, "multiplies", lambda dtype: dtype not in (torch.bfloat16, torch.float16))
-    monkeypatch.setattr(native_linear, "PIECE", 500)
+    monkeypatch.setattr(native_linear, "CHUNK_NUMEL", 500)
 
 
 @pytest.mark.usefixtures("no_product")

@@ -10,15 +10,15 @@ import pytest
 import torch
 from contracting import LOW, draw, poisoned
 from fuzzing import KINDS, between_elements, bits, lay, numbers
-from instructions import CORES, THREADS, capped, threads
+from instructions import CORES, THREADS, capped, native_operations, threads
 from measures import error, relative_error
 from tolerances import OP_FLOAT32
 from torch import Tensor
 
-from clipfast.kernels import dispatch, native, native_ops, ops, reference
+from clipfast.kernels import dispatch, native, ops, reference
 from clipfast.kernels.registration import mutated_arguments
 
-pytestmark = pytest.mark.skipif(bool(native.refusals()), reason="; ".join(native.refusals()))
+pytestmark = pytest.mark.skipif(bool(native.unsupported_reasons()), reason="; ".join(native.unsupported_reasons()))
 FORMATS = [pytest.param(torch.float32, id="fp32"), *LOW]
 INF, NAN = torch.inf, torch.nan
 
@@ -111,7 +111,7 @@ def assert_same(have: list[Tensor], want: list[Tensor]) -> None:
 
 
 def test_every_operation_is_here() -> None:
-    assert ARGUMENTS.keys() == native_ops.IMPLEMENTATIONS.keys()
+    assert ARGUMENTS.keys() == native_operations()
 
 
 # ------------------------------------------------------------------------------------------------ one answer
@@ -171,13 +171,13 @@ def laid(each: Any, offset: int, step: int) -> Any:
 
 
 @EVERY_CALL
-def test_numbers_between_two_elements_are_left_to_others(name: str, dtype: torch.dtype) -> None:
+def test_unaligned_tensors_are_left_to_other_backends(name: str, dtype: torch.dtype) -> None:
     """Of an array in a file, say. C++ may not read them there; what `auto` takes instead gives the answer."""
     given = ARGUMENTS[name](dtype)
     for at, each in enumerate(given):
         if isinstance(each, Tensor):
             arguments = [*given[:at], between_elements(each), *given[at + 1 :]]
-            with pytest.raises(dispatch.BackendUnavailable, match=r" does not lie at a whole number of its elements$"):
+            with pytest.raises(dispatch.BackendUnavailable, match=r" is not aligned to its elements$"):
                 compute(name, arguments)
 
 

@@ -1,12 +1,17 @@
-"""The library in C++: what is said when it cannot be used, or cannot compute with given tensors."""
+"""The library in C++: the reasons when it cannot be loaded or cannot compute with given tensors, and its bindings."""
 
 import importlib.util
+import inspect
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,16 +21,16 @@ from measures import error
 from tolerances import OP_FLOAT32
 from torch import Tensor
 
-from clipfast.kernels import dispatch, native, ops, reference
+from clipfast.kernels import dispatch, manifest, native, ops, reference
 
-BUILT = pytest.mark.skipif(bool(native.refusals()), reason="; ".join(native.refusals()))
+BUILT = pytest.mark.skipif(bool(native.unsupported_reasons()), reason="; ".join(native.unsupported_reasons()))
 SPAN = (draw(0, 5, 100, 12), draw(1, 5, 12, 12), 12)
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder in which the library is looked for."""
-    monkeypatch.delenv(native.OTHER, raising=False)
+    monkeypatch.delenv(native.LIBRARY_VARIABLE, raising=False)
     kernels = tmp_path / "kernels"
     kernels.mkdir()
     for name in ("LIBRARY", "FAILURE"):
@@ -36,73 +41,151 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     native.load.cache_clear()
 
 
-def assert_refused(reason: str) -> None:
-    """It is said once and for all, and what ``auto`` computes is computed elsewhere."""
+@pytest.fixture
+def copied(folder: Path) -> Path:
+    """A copy of the built library and its record in that folder. A test that loads it must not change it afterwards."""
+    built = ROOT / "kernels" / native.LIBRARY.name
+    if not built.is_file():
+        pytest.skip("the library was not built")
+    shutil.copyfile(built, native.LIBRARY)
+    shutil.copyfile(manifest.path_for(built), manifest.path_for(native.LIBRARY))
+    return native.LIBRARY
+
+
+def assert_unsupported(reason: str) -> None:
+    """A named backend gives the reason, and ``auto`` takes another."""
     assert native.isa() == ""
     with pytest.raises(dispatch.BackendUnavailable, match=f"^native: {reason}"):
         ops.span(*SPAN, backend="native")
     choice = dispatch.choose("span", [*SPAN, 1e-10])
     assert choice.backend == "eager"
-    assert choice.skipped["native"] == native.refusals()
+    assert choice.skipped["native"] == native.unsupported_reasons()
 
 
-def test_a_library_that_was_not_built(place: Path) -> None:
-    assert_refused(r"_native.so was not built: install the package \(pip install -e \. in a checkout\)$")
+NAME = re.escape(native.LIBRARY.name)
 
 
-def test_a_build_that_failed(place: Path) -> None:
+def test_library_not_built(folder: Path) -> None:
+    assert_unsupported(rf"{NAME} was not built: install the package \(pip install -e \. in a checkout\)$")
+
+
+def test_failed_build(folder: Path) -> None:
     native.FAILURE.write_text("no compiler\n", encoding="utf-8")
-    assert_refused("its build failed: no compiler$")
+    assert_unsupported("its build failed: no compiler$")
 
 
-def test_a_file_that_is_no_library(place: Path) -> None:
-    native.LIBRARY.write_text("x", encoding="utf-8")
-    assert_refused(r"_native.so cannot be loaded \(OSError: ")
+def test_truncated_library_is_not_mapped(copied: Path) -> None:
+    """Mapping one that is cut off ends the process with SIGBUS."""
+    size = copied.stat().st_size
+    for kept in (size - 1, size // 2, 4096, 0):
+        with copied.open("r+b") as file:
+            file.truncate(kept)
+        native.load.cache_clear()
+        assert_unsupported(
+            rf"{NAME} is damaged: it has {kept:,} bytes, its build left {size:,}: install the package again"
+        )
 
 
 @BUILT
-def test_sources_that_were_changed_after_the_build(place: Path, tmp_path: Path) -> None:
-    shutil.copyfile(ROOT / "kernels" / "_native.so", native.LIBRARY)
+def test_doctor_reports_a_truncated_library_in_one_line(tmp_path: Path) -> None:
+    """In a process of its own, which used to end with SIGBUS."""
+    installed = tmp_path / "clipfast" / "kernels"
+    ignored = shutil.ignore_patterns("__pycache__", "_native*", "_cuda*")
+    shutil.copytree(ROOT / "clipfast", installed.parent, symlinks=True, ignore=shutil.ignore_patterns("kernels"))
+    shutil.copytree(ROOT / "kernels", installed, ignore=ignored)
+    built = ROOT / "kernels" / native.LIBRARY.name
+    (installed / built.name).write_bytes(built.read_bytes()[:100_000])
+    shutil.copyfile(manifest.path_for(built), manifest.path_for(installed / built.name))
+    script = "import sys; from clipfast.cli import main; sys.argv[1:] = ['doctor', '--json']; main()"
+    environment = {name: value for name, value in os.environ.items() if name != native.LIBRARY_VARIABLE}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    [reason] = json.loads(done.stdout)["backends"]["native"]
+    assert "is damaged: it has 100,000 bytes" in reason
+    assert len(reason.splitlines()) == 1
+
+
+def test_library_with_a_changed_byte_is_not_loaded(copied: Path) -> None:
+    content = bytearray(copied.read_bytes())
+    content[len(content) // 2] ^= 1
+    copied.write_bytes(content)
+    assert_unsupported(f"{NAME} is damaged: its bytes are not those of its build: install the package again")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "is missing"),
+        (b"", "cannot be read"),
+        (b"{", "cannot be read"),
+        (b"[]", "cannot be read"),
+        (b'{"size": 1}', "cannot be read"),
+        (b"\xff", "cannot be read"),
+    ],
+)
+def test_library_without_a_usable_record_is_not_loaded(copied: Path, content: bytes | None, problem: str) -> None:
+    record = manifest.path_for(copied)
+    if content is None:
+        record.unlink()
+    else:
+        record.write_bytes(content)
+    assert_unsupported(f"{re.escape(record.name)}, the record of its build, {problem}: install the package again")
+
+
+def test_recorded_file_that_is_not_a_library(folder: Path) -> None:
+    native.LIBRARY.write_text("x", encoding="utf-8")
+    manifest.write(native.LIBRARY, folder)
+    assert_unsupported(rf"{NAME} cannot be loaded \(ImportError: ")
+
+
+def test_sources_changed_after_the_build(copied: Path, tmp_path: Path) -> None:
+    """Their contents count, not their times, which a checkout sets anew."""
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     source = tmp_path / "csrc" / "span.cpp"
-    source.parent.mkdir()
     source.touch()
-    os.utime(source, (0, 0))
-    assert native.refusals() == []
+    assert native.unsupported_reasons() == []
     native.load.cache_clear()
-    os.utime(native.LIBRARY, (0, 0))
-    source.touch()
-    assert_refused("csrc/ was changed after the build")
+    source.write_bytes(source.read_bytes() + b"\n")
+    assert_unsupported(f"csrc/ was changed after {NAME} was built: install the package again")
 
 
-def test_a_library_of_another_name(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = place / "other.so"
-    monkeypatch.setenv(native.OTHER, str(other))
-    assert_refused(f"CLIPFAST_NATIVE_LIBRARY is '{other}', and there is no such file$")
+def test_library_named_by_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = folder / "other.so"
+    monkeypatch.setenv(native.LIBRARY_VARIABLE, str(other))
+    assert_unsupported(f"CLIPFAST_NATIVE_LIBRARY is '{other}', and there is no such file$")
     other.write_text("x", encoding="utf-8")
     native.load.cache_clear()
-    assert_refused(r"other.so cannot be loaded \(OSError: ")
-    if not (ROOT / "kernels" / "_native.so").is_file():
+    assert_unsupported(r"other.so cannot be loaded \(ImportError: ")
+    built = ROOT / "kernels" / native.LIBRARY.name
+    if not built.is_file():
         return
-    shutil.copyfile(ROOT / "kernels" / "_native.so", other)
+    shutil.copyfile(built, other)
     native.load.cache_clear()
-    assert native.refusals() == []
+    assert native.unsupported_reasons() == []
     assert native.path() == other
 
 
-@pytest.mark.skipif(native.OTHER not in os.environ, reason="no library was named")
-def test_the_library_that_was_named_is_the_one_under_test() -> None:
+@pytest.mark.skipif(native.LIBRARY_VARIABLE not in os.environ, reason="no library is named")
+def test_named_library_is_the_one_under_test() -> None:
     """``make sanitize`` names one, and must not pass because it cannot be loaded and all tests are skipped."""
-    assert native.refusals() == []
+    assert native.unsupported_reasons() == []
     assert str(native.path()) in Path("/proc/self/maps").read_text(encoding="utf-8")
 
 
 @BUILT
-def test_an_instruction_set_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(native.VARIABLE, "mmx")
+def test_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native.ISA_VARIABLE, "mmx")
     native.load.cache_clear()
     try:
-        assert_refused("CLIPFAST_NATIVE_ISA is 'mmx': choose one of generic, avx2, avx512, avx512_bf16$")
-        monkeypatch.setenv(native.VARIABLE, "generic")
+        assert_unsupported("CLIPFAST_NATIVE_ISA is 'mmx': choose one of generic, avx2, avx512, avx512_bf16$")
+        monkeypatch.setenv(native.ISA_VARIABLE, "generic")
         native.load.cache_clear()
         assert native.isa() == "generic"
     finally:
@@ -111,9 +194,9 @@ def test_an_instruction_set_that_does_not_exist(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
-def test_a_compiler_that_fails_leaves_the_reason(tmp_path: Path, compiler: str) -> None:
-    if not has_setuptools():
-        pytest.skip("the setuptools here are too old to build with")
+def test_failing_compiler_leaves_its_reason(tmp_path: Path, compiler: str) -> None:
+    if not can_build():
+        pytest.skip("no setuptools or no pybind11 to build with")
     built, objects = tmp_path / "lib", tmp_path / "temp"
     done = subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "-b", built, "-t", objects],
@@ -130,9 +213,9 @@ def test_a_compiler_that_fails_leaves_the_reason(tmp_path: Path, compiler: str) 
 
 
 def test_sdist_and_wheel_carry_the_library(tmp_path: Path) -> None:
-    """From the sdist, which must hold the sources, and run from a folder that has nothing else of the checkout."""
-    if not has_setuptools():
-        pytest.skip("the setuptools here are too old to build with")
+    """Built from the sdist, which must contain the sources, and run outside the checkout."""
+    if not can_build():
+        pytest.skip("no setuptools or no pybind11 to build with")
     source = tmp_path / "source"
     kept = shutil.ignore_patterns(
         ".*", "build", "dist", "out", "runs", "*.egg-info", "_native*", "_cuda*", "model", "*.png"
@@ -144,14 +227,15 @@ def test_sdist_and_wheel_carry_the_library(tmp_path: Path) -> None:
     wheel_of = [*pip, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", tmp_path, sdist]
     run(wheel_of, tmp_path, CLIPFAST_CUDA="0")
     wheel = next(tmp_path.glob("clipfast-*.whl"))
-    assert "-py3-none-" in wheel.name
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    assert f"-{tag}-{tag}" in wheel.name  # the library is built for this Python and this platform
     assert not wheel.name.endswith("-any.whl")
     installed = tmp_path / "installed"
     run([*pip, "install", "--no-deps", "--no-index", "--target", installed, wheel], tmp_path)
-    script = "from clipfast.kernels import native; print(native.LIBRARY, native.refusals(), native.isa())"
+    script = "from clipfast.kernels import native; print(native.LIBRARY, native.unsupported_reasons(), native.isa())"
     done = run([sys.executable, "-c", script], tmp_path, PYTHONPATH=str(installed))
     expected = installed / "clipfast" / "kernels" / native.LIBRARY.name
-    if native.refusals():  # no compiler here: then there was none for the wheel
+    if native.unsupported_reasons():  # no compiler here: then there was none for the wheel
         assert "its build failed" in done
     else:
         assert done.split()[:2] == [str(expected), "[]"]
@@ -163,19 +247,149 @@ def run(command: list[str | Path], folder: Path, **variables: str) -> str:
     return done.stdout
 
 
-def has_setuptools() -> bool:
+def can_build() -> bool:
     try:
-        return importlib.util.find_spec("setuptools.command.bdist_wheel") is not None
+        setuptools = importlib.util.find_spec("setuptools.command.bdist_wheel")
     except ModuleNotFoundError:
         return False
+    return setuptools is not None and importlib.util.find_spec("pybind11") is not None
 
 
-# ---------------------------------------------------------------------------------- what it cannot read or change
+# ------------------------------------------------------------------------------------------------------ bindings
+
+
+def parameters_in(signature: str) -> list[str]:
+    """The names in "f(x: torch.Tensor, heads: torch.Tensor | None) -> None"."""
+    return re.findall(r"(?:\(|, )(\w+): ", signature)
 
 
 @BUILT
-def test_memory_that_does_not_hold_what_a_tensor_says() -> None:
-    """A negated view; a tensor of another device. Computed wrongly they would look like any other."""
+def test_signatures_for_type_checkers_are_those_of_the_library() -> None:
+    declared = {name: member for name, member in vars(native.Library).items() if not name.startswith("_")}
+    bound = {name: member for name, member in vars(native.library()).items() if not name.startswith("_")}
+    assert declared.keys() == bound.keys()
+    for name, function in declared.items():
+        signature = bound[name].__doc__.splitlines()[0]
+        assert parameters_in(signature) == list(inspect.signature(function).parameters)[1:], signature
+
+
+@BUILT
+def test_arguments_of_other_types_are_refused() -> None:
+    for qkv in (None, 3, [1.0], draw(0, 1, 2, 3, 1, 4).numpy()):
+        with pytest.raises(TypeError, match="incompatible function arguments"):
+            native.library().attention_unsupported_reasons(qkv)  # type: ignore[arg-type]
+
+
+def float32(*shape: int) -> Tensor:
+    return torch.zeros(shape)
+
+
+QKV, OUT, ALPHA = float32(2, 5, 3, 2, 8), float32(2, 5, 2, 8), float32(2, 2, 5)
+
+
+@BUILT
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((QKV[0], False, OUT, None), r"qkv has shape \[5, 3, 2, 8\], expected \[\?, \?, 3, \?, \?\]"),
+        (
+            (QKV[..., ::2], False, OUT[..., :4], None),
+            r"qkv has strides .* expected a contiguous last axis; out has str",
+        ),
+        (
+            (QKV, False, OUT.transpose(0, 1), None),
+            r"out has shape \[5, 2, 2, 8\], expected \[2, 5, 2, 8\]; out has strides",
+        ),
+        ((QKV, False, OUT.bfloat16(), None), "out is torch.bfloat16, qkv is torch.float32"),
+        (
+            (QKV.double(), False, OUT, None),
+            "qkv is torch.float64, expected torch.float32, torch.bfloat16 or torch.float16",
+        ),
+        ((QKV, False, OUT, ALPHA.double()), "alpha is torch.float64, expected torch.float32"),
+        ((QKV, False, OUT, ALPHA[:1]), r"alpha has shape \[1, 2, 5\], expected \[2, 2, 5\]"),
+        ((QKV, True, OUT, None), "a mean takes alpha and two tokens or more"),
+        ((QKV.to("meta"), False, OUT, None), "qkv is on meta"),
+        ((QKV, False, torch._neg_view(OUT), None), "out is a negated view"),
+    ],
+)
+def test_wrong_arguments_of_the_library_raise_one_line(arguments: tuple[Any, ...], message: str) -> None:
+    """The last line of defence: nothing that Python passes makes the library read or write beside a tensor."""
+    with pytest.raises(ValueError, match=f"^attention: {message}"):
+        native.library().attention(*arguments)
+
+
+@BUILT
+def test_heads_that_do_not_exist_are_refused() -> None:
+    alpha, value, basis, out = float32(1, 2, 5), float32(1, 5, 2, 4), float32(2, 4, 32), float32(1, 5, 3)
+    for head in (2, -1):
+        with pytest.raises(ValueError, match=f"^text_maps: there is no head {head} of 2$"):
+            native.library().text_maps(alpha, value, basis, torch.tensor([0, head]), out)
+
+
+@BUILT
+def test_activation_refuses_output_that_it_would_overwrite_while_reading() -> None:
+    memory = draw(0, 100)
+    x, beside = memory[:40].view(4, 10), memory[5:45].view(4, 10)
+    with pytest.raises(ValueError, match=r"^activation: out shares memory with x$"):
+        native.library().activation(x, None, None, beside)
+    with pytest.raises(ValueError, match=r"^activation: out shares memory with x$"):
+        native.library().activation(memory[:16].view(4, 4).T, None, None, memory[:16].view(4, 4))
+    with pytest.raises(ValueError, match=r"^activation: there is no activation 'relu'$"):
+        native.library().activation(x, None, "relu", x)
+    native.library().activation(x, None, "gelu", x)
+
+
+@BUILT
+def test_the_gil_is_released_while_computing() -> None:
+    """Another thread runs Python in the meantime."""
+    texts, factor = draw(0, 8, 4000, 64).double(), draw(1, 8, 64, 64).double()
+    turns, stop = 0, threading.Event()
+
+    def run() -> None:
+        nonlocal turns
+        while not stop.wait(0.0005):
+            turns += 1
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        for _ in range(100):
+            before = turns
+            ops.span(texts, factor, 64, backend="native")
+            if turns - before >= 10:  # between bytecodes it would have one or two
+                break
+        else:
+            pytest.fail("no other thread ran while span was computed")
+    finally:
+        stop.set()
+        thread.join()
+
+
+@BUILT
+def test_memory_that_cannot_be_allocated_is_a_memory_error() -> None:
+    """In a process of its own, which may allocate little more than it has."""
+    script = """
+import resource, torch
+from clipfast.kernels import ops
+texts, factor = torch.ones(1, 1, 1).expand(1, 3_000_000, 64), torch.eye(64)[None]
+ops.span(texts[:, :10], factor, 3, backend="native")
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, -1))
+try:
+    ops.span(texts, factor, 3, backend="native")
+except MemoryError as error:
+    print(error)
+"""
+    asan = f"{os.environ.get('ASAN_OPTIONS', '')}:allocator_may_return_null=1"  # under make sanitize
+    assert run([sys.executable, "-c", script], ROOT, ASAN_OPTIONS=asan) == "span: not enough memory\n"
+
+
+# -------------------------------------------------------------------------------- tensors it cannot read or change
+
+
+@BUILT
+def test_negated_views_and_other_devices_are_refused() -> None:
+    """Their memory does not contain the tensor's values."""
     texts, factor, size = SPAN
     negated = torch.complex(torch.zeros_like(texts), texts).conj().imag
     assert negated.is_neg()
@@ -195,8 +409,8 @@ def layer_norm(x: Tensor, backend: str = "native") -> Tensor:
 
 
 @BUILT
-def test_tensors_without_memory_of_their_own() -> None:
-    """torch hands out tensors at no address, which only its own operations can read."""
+def test_tensors_without_memory_are_refused() -> None:
+    """Some of torch's tensors have no address: only its own operations can read them."""
     x = draw(0, 3, 4, 8)
     want = torch.nn.functional.layer_norm(x, (8,))
     for transformed in (torch.vmap, torch.func.functionalize):
@@ -204,16 +418,24 @@ def test_tensors_without_memory_of_their_own() -> None:
             transformed(layer_norm)(x)
         have = transformed(lambda x: layer_norm(x, "auto"))(x)
         assert error(have, want) <= OP_FLOAT32
-    for unwritten in (torch._efficientzerotensor((4, 8)), torch.zeros(4, 8).to_sparse(), torch.zeros(4, 8).to_mkldnn()):
-        with pytest.raises(dispatch.BackendUnavailable, match="x has no memory of its own"):
-            layer_norm(unwritten)
+    with pytest.raises(dispatch.BackendUnavailable, match="x has no memory of its own"):
+        layer_norm(torch._efficientzerotensor((4, 8)))
+    for opaque, layout in (
+        (torch.zeros(4, 8).to_sparse(), "torch.sparse_coo"),
+        (torch.zeros(4, 8).to_mkldnn(), "torch._mkldnn"),
+    ):
+        with pytest.raises(dispatch.BackendUnavailable, match=rf"x is not strided \({layout}\)"):
+            layer_norm(opaque)
 
 
 @BUILT
-def test_what_would_change_while_it_is_read_is_refused() -> None:
-    """Rows that overlap, and a term that lies in the stream's own memory: threads would race for them."""
+def test_add_layer_norm_refuses_overlapping_memory() -> None:
+    """Rows that overlap, and a delta in the memory of x: threads would race for them."""
     memory = draw(0, 40)
-    with pytest.raises(dispatch.BackendUnavailable, match=r"x has strides \[4, 1\]$"):
+    with pytest.raises(
+        dispatch.BackendUnavailable,
+        match=r"x has strides \[4, 1\], expected a contiguous last axis and rows at two strides that do not overlap$",
+    ):
         layer_norm(memory.as_strided((5, 8), (4, 1)))
     x, delta = memory[:32].view(4, 8), memory[8:].view(4, 8)
     with pytest.raises(dispatch.BackendUnavailable, match=r"delta shares memory with x$"):
@@ -229,11 +451,11 @@ def test_what_would_change_while_it_is_read_is_refused() -> None:
 
 
 @BUILT
-def test_codes_that_are_no_floating_point_numbers_are_left_to_others() -> None:
-    """Of 2⁵³ float32, to which smaller formats are widened, would keep 24 bits."""
+def test_integer_codes_are_left_to_other_backends() -> None:
+    """Float32, to which smaller dtypes are widened, would keep 24 bits of 2⁵³ − 1."""
     codes, shared, centre = torch.full((1, 1, 1), 2**53 - 1), torch.zeros(1, 0), torch.zeros(1, 1)
     total, second = torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, dtype=torch.float64)
-    with pytest.raises(dispatch.BackendUnavailable, match=r"codes is torch.int64$"):
+    with pytest.raises(dispatch.BackendUnavailable, match=r"codes is torch.int64, expected floating point$"):
         ops.moments(codes, shared, centre, total, second, backend="native")
     ops.moments(codes, shared, centre, total, second)
     assert total.item() == 2**53 - 1
@@ -242,8 +464,8 @@ def test_codes_that_are_no_floating_point_numbers_are_left_to_others() -> None:
 @BUILT
 @pytest.mark.parametrize("unit", [1, 1e-160, 1e-200, 1e200])
 @pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e150, 1e160, 1e300])
-def test_variances_beyond_what_float64_holds_end_the_picks(scale: float, unit: float) -> None:
-    """Squares that overflow or vanish, of texts or of all: no crash, no endless loop, no pick twice."""
+def test_variances_that_overflow_or_underflow_end_the_picks(scale: float, unit: float) -> None:
+    """No crash, no endless loop, no text picked twice."""
     texts, factor = SPAN[0].double() * scale, SPAN[1].double() * unit
     picks, variance, _ = ops.span(texts, factor, 12, backend="native")
     for row in picks.tolist():

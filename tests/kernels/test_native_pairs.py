@@ -48,14 +48,14 @@ class Pairs(Contract):
 
     @pytest.fixture(autouse=True)
     def _in_pairs(self) -> Iterator[None]:
-        isa, pairs = native.isa(), native.pairs_everywhere(True)
+        isa, pairs = native.isa(), native.emulate_bf16_pairs(True)
         try:
             if native.limit(self.isa) != self.isa:
                 pytest.skip(f"this CPU has no {self.isa}")
             yield
         finally:
             native.limit(isa)
-            native.pairs_everywhere(pairs)
+            native.emulate_bf16_pairs(pairs)
 
     @pytest.mark.parametrize(("tokens", "head_dim", "row"), ATTENTIONS)
     def test_definition(self, tokens: int, head_dim: int, row: reference.Row) -> None:
@@ -71,7 +71,7 @@ class Pairs(Contract):
         qkv = draw(0, 1, 50, 3, HEADS, 64, dtype=torch.bfloat16)
         want = reference.attention(qkv.double())[0]
         pairs = relative_norm(attention(qkv)[0], want)
-        native.pairs_everywhere(False)
+        native.emulate_bf16_pairs(False)
         assert relative_norm(attention(qkv)[0], want) < 0.9 * pairs
 
     @pytest.mark.parametrize("tokens", [50, 197, 257, 577])

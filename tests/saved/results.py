@@ -138,7 +138,7 @@ def of_large_tower() -> Iterator[tuple[str, Tensor]]:
 def of_operations() -> Iterator[tuple[str, Tensor]]:
     """Every operation on its example arguments, by every backend of the CPU and every instruction set of this CPU."""
     settings = [("eager", "")]
-    if not native.refusals():
+    if not native.unsupported_reasons():
         best = native.isa()
         settings += [("native", isa) for isa in native.ISAS[: native.ISAS.index(best) + 1]]
     for backend, isa in settings:
