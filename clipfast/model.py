@@ -1,17 +1,19 @@
 """Loading a CLIP model, or wrapping one that exists, and decomposing what it sees."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from clipfast.basis import Basis, Centring, FoldedTower, check_centring, fold
 from clipfast.contributions import Contributions, refuse_gradients
@@ -40,7 +42,8 @@ class Model:
     """A CLIP model whose image embeddings can be taken apart.
 
     Attributes:
-        module: the model itself, unmodified.
+        module: the model itself, unmodified, without what is wrapped around it.
+        name: as it was loaded, or the class of a wrapped tower.
         preprocess: PIL image → ``[3, height, width]``; called in several threads at once.
         backend: which kernels compute.
         pretrained: whether weights were loaded; False means random ones. None when wrapped: not known.
@@ -77,6 +80,19 @@ class Model:
         self._text_basis: tuple[Tensor, Centring, tuple[int, int], Basis] | None = None
         self._graphs = _graphs(cuda_graphs, self._tower.device)
         self._text_features: tuple[tuple[str, ...], int, Tensor] | None = None
+
+    def __repr__(self) -> str:
+        """Name, device, dtype, size and backends, on one line."""
+        tower = self.tower
+        usable = (
+            backend.name
+            for backend in dispatch.BACKENDS
+            if not backend.unsupported_reasons() and not backend.auto_skip_reasons(tower.patch_weight)
+        )
+        backends = f"auto ({', '.join(usable)})" if self.backend == "auto" else self.backend
+        size = f"{tower.layers} layers of {tower.heads} heads, {tower.width} → {tower.embed_dim}"
+        dtype = str(tower.dtype).removeprefix("torch.")
+        return f"Model({self.name}, {tower.device}, {dtype}, {size}, backend {backends})"
 
     def _read(self) -> Tower:
         tower = openclip.read(self.module, ignore_hooks=self._ignore_hooks)
@@ -181,7 +197,7 @@ class Model:
             return images.to(self.device, self.dtype)
         if isinstance(images, Image.Image | str | PathLike):
             images = [images]
-        pictures = list(images)
+        pictures = _pictures(images)
         if not pictures:
             return torch.empty(0, 3, height, width, device=self.device, dtype=self.dtype)
         (batch,) = self.batches(pictures, len(pictures))
@@ -266,7 +282,9 @@ class Model:
             raise InputError("no texts were given")
         if not hasattr(self.module, "encode_text"):
             raise InputError("this model has no text encoder: pass texts as features [T, D]")
-        tokens = texts if isinstance(texts, Tensor) else self._tokenizer()(texts)
+        tokens = openclip_models.check_tokens(
+            self.module, texts if isinstance(texts, Tensor) else self._tokenizer()(texts)
+        )
         return _finish(cast(Any, self.module).encode_text(tokens.to(self.device)), normalize)
 
     def decompose(
@@ -386,6 +404,31 @@ class Model:
         return kept[2]
 
 
+def _pictures(images: Iterable[Picture]) -> list[Picture]:
+    """Paths and PIL images, or one line that says how to pass what else there is."""
+    if isinstance(images, np.ndarray):
+        raise InputError("images is a numpy array: pass PIL images (PIL.Image.fromarray), or a preprocessed tensor")
+    if isinstance(images, DataLoader):
+        raise InputError("images is a DataLoader: pass the images of each batch, for pixels, labels in loader: ...")
+    if isinstance(images, Dataset):
+        raise InputError("images is a Dataset: pass the images of each batch of a torch.utils.data.DataLoader")
+    if isinstance(images, Mapping):
+        raise InputError(f"images is a {type(images).__name__}: pass the images in it alone")
+    try:
+        pictures = list(images)
+    except TypeError as error:
+        kind = type(images).__name__
+        raise InputError(f"images is a {kind}: pass a preprocessed tensor, PIL images or paths") from error
+    tensors = [isinstance(picture, Tensor) for picture in pictures]
+    if any(tensors):
+        if pictures[0].ndim == 4 if isinstance(pictures[0], Tensor) else False:
+            raise InputError("images is a batch with its labels: pass the first of the two alone, images[0]")
+        raise InputError("images holds tensors: pass one tensor [images, 3, height, width], torch.stack(images)")
+    if any(isinstance(picture, np.ndarray) for picture in pictures):
+        raise InputError("images holds numpy arrays: pass PIL images (PIL.Image.fromarray), or a preprocessed tensor")
+    return pictures
+
+
 def _strings(texts: Iterable[str]) -> tuple[str, ...]:
     """One string or several as a tuple; a generator is read once."""
     strings = (texts,) if isinstance(texts, str) else tuple(texts)
@@ -433,7 +476,7 @@ def load(
         name: any open_clip name, ``"scenes"`` (bundled), ``local-dir:FOLDER`` or a folder, ``hf-hub:REPOSITORY``.
         pretrained: a tag open_clip knows, or a checkpoint's path (safetensors, or a pickle holding weights only).
             None gives random weights, with a warning.
-        device: where to put it; CUDA when there is one, else the CPU.
+        device: where to put it; CUDA when there is one, else the CPU. The logger ``clipfast`` says which at INFO.
         dtype: float32, bfloat16, float16 or float64.
         backend: which kernels compute; ``"auto"`` chooses.
         cuda_graphs: the largest batch whose forward runs as a CUDA graph; 0 for none.
@@ -444,6 +487,7 @@ def load(
     """
     place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     loaded = openclip_models.create(f"local-dir:{BUNDLED[name]}" if name in BUNDLED else name, pretrained, place, dtype)
+    logger.info("%s is loaded on %s in %s", name, place, str(dtype).removeprefix("torch."))
     return Model(
         loaded.module,
         preprocess=loaded.preprocess,
@@ -451,6 +495,7 @@ def load(
         backend=backend,
         cuda_graphs=cuda_graphs,
         pretrained=loaded.pretrained,
+        name=name,
     )
 
 

@@ -5,6 +5,7 @@ import logging
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -220,6 +221,64 @@ def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
     refused(rf"^pretrained={tmp_path} is a folder, not a checkpoint file$", lambda: clipfast.load(SMALL, str(tmp_path)))
 
 
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        "_orig_mod.{}",
+        "module._orig_mod.{}",
+        "_orig_mod.module.{}",
+        "module.module.{}",
+        "visual._orig_mod.",
+        "visual.module.",
+        "_orig_mod.visual._orig_mod.",
+    ],
+)
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_weights_saved_from_a_wrapped_model(wrapper: str, suffix: str, small: open_clip.CLIP, tmp_path: Path) -> None:
+    """As torch.compile, DataParallel and DistributedDataParallel name them, around the model or its image tower."""
+
+    def renamed(name: str) -> str:
+        if "{}" in wrapper:
+            return wrapper.format(name)
+        outer = wrapper.split("visual.")[0]
+        return f"{outer}{name}".replace(f"{outer}visual.", wrapper)
+
+    state = {renamed(name): tensor.contiguous() for name, tensor in small.state_dict().items()}
+    path = tmp_path / f"wrapped.{suffix}"
+    save_file(state, path) if suffix == "safetensors" else torch.save({"state_dict": state}, path)
+    assert_is(clipfast.load(SMALL, str(path), device="cpu"), small)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore:'torch.load' received a zip file")
+def test_a_torchscript_archive_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), path)
+    refused(
+        rf"^the checkpoint {path} is a TorchScript archive, which holds code: save its weights alone with ",
+        lambda: clipfast.load(SMALL, str(path), device="cpu"),
+    )
+
+
+@pytest.mark.parametrize("suffix", ["zip", "pt", "safetensors"])
+def test_a_zip_archive_is_named(suffix: str, checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"weights.{suffix}"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(checkpoint, "weights.safetensors")
+    refused(
+        rf"^the checkpoint {path} is a zip archive without weights of torch's: unpack it",
+        lambda: clipfast.load(SMALL, str(path), device="cpu"),
+    )
+
+
+def test_a_hugging_face_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"vision_model.embeddings.class_embedding": torch.ones(4), "logit_scale": torch.ones(())}, path)
+    refused(
+        rf"^the checkpoint {path} holds a Hugging Face model's weights: open_clip's own format is needed",
+        lambda: clipfast.load(SMALL, str(path), device="cpu"),
+    )
+
+
 # -------------------------------------------------------------------------------------------------------- folders
 
 
@@ -262,6 +321,84 @@ def test_a_folder_that_holds_no_model(tmp_path: Path, folder: Path) -> None:
 def test_a_folder_without_weights_is_not_loaded_as_if_it_had_them(folder: Path) -> None:
     (folder / "open_clip_model.safetensors").unlink()
     refused(str(folder), lambda: clipfast.load(str(folder), device="cpu"))
+
+
+def test_a_hugging_face_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "architectures": ["CLIPModel"]}))
+    save_file({"vision_model.embeddings.class_embedding": torch.ones(4)}, tmp_path / "model.safetensors")
+    hint = r"it is a Hugging Face model \(model_type clip\); open_clip's own format is needed"
+    refused(rf"^the folder .* holds no open_clip_config.json: {hint}", lambda: clipfast.load(str(tmp_path)))
+    refused(rf"is a folder, not a checkpoint file: {hint}", lambda: clipfast.load(SMALL, str(tmp_path)))
+
+
+def test_a_folder_whose_weights_do_not_fit_names_them(folder: Path) -> None:
+    path = folder / "open_clip_model.safetensors"
+    save_file({**tiny().state_dict(), "visual.proj": torch.ones(3, 3)}, path)
+    refused(rf"^the checkpoint {path} does not fit local-dir:{folder}: ", lambda: clipfast.load(str(folder)))
+
+
+def test_a_folder_saved_from_a_compiled_model(folder: Path) -> None:
+    state = {f"_orig_mod.{name}": tensor for name, tensor in tiny().state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    images = pixels(tiny().visual)
+    with torch.no_grad():
+        want = tiny().visual(images)
+    model = clipfast.load(str(folder), device="cpu")
+    assert relative_error(model.decompose(images).embedding, want) <= EMBEDDING_FLOAT32
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"model_cfg": 3}', '{"model_cfg": {"vision_cfg": {}}}', "[" * 100_000]
+)
+def test_a_folder_whose_config_is_something_else(content: str, folder: Path) -> None:
+    (folder / "open_clip_config.json").write_text(content)
+    refused(rf"^cannot read {folder}/open_clip_config.json: ", lambda: clipfast.load(str(folder)))
+
+
+# ------------------------------------------------------------------------------------------- before any download
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "key"),
+    [
+        ("ViT-B-16-SigLIP", "webli", "timm"),
+        ("RN50-quickgelu", "openai", "resnet"),
+        ("coca_ViT-B-32", "laion2b_s13b_b90k", "attentional_pool"),
+    ],
+)
+def test_a_refused_tower_is_refused_before_its_weights_are_downloaded(
+    name: str, tag: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(*arguments: object, **options: object) -> str:
+        pytest.fail("weights were asked for")
+
+    monkeypatch.setattr("open_clip.factory.download_pretrained", download)
+    refused(re.escape(openclip.REFUSALS[key]), lambda: clipfast.load(name, tag, device="cpu"), UnsupportedTower)
+
+
+def test_a_folder_with_a_refused_tower_is_refused_before_its_weights_are_read(folder: Path) -> None:
+    vision = {**CONFIG["vision_cfg"], "pool_type": "none"}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {**CONFIG, "vision_cfg": vision}}))
+    (folder / "open_clip_model.safetensors").write_bytes(b"damaged")
+    refused("no pooling", lambda: clipfast.load(str(folder)), UnsupportedTower)
+
+
+# ------------------------------------------------------------------------------------------------------- what is said
+
+
+def test_loading_says_which_device_it_took(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="clipfast"):
+        clipfast.load(str(folder), device="cpu", dtype=torch.float64)
+    assert caplog.messages == [f"{folder} is loaded on cpu in float64"]
+
+
+def test_a_model_shows_what_it_is(folder: Path) -> None:
+    loaded = clipfast.load(str(folder), device="cpu")
+    size = "2 layers of 2 heads, 32 → 20"
+    assert repr(loaded).startswith(f"Model({folder}, cpu, float32, {size}, backend auto (")
+    assert "eager)" in repr(loaded)
+    wrapped = clipfast.wrap(loaded.module.double(), backend="eager")
+    assert repr(wrapped) == f"Model(VisionTransformer, cpu, float64, {size}, backend eager)"
 
 
 # ----------------------------------------------------------------------------------------------------- activations

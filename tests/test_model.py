@@ -13,6 +13,7 @@ from builders import clip_model, directions, pixels, randomise, vision_tower
 from measures import error, relative_error
 from PIL import Image
 from tolerances import EMBEDDING_FLOAT32, UNIT_NORM
+from torch.utils.data import DataLoader, TensorDataset
 
 from clipfast import ClipfastError, ImageError, InputError, Model, wrap
 
@@ -165,6 +166,46 @@ def test_images_that_do_not_fit(model: Model, images: torch.Tensor, tmp_path: Pa
     one_line(r"^images are torch.uint8: ", InputError, lambda: model.decompose(images.to(torch.uint8)))
     one_line(r"^images are torch.int64: ", InputError, lambda: model.encode_image(images.long()))
     one_line("nowhere.png: no such file", ImageError, lambda: model.decompose([tmp_path / "nowhere.png"]))
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda x: x.numpy(), r"^images is a numpy array: pass PIL images"),
+        (lambda x: [x[0].numpy()], r"^images holds numpy arrays: pass PIL images"),
+        (lambda x: list(x), r"^images holds tensors: pass one tensor .*torch\.stack\(images\)$"),
+        (lambda x: [x, torch.tensor([0, 1])], r"^images is a batch with its labels: .* images\[0\]$"),
+        (lambda x: (x, ["a", "b"]), r"^images is a batch with its labels"),
+        (lambda x: TensorDataset(x), r"^images is a Dataset: pass the images of each batch"),
+        (lambda x: DataLoader(TensorDataset(x)), r"^images is a DataLoader: pass the images of each batch"),
+        (lambda x: {"image": x}, r"^images is a dict: pass the images in it alone$"),
+        (lambda x: 3, r"^images is a int: pass a preprocessed tensor, PIL images or paths$"),
+        (lambda x: None, r"^images is a NoneType: "),
+        (lambda x: [3], r"^image 0 is a int: expected a path or a PIL image$"),
+    ],
+)
+def test_images_of_other_kinds(model: Model, images: torch.Tensor, make: Callable, match: str) -> None:
+    one_line(match, InputError, lambda: model.decompose(make(images)))
+    one_line(match, InputError, lambda: model.encode_image(make(images)))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "match"),
+    [
+        (torch.full((1, 16), 60_000), r"^the tokenizer gives token 60000, the model knows 49408: "),
+        (torch.full((1, 16), -1), r"^the tokenizer gives token -1, the model knows 49408: "),
+        (torch.ones(1, 77, dtype=torch.long), r"^the tokenizer gives 77 tokens, the model reads 16: "),
+        (torch.ones(16, dtype=torch.long), r"^the tokenizer gives torch.int64 \[16\]: expected integers"),
+        (torch.ones(1, 16), r"^the tokenizer gives torch.float32 \[1, 16\]: expected integers"),
+        ({"input_ids": torch.ones(1, 16, dtype=torch.long)}, r"^the tokenizer gives dict: expected integers"),
+        ([[1] * 16], r"^the tokenizer gives list: expected integers"),
+    ],
+)
+def test_a_foreign_tokenizer(tokens: object, match: str) -> None:
+    foreign = wrap(clip_model(), tokenize=lambda texts: tokens)
+    one_line(match, InputError, lambda: foreign.encode_text(["a"]))
+    if isinstance(tokens, torch.Tensor):
+        one_line(match, InputError, lambda: foreign.encode_text(tokens))
 
 
 def test_double_images_are_taken_in_the_models_dtype(model: Model, images: torch.Tensor) -> None:

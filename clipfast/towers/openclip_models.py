@@ -1,10 +1,12 @@
 """Loading open_clip's models: names, tags, checkpoints, tokenizers, preprocessing."""
 
 import difflib
+import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -18,10 +20,13 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
 
-from clipfast.errors import InputError, MissingExtra, ModelError
+from clipfast.errors import InputError, MissingExtra, ModelError, UnsupportedTower
 from clipfast.towers.openclip import REFUSALS, refusals, unwrap, vision_module
 
 logger = logging.getLogger("clipfast")
+
+CONFIG = "open_clip_config.json"
+"""A model folder describes its model under this name."""
 
 MERGES = "bpe_merges.txt.gz"
 """A model folder may bring its own byte-pair merges under this name."""
@@ -61,21 +66,24 @@ def vision_config(name: str) -> dict[str, Any]:
 
 def supports(name: str) -> list[tuple[str, str]]:
     """The reasons why a named model is refused, from its config alone, without building its weights."""
+    return _config_refusals(open_clip.get_model_config(name))
+
+
+def _config_refusals(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    vision = dict(config["vision_cfg"])
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = open_clip.get_model_config(name)
-        vision = vision_config(name)
         if "timm_model_name" in vision:
             return [("timm", f"{REFUSALS['timm']} ({vision['timm_model_name']})")]
-        if isinstance(vision["layers"], list):
+        if isinstance(vision.get("layers"), list):
             return [("resnet", REFUSALS["resnet"])]
         build = open_clip.model._build_vision_tower
         visual = build(config["embed_dim"], vision, quick_gelu=config.get("quick_gelu", False))
-        return refusals(visual.eval())
+        return refusals(visual.eval(), ignore_hooks=True)
 
 
 def create(name: str, pretrained: str | None, device: torch.device, dtype: torch.dtype) -> Loaded:
-    """Loads a model the way open_clip does.
+    """Loads a model the way open_clip does; weights are neither downloaded nor read for a tower that is refused.
 
     Args:
         name: a name of :func:`names`, ``local-dir:…`` or ``hf-hub:…``, or a folder with an ``open_clip_config.json``.
@@ -85,6 +93,7 @@ def create(name: str, pretrained: str | None, device: torch.device, dtype: torch
 
     Raises:
         ModelError: unknown name or tag, a checkpoint that is missing, damaged or does not fit.
+        UnsupportedTower: a vision tower that cannot be decomposed, with every reason.
         MissingExtra: a text encoder of Hugging Face without transformers.
         InputError: a dtype that is no floating-point one.
     """
@@ -96,6 +105,10 @@ def create(name: str, pretrained: str | None, device: torch.device, dtype: torch
         if local is not None:
             raise ModelError(f"{name} brings its own weights: leave pretrained={pretrained!r} out")
         _check_pretrained(name, pretrained)
+    config = _config(name, local)
+    reasons = [text for _, text in _config_refusals(config)] if config is not None else []
+    if reasons:
+        raise UnsupportedTower(name, reasons)
     if _text_encoder_needs_transformers(name) and find_spec("transformers") is None:
         raise MissingExtra("transformers", "hf", f"the text encoder of {name}")
     mismatch = activation_mismatch(name, pretrained)
@@ -108,20 +121,72 @@ def create(name: str, pretrained: str | None, device: torch.device, dtype: torch
             level = root.level
             root.setLevel(logging.CRITICAL)  # open_clip reports through the root logger; we say it ourselves
             try:
-                module, _, preprocess = open_clip.create_model_and_transforms(
-                    name, pretrained=pretrained, precision=_PRECISION[dtype], device=device, weights_only=True
-                )
+                module, preprocess = _build(name, pretrained, device, dtype)
                 own_merges = {"bpe_path": str(local / MERGES)} if local and (local / MERGES).is_file() else {}
                 tokenizer = _tokenizer(name, own_merges)
             finally:
                 root.setLevel(level)
     except Exception as error:  # open_clip, torch and safetensors each raise their own
-        raise ModelError(_explain(name, pretrained, error)) from error
+        raise ModelError(_explain(name, pretrained or _checkpoint_in(local), error)) from error
     module = module.to(dtype).eval()
     has_weights = pretrained is not None or ":" in name
     if not has_weights:
         logger.warning("%s has random weights: give pretrained=TAG or a checkpoint's path", name)
     return Loaded(module, preprocess, tokenizer, has_weights)
+
+
+def _config(name: str, folder: Path | None) -> Mapping[str, Any] | None:
+    """A model's config where it is at hand: of a known name, or in a folder."""
+    if folder is None:
+        return open_clip.get_model_config(name) if ":" not in name else None
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        dict(config["vision_cfg"]), config["embed_dim"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError(f"cannot read {path}: it is not the config of an open_clip model ({error})") from error
+    return cast(Mapping[str, Any], config)
+
+
+def _checkpoint_in(folder: Path | None) -> str | None:
+    """The weights that open_clip reads from a model folder."""
+    return None if folder is None else open_clip.factory._find_checkpoint_in_dir(folder)
+
+
+def _build(name: str, pretrained: str | None, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    """open_clip's model with its weights, and its preprocessing."""
+    checkpoint = pretrained if pretrained is not None and os.path.isfile(pretrained) else None
+    if name.startswith("local-dir:"):
+        checkpoint = _checkpoint_in(Path(name.removeprefix("local-dir:")))
+    options: dict[str, Any] = {"precision": _PRECISION[dtype], "device": device, "weights_only": True}
+    if checkpoint is None:
+        module, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained, **options)
+        return module, preprocess
+    module, _, preprocess = open_clip.create_model_and_transforms(
+        name, load_weights=False, pretrained_text=False, **options
+    )
+    handle = module.register_load_state_dict_pre_hook(_strip_wrappers)
+    try:
+        open_clip.load_checkpoint(module, checkpoint)
+    finally:
+        handle.remove()
+    return module, preprocess
+
+
+def _strip_wrappers(_module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
+    """Takes the names of what was wrapped around a model out of its weights' names, in place.
+
+    ``torch.compile`` writes ``_orig_mod``, ``DataParallel`` and ``DistributedDataParallel`` write ``module``, before
+    the model's own names or, where the image tower alone was wrapped, after ``visual``.
+    """
+    for name in list(state):
+        parts = [part for part in name.split(".") if part != "_orig_mod"]
+        while parts[:1] == ["module"]:
+            parts = parts[1:]
+        while parts[:2] == ["visual", "module"]:
+            parts = ["visual", *parts[2:]]
+        if ".".join(parts) != name:
+            state[".".join(parts)] = state.pop(name)
 
 
 def resolve_name(name: str) -> str:
@@ -134,8 +199,8 @@ def resolve_name(name: str) -> str:
         return name
     if name.startswith("local-dir:") or Path(name).is_dir():
         folder = Path(name.removeprefix("local-dir:"))
-        if not (folder / "open_clip_config.json").is_file():
-            raise ModelError(f"the folder {folder} holds no open_clip_config.json")
+        if not (folder / CONFIG).is_file():
+            raise ModelError(f"the folder {folder} holds no {CONFIG}{_hugging_face_hint(folder)}")
         if not any(next(folder.glob(f"*{suffix}"), None) for suffix in WEIGHTS):
             raise ModelError(f"the folder {folder} holds no weights ({', '.join(WEIGHTS)})")
         return f"local-dir:{folder}"
@@ -158,29 +223,65 @@ def _check_pretrained(name: str, pretrained: str) -> None:
     if pretrained in known or open_clip.get_pretrained_cfg(name, pretrained):
         return
     if os.path.isdir(pretrained):
-        raise ModelError(f"pretrained={pretrained} is a folder, not a checkpoint file")
+        hint = _hugging_face_hint(Path(pretrained))
+        raise ModelError(f"pretrained={pretrained} is a folder, not a checkpoint file{hint}")
     if not os.path.isfile(pretrained):
         listed = f"its tags are {', '.join(known)}" if known else "it has no tags"
         raise ModelError(f"pretrained={pretrained!r} is neither a file nor a tag of {name}: {listed}")
 
 
-def _explain(name: str, pretrained: str | None, error: Exception) -> str:
+_HUGGING_FACE = "open_clip's own format is needed: load the same model by its open_clip name and tag"
+
+
+def _hugging_face_hint(folder: Path) -> str:
+    """What to say of a folder that Hugging Face's transformers wrote."""
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return f": it is a Hugging Face model (model_type {str(kind)[:40]}); {_HUGGING_FACE}"
+
+
+def _explain(name: str, checkpoint: str | None, error: Exception) -> str:
     """One line from whatever a loader raised."""
     text = " ".join(str(error).split())
-    source = f"{name} with {pretrained}" if pretrained else name
+    source = f"{name} with {checkpoint}" if checkpoint else name
     if any(sign in text for sign in ("Error(s) in loading state_dict", "size mismatch", "width changed")):
-        detail = text.split(": ", 1)[-1][:160]
-        return f"the checkpoint {pretrained} does not fit {name}: {detail}"
+        if '"vision_model.' in text or '"text_model.' in text:
+            return f"the checkpoint {checkpoint} holds a Hugging Face model's weights: {_HUGGING_FACE}"
+        return f"the checkpoint {checkpoint} does not fit {name}: {text.split(': ', 1)[-1][:160]}"
+    archive = _archive(checkpoint)
+    if archive:
+        return f"the checkpoint {checkpoint} is {archive}"
     refused = "Weights only load failed" in text or "Unpickling" in type(error).__name__
-    if refused and pretrained is not None and _may_be_a_checkpoint(pretrained):
-        return f"the checkpoint {pretrained} holds more than weights and is not loaded: convert it to safetensors"
+    if refused and checkpoint is not None and _may_be_a_checkpoint(checkpoint):
+        return f"the checkpoint {checkpoint} holds more than weights and is not loaded: convert it to safetensors"
     if refused:
-        return f"cannot read the checkpoint {pretrained}: neither safetensors nor a file that torch wrote"
+        return f"cannot read the checkpoint {checkpoint}: neither safetensors nor a file that torch wrote"
     if "download" in text:
         return f"cannot download the weights of {source}: check the network, or give a checkpoint's path"
-    if pretrained is not None and os.path.isfile(pretrained):
-        return f"cannot read the checkpoint {pretrained}: damaged, or not a checkpoint ({text[:160]})"
+    if checkpoint is not None and os.path.isfile(checkpoint):
+        return f"cannot read the checkpoint {checkpoint}: damaged, or not a checkpoint ({text[:160]})"
     return f"cannot load {source}: {type(error).__name__}: {text[:200]}"
+
+
+def _archive(path: str | None) -> str | None:
+    """What a zip archive is that holds no weights of torch's, and what to do; None for any other file."""
+    if path is None or not os.path.isfile(path) or not zipfile.is_zipfile(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return None
+    if any("/code/" in name or name.endswith("/constants.pkl") for name in inside):
+        return (
+            "a TorchScript archive, which holds code: save its weights alone with "
+            "safetensors.torch.save_file(torch.jit.load(PATH).state_dict(), ...)"
+        )
+    if not any(name.endswith("data.pkl") for name in inside):
+        return "a zip archive without weights of torch's: unpack it and give the file of weights in it"
+    return None
 
 
 def _may_be_a_checkpoint(path: str) -> bool:
@@ -247,6 +348,30 @@ def _tokenize(tokenizer: Any, texts: Sequence[str]) -> Tensor:
         if length > context:
             raise InputError(f"a text has {length} tokens, the model reads {context}: shorten {text[:60]!r}…")
     return cast(Tensor, tokenizer(list(texts)))
+
+
+def check_tokens(module: nn.Module, tokens: object) -> Tensor:
+    """Tokens ``[T, context]`` that a model's text encoder can read.
+
+    Raises:
+        InputError: something else than integers in two axes, more tokens than the context, or a token that the
+            vocabulary does not have.
+    """
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex():
+        shape = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise InputError(f"the tokenizer gives {shape}: expected integers [texts, context] as one tensor")
+    text = getattr(module, "text", module)
+    context, vocabulary = getattr(text, "context_length", None), getattr(text, "vocab_size", None)
+    if isinstance(context, int) and tokens.shape[1] > context:
+        raise InputError(
+            f"the tokenizer gives {tokens.shape[1]} tokens, the model reads {context}: use the model's own"
+        )
+    if isinstance(vocabulary, int) and tokens.numel():
+        wrong = tokens[(tokens < 0) | (tokens >= vocabulary)]
+        if len(wrong):
+            number = int(wrong[0])
+            raise InputError(f"the tokenizer gives token {number}, the model knows {vocabulary}: use the model's own")
+    return tokens
 
 
 def default_preprocess(module: nn.Module) -> Callable[[Image.Image], Tensor]:
