@@ -15,7 +15,7 @@ from masked import BACKGROUND, CLASSES, IGNORED, KINDS, asked, mask, texts_of, w
 import clipfast as package
 from clipfast.commands.options import ClassOptions, InputOptions
 from clipfast.commands.segment.command import Options, run
-from clipfast.commands.segment.targets import read_others
+from clipfast.commands.segment.targets import read_background
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +69,11 @@ def test_values_that_are_no_class(
 
 
 def test_background_texts(data: Path) -> None:
-    assert list(read_others(str(data / "background.txt"))) == BACKGROUND
-    assert read_others(str(data / "classes.csv")) == CLASSES
-    assert len(read_others("scenes")) > 100
+    assert list(read_background(str(data / "background.txt"))) == BACKGROUND
+    assert read_background(str(data / "classes.csv")) == CLASSES
+    assert len(read_background("scenes")) > 100
     with pytest.raises(package.InputError, match="--background-texts is 'none': neither a file nor one of general"):
-        read_others("none")
+        read_background("none")
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_background_texts(data: Path) -> None:
         ),
         ({"mask_values": "twice.csv"}, "the value 1 is 'dog', and 'cat' before"),
         ({"mask_values": "classes.csv"}, "needs the columns value and label: it has label, text"),
-        ({"labels": None, "zeroshot": ClassOptions()}, "nothing to look for: give --texts"),
-        ({"group_column": "group"}, "--group-column is of no use here"),
+        ({"labels": None, "zeroshot": ClassOptions()}, "nothing to find: give --texts"),
+        ({"group_column": "group"}, "--group-column is not supported"),
     ],
 )
 def test_what_does_not_fit(data: Path, tmp_path: Path, given: dict[str, Any], message: str) -> None:

@@ -18,7 +18,7 @@ from clipfast.commands.heads import chosen_heads
 from clipfast.commands.loading import versions
 from clipfast.commands.outcome import FAILED, INTERRUPTED
 from clipfast.commands.pools import RANDOM, fitting, pool_features, read_pool
-from clipfast.commands.report.findings import Findings, Judge, find
+from clipfast.commands.report.findings import Findings, ZeroShot, analyse
 from clipfast.commands.report.options import Options
 from clipfast.commands.results import prepare_results
 from clipfast.dataset.collection import is_collection
@@ -45,23 +45,23 @@ def run(options: Options) -> int:
     texts, notes = read_pool(options.naming.pool)
     for note in notes:
         console.warn(note)
-    given = options.inputs
-    known = len(given.images) == 1 and is_collection(given.images[0])
-    if options.zeroshot.given() and given.labels is None and not known:
+    inputs = options.inputs
+    collected_before = len(inputs.images) == 1 and is_collection(inputs.images[0])
+    if options.zeroshot.given() and inputs.labels is None and not collected_before:
         raise InputError("--classes, --prompt and --templates say what labels mean: give --labels, too")
-    collected = collect(given, folder)
+    collected = collect(inputs, folder)
     if not collected.complete:
         return INTERRUPTED
-    judge = Judge.maybe(collected, options.zeroshot)
+    zeroshot = ZeroShot.maybe(collected, options.zeroshot)
     moments = collected.collection.moments
     every = moments.heads()
     named = every if options.heads is None else chosen_heads(options.heads, moments.basis, moments.layers)
     texts = fitting(collected.model, texts, options.naming.pool)
     features = pool_features(collected.model, texts, options.naming)
     labels = texts or [f"random vector {number}" for number in range(len(features))]
-    found = find(collected, judge, named, (labels, features), options.size, options.pictures)
+    findings = analyse(collected, zeroshot, named, (labels, features), options.size, options.pictures)
     with console.status("writing the page"):
-        html = render(_content(options, collected, found, len(features)))
+        html = render(_content(options, collected, findings, len(features)))
         write_text(page, html)
     console.say(str(page))
     size, seconds = page.stat().st_size / 1e6, perf_counter() - started
@@ -76,24 +76,24 @@ def _places(out: Path) -> tuple[Path, Path]:
     return out / PAGE, out
 
 
-def _content(options: Options, collected: Collected, found: Findings, texts: int) -> Content:
+def _content(options: Options, collected: Collected, findings: Findings, texts: int) -> Content:
     header = collected.collection.header
     return Content(
         title=options.title or f"{Path(header['model']).name or header['model']}, head by head",
-        facts=_facts(options, collected, found, texts),
-        warnings=_warnings(collected, found),
-        missing=found.missing,
+        facts=_facts(options, collected, findings, texts),
+        warnings=_warnings(collected, findings),
+        missing=findings.missing,
         settings=_settings(options, collected),
-        heads=found.heads,
-        shares=found.shares,
-        ablated=found.ablated,
-        overlaps=found.overlaps,
-        examples=found.examples,
-        thumbnails=found.thumbnails,
+        heads=findings.heads,
+        shares=findings.shares,
+        ablated=findings.ablated,
+        overlaps=findings.overlaps,
+        examples=findings.examples,
+        thumbnails=findings.thumbnails,
     )
 
 
-def _facts(options: Options, collected: Collected, found: Findings, texts: int) -> list[Fact]:
+def _facts(options: Options, collected: Collected, findings: Findings, texts: int) -> list[Fact]:
     header, tower = collected.collection.header, collected.model.tower
     moments, entries = collected.collection.moments, collected.collection.entries
     labelled = sum(entry.label is not None for entry in entries)
@@ -103,25 +103,25 @@ def _facts(options: Options, collected: Collected, found: Findings, texts: int) 
         Fact("layers × heads", f"{tower.layers} × {tower.heads}", f"embedding of {tower.embed_dim}"),
         Fact("texts", f"{texts:,}", f"pool {Path(options.naming.pool).name}, up to {options.size} per head"),
     ]
-    ablated = found.ablated
+    ablated = findings.ablated
     if ablated is not None:
         value = f"{100 * ablated.baseline.accuracy:.1f} %"
         note = f"of {labelled:,} images; chance {100 * ablated.chance:.1f} %"
-        facts.insert(0, Fact("zero-shot accuracy", value, note, found.near_chance))
+        facts.insert(0, Fact("zero-shot accuracy", value, note, findings.near_chance))
         if ablated.baseline.worst is not None and ablated.worst_group is not None:
             counts = Counter(entry.group for entry in entries if entry.label is not None)
             note = f"{ablated.worst_group}, {counts[ablated.worst_group]:,} images"
             facts.insert(1, Fact("worst group", f"{100 * ablated.baseline.worst:.1f} %", note))
-    if found.check is not None:
-        facts.append(Fact("sum check", f"{found.check:.1e}", "all terms against the embedding"))
+    if findings.check is not None:
+        facts.append(Fact("sum check", f"{findings.check:.1e}", "all terms against the embedding"))
     return facts
 
 
-def _warnings(collected: Collected, found: Findings) -> list[str]:
+def _warnings(collected: Collected, findings: Findings) -> list[str]:
     header, warnings = collected.collection.header, []
     if collected.model.pretrained is False:
         warnings.append("the model has random weights: nothing here says anything about a trained one.")
-    if found.near_chance:
+    if findings.near_chance:
         warnings.append(
             "zero-shot accuracy is near chance: check that classes and prompts fit the labels, and that the model has "
             "its weights. Ablations say nothing then."

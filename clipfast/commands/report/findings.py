@@ -1,4 +1,4 @@
-"""What a report is about: the analyses of a collection, in two passes over its contributions at most, and pictures."""
+"""The analyses that a report shows: at most two passes over the contributions of a collection, and its pictures."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,10 +38,10 @@ _ROWS = 256
 
 @dataclass
 class Findings:
-    """What was found, as the page shows it; the names are those of its :class:`.Content`.
+    """Results as the page shows them; the names are those of its :class:`.Content`.
 
     Attributes:
-        near_chance: whether zero-shot accuracy is.
+        near_chance: whether zero-shot accuracy is near chance.
         check: the largest difference between the sum of all terms and the embedding.
     """
 
@@ -56,11 +56,11 @@ class Findings:
     missing: list[tuple[str, str]] = field(default_factory=list)
 
 
-class Judge(Labelled):
+class ZeroShot(Labelled):
     """Labelled images and their classifier, with accuracies as the page shows them."""
 
     @classmethod
-    def maybe(cls, collected: Collected, zeroshot: ClassOptions) -> "Judge | None":
+    def maybe(cls, collected: Collected, zeroshot: ClassOptions) -> "ZeroShot | None":
         """None where the images have no labels; raises as :func:`.read_classes`."""
         if all(entry.label is None for entry in collected.collection.entries):
             if zeroshot.given():
@@ -82,19 +82,19 @@ class Judge(Labelled):
         return self.groups.names[min(accuracies, key=lambda group: accuracies[group])]
 
 
-def find(
+def analyse(
     collected: Collected,
-    judge: Judge | None,
+    zeroshot: ZeroShot | None,
     named: Sequence[Pair],
     pool: tuple[Sequence[str], Tensor],
     size: int,
     pictures: PictureOptions,
 ) -> Findings:
-    """Everything that a collection allows.
+    """Runs every analysis that the collection allows.
 
     Args:
         collected: the images and their model.
-        judge: None without labels.
+        zeroshot: the labelled images and their classifier; None without labels.
         named: heads to name.
         pool: ``T`` texts and their features ``[T, D]``.
         size: how many texts per head.
@@ -105,38 +105,45 @@ def find(
     """
     collection, moments = collected.collection, collected.collection.moments
     texts, features = pool
-    found, alone = Findings(), dict[Pair, Judged]()
+    findings, alone = Findings(), dict[Pair, Judged]()
     kept = all(entry.shard is not None for entry in collection.entries)
     late = [head for head in moments.heads() if head[0] in moments.layers[-LATE_LAYERS:]]
     with console.status("naming heads"):
-        spans = moments.textspan(features, size, sorted({*named, *(late if judge and kept else ())}))
+        spans = moments.textspan(features, size, sorted({*named, *(late if zeroshot and kept else ())}))
     tops = Tops(pictures.top, max(pictures.random, pictures.examples))
     if kept:
-        directions = {head: _first(spans[head], features) for head in named}
-        first = _Pass(collection, judge, tops, directions)
-        alone = _first_pass(found, first, moments)
-        if judge is not None:
-            _replaced(found, _Pass(collection, judge), {head: spans[head] for head in late}, size)
+        directions = {head: _first_features(spans[head], features) for head in named}
+        first = _Pass(collection, zeroshot, tops, directions)
+        alone = _first_pass(findings, first, moments)
+        if zeroshot is not None:
+            _replaced(findings, _Pass(collection, zeroshot), {head: spans[head] for head in late}, size)
     with console.status("comparing heads"):
-        found.overlaps = _overlaps(moments)
+        findings.overlaps = _overlaps(moments)
     for row in head_rows(moments):
         pair = row["layer"], row["head"]
         head = Head(*pair, share=row["share"], rank=row["rank"], alone=alone.get(pair))
         if pair in named:
             span = spans[pair]
             explained = zip(span.picks, span.explained.tolist(), strict=True)
-            told = [HeadText(texts[pick], share) for pick, share in explained]
-            head = replace(head, texts=told, notes=span.notes)
-        found.heads.append(head)
-    _note_missing(found, collected, judge is not None, kept)
+            head_texts = [HeadText(texts[pick], share) for pick, share in explained]
+            head = replace(head, texts=head_texts, notes=span.notes)
+        findings.heads.append(head)
+    _note_missing(findings, collected, zeroshot is not None, kept)
     if kept:
         _show(
-            found, collected, judge, tops, {head: place for place, head in enumerate(named)}, spans, features, pictures
+            findings,
+            collected,
+            zeroshot,
+            tops,
+            {head: place for place, head in enumerate(named)},
+            spans,
+            features,
+            pictures,
         )
-    return found
+    return findings
 
 
-def _first(span: TextSpan, features: Tensor) -> Tensor:
+def _first_features(span: TextSpan, features: Tensor) -> Tensor:
     """Features of a head's first texts, zeros where it has fewer, ``[TEXTS, D]``."""
     rows = features.new_zeros(TEXTS, features.shape[1])
     picks = list(span.picks[:TEXTS])
@@ -144,30 +151,30 @@ def _first(span: TextSpan, features: Tensor) -> Tensor:
     return rows
 
 
-def _note_missing(found: Findings, collected: Collected, labels: bool, kept: bool) -> None:
+def _note_missing(findings: Findings, collected: Collected, labels: bool, kept: bool) -> None:
     collection = collected.collection
     count, failed = len(collection.entries), len(collection.header["failed"])
     if failed:
-        found.missing.append((f"{failed} images", "they could not be read when the images were collected"))
+        findings.missing.append((f"{failed} images", "they could not be read when the images were collected"))
     if not kept:
-        found.missing.append(
+        findings.missing.append(
             ("images, maps, shares of layers, ablations", "the collection holds moments only (--moments-only)")
         )
     if not labels:
-        found.missing.append(("zero-shot accuracy, ablations, segmentation", "the images have no labels (--labels)"))
+        findings.missing.append(("zero-shot accuracy, ablations, segmentation", "the images have no labels (--labels)"))
     unlabelled = sum(entry.label is None for entry in collection.entries)
     if labels and unlabelled:
-        found.missing.append((f"accuracy on {unlabelled} of {count} images", "they have no label"))
-    unnamed = sum(head.texts is None for head in found.heads)
+        findings.missing.append((f"accuracy on {unlabelled} of {count} images", "they have no label"))
+    unnamed = sum(head.texts is None for head in findings.heads)
     if unnamed:
-        found.missing.append((f"texts of {unnamed} heads", "--heads names others"))
+        findings.missing.append((f"texts of {unnamed} heads", "--heads names others"))
 
 
 class _Pass:
     """Reads contributions a few images at a time.
 
     Attributes:
-        judge: None without labels.
+        zeroshot: the labelled images and their classifier; None without labels.
         check: the largest difference between the sum of all terms and the embedding.
         variances: of layers.
     """
@@ -175,82 +182,82 @@ class _Pass:
     def __init__(
         self,
         collection: Collection,
-        judge: Judge | None,
+        zeroshot: ZeroShot | None,
         tops: Tops | None = None,
         directions: Mapping[Pair, Tensor] | None = None,
     ) -> None:
-        self._collection, self.judge = collection, judge
+        self._collection, self.zeroshot = collection, zeroshot
         self._tops, self._directions = tops, directions or {}
         self.check, self.variances = 0.0, TermVariances()
 
-    def batches(self, what: str, logits: int, *, everything: bool) -> Iterator[Batch]:
-        """Labelled images, few enough for ``logits`` per class; with ``everything`` all are counted on the way."""
-        judge, classes = self.judge, 1 if self.judge is None else len(self.judge.classes.labels)
+    def batches(self, what: str, logits: int, *, analyse: bool) -> Iterator[Batch]:
+        """Yields labelled images, few enough for ``logits`` per class; with ``analyse`` every image is analysed."""
+        zeroshot, classes = self.zeroshot, 1 if self.zeroshot is None else len(self.zeroshot.classes.labels)
         step = max(1, min(_ROWS, _LOGITS // (logits * classes)))
         with console.progress(what, len(self._collection.entries)) as advance:
             for entries, whole in self._collection.batches():
                 for start in range(0, len(entries), step):
-                    some = entries[start : start + step]
-                    found = whole.select(range(start, start + len(some)))
-                    if everything:
-                        self.check = max(self.check, found.max_error())
-                        self.variances.update(found)
+                    entries_here = entries[start : start + step]
+                    contributions = whole.select(range(start, start + len(entries_here)))
+                    if analyse:
+                        self.check = max(self.check, contributions.max_error())
+                        self.variances.update(contributions)
                         if self._tops is not None and self._directions:
-                            self._tops.push(head_scores(found, self._directions))
-                    rows = [row for row, entry in enumerate(some) if entry.label is not None]
-                    if judge is not None and rows:
-                        of = [some[row] for row in rows]
-                        part = found if len(rows) == len(some) else found.select(rows)
-                        labels, groups = judge.classes.index(of), judge.groups.index(of)
+                            self._tops.push(head_scores(contributions, self._directions))
+                    rows = [row for row, entry in enumerate(entries_here) if entry.label is not None]
+                    if zeroshot is not None and rows:
+                        labelled = [entries_here[row] for row in rows]
+                        part = contributions if len(rows) == len(entries_here) else contributions.select(rows)
+                        labels, groups = zeroshot.classes.index(labelled), zeroshot.groups.index(labelled)
                         yield (part, labels) if groups is None else (part, labels, groups)
-                    advance(len(some))
+                    advance(len(entries_here))
 
 
-def _first_pass(found: Findings, reading: _Pass, moments: Moments) -> dict[Pair, Judged]:
-    """Scores for texts, the sum check, shares of layers; with labels all ablations, those of single heads returned."""
-    basis, judge = moments.basis, reading.judge
+def _first_pass(findings: Findings, reading: _Pass, moments: Moments) -> dict[Pair, Judged]:
+    """Fills in the sum check, shares of layers and, with labels, ablations; returns the accuracy without each head."""
+    basis, zeroshot = moments.basis, reading.zeroshot
     layers, mlps, own = Terms.cumulative(basis), Terms.all_mlps(basis), Terms.all_class_tokens(basis)
     heads = {head: Terms.of(basis, heads=[head]) for head in moments.heads()}
-    wanted = [*layers, mlps, own, mlps | own, *heads.values()]
-    batches = reading.batches("reading contributions", 1 + len(wanted), everything=True)
+    ablations = [*layers, mlps, own, mlps | own, *heads.values()]
+    batches = reading.batches("reading contributions", 1 + len(ablations), analyse=True)
     alone: dict[Pair, Judged] = {}
-    if judge is None:
+    if zeroshot is None:
         for _ in batches:
-            pass  # nothing is yielded, everything counted
+            pass  # nothing is yielded, but all images are analysed
     else:
-        accuracies = evaluate(batches, judge.classifier, moments, wanted)
+        accuracies = evaluate(batches, zeroshot.classifier, moments, ablations)
         baseline = accuracies[Terms.of(basis)]
-        found.near_chance = baseline.near_chance
-        found.ablated = Ablated(
-            baseline=judge.judged("nothing", baseline),
+        findings.near_chance = baseline.near_chance
+        findings.ablated = Ablated(
+            baseline=zeroshot.judged("nothing", baseline),
             chance=baseline.chance,
             layers=[
-                judge.judged(f"layers 0 to {layer}" if layer else "layer 0", accuracies[terms])
+                zeroshot.judged(f"layers 0 to {layer}" if layer else "layer 0", accuracies[terms])
                 for layer, terms in enumerate(layers)
             ],
             others=[
-                judge.judged(name, accuracies[terms])
+                zeroshot.judged(name, accuracies[terms])
                 for name, terms in (("all MLPs", mlps), ("CLS→CLS", own), ("both", mlps | own))
             ],
-            worst_group=judge.worst_group(baseline),
+            worst_group=zeroshot.worst_group(baseline),
         )
-        alone = {head: judge.judged(str(terms), accuracies[terms]) for head, terms in heads.items()}
-    found.check, found.shares = reading.check, reading.variances.shares()
+        alone = {head: zeroshot.judged(str(terms), accuracies[terms]) for head, terms in heads.items()}
+    findings.check, findings.shares = reading.check, reading.variances.shares()
     return alone
 
 
-def _replaced(found: Findings, reading: _Pass, late: Mapping[Pair, TextSpan], size: int) -> None:
+def _replaced(findings: Findings, reading: _Pass, late: Mapping[Pair, TextSpan], size: int) -> None:
     """Accuracy with the heads of the last layers replaced by what their texts span."""
-    judge, ablated = reading.judge, found.ablated
-    if judge is None or ablated is None:
+    zeroshot, ablated = reading.zeroshot, findings.ablated
+    if zeroshot is None or ablated is None:
         return
-    batches = reading.batches("replacing heads by texts", size + 1, everything=False)
-    curve = reconstruction_curve(batches, judge.classifier, late)
+    batches = reading.batches("replacing heads by texts", size + 1, analyse=False)
+    curve = reconstruction_curve(batches, zeroshot.classifier, late)
     layers = sorted({layer for layer, _ in late})
     where = f"layers {layers[0]} to {layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}"
-    found.ablated = replace(
+    findings.ablated = replace(
         ablated,
-        sizes=[judge.judged(str(texts), accuracy) for texts, accuracy in enumerate(curve.sizes)],
+        sizes=[zeroshot.judged(str(texts), accuracy) for texts, accuracy in enumerate(curve.sizes)],
         replaced=f"The {len(late)} heads of {where}",
     )
 
@@ -273,9 +280,9 @@ def _overlaps(moments: Moments) -> Overlaps | None:
 
 
 def _show(
-    found: Findings,
+    findings: Findings,
     collected: Collected,
-    judge: Judge | None,
+    zeroshot: ZeroShot | None,
     tops: Tops,
     places: Mapping[Pair, int],
     spans: Mapping[Pair, TextSpan],
@@ -284,10 +291,10 @@ def _show(
 ) -> None:
     """Rows of images for every head's first texts, thumbnails, maps and examples."""
     images = CollectionImages(collected)
-    drawn = [shown.image for shown in tops.sample(0, 0)]
-    by_share = sorted((head for head in found.heads if head.texts), key=lambda head: -head.share)
+    drawn = [sample.image for sample in tops.sample(0, 0)]
+    by_share = sorted((head for head in findings.heads if head.texts), key=lambda head: -head.share)
     best: dict[Pair, list[list[int]]] = {}
-    told: dict[Pair, list[HeadText]] = {}
+    head_texts: dict[Pair, list[HeadText]] = {}
     for head in by_share:
         pair = head.layer, head.head
         rows = list(head.texts or ())
@@ -295,29 +302,29 @@ def _show(
             top, random = tops.best(places[pair], text), tops.sample(places[pair], text)[: pictures.random]
             rows[text] = replace(
                 rows[text],
-                best=[images.shot(each.image, each.score) for each in top],
-                random=[images.shot(each.image, each.score) for each in random],
+                best=[images.shot(score.image, score.score) for score in top],
+                random=[images.shot(score.image, score.score) for score in random],
             )
-            best.setdefault(pair, []).append([each.image for each in top])
-        told[pair] = rows
-    wanted = list(dict.fromkeys([*drawn[: pictures.random], *in_turn(best)]))
-    found.thumbnails = images.thumbnails(wanted[: pictures.thumbnails], pictures.thumbnail_size)
+            best.setdefault(pair, []).append([score.image for score in top])
+        head_texts[pair] = rows
+    shown = list(dict.fromkeys([*drawn[: pictures.random], *in_turn(best)]))
+    findings.thumbnails = images.thumbnails(shown[: pictures.thumbnails], pictures.thumbnail_size)
     mapped = [
-        HeadMapRequest(*pair, best[pair][0][0], told[pair][0].text, features[spans[pair].picks[0]])
-        for pair in list(told)[: pictures.maps]
+        HeadMapRequest(*pair, best[pair][0][0], head_texts[pair][0].text, features[spans[pair].picks[0]])
+        for pair in list(head_texts)[: pictures.maps]
     ]
     maps = images.head_maps(mapped)
-    found.heads = [
-        replace(head, texts=told.get((head.layer, head.head), head.texts), map=maps.get((head.layer, head.head)))
-        for head in found.heads
+    findings.heads = [
+        replace(head, texts=head_texts.get((head.layer, head.head), head.texts), map=maps.get((head.layer, head.head)))
+        for head in findings.heads
     ]
-    if judge is not None:
-        found.examples = images.examples(drawn[: pictures.examples], judge.classes.labels, judge.classifier)
-    if len(wanted) > pictures.thumbnails:
-        left = f"thumbnails of {len(wanted) - pictures.thumbnails} of {len(wanted)} images"
-        found.missing.append((left, f"--thumbnails is {pictures.thumbnails}; their names and scores are there"))
-    if len(told) > pictures.maps:
-        left = f"maps of {len(told) - pictures.maps} of {len(told)} heads"
-        found.missing.append((left, f"--maps is {pictures.maps}, for the heads that vary most"))
+    if zeroshot is not None:
+        findings.examples = images.examples(drawn[: pictures.examples], zeroshot.classes.labels, zeroshot.classifier)
+    if len(shown) > pictures.thumbnails:
+        left = f"thumbnails of {len(shown) - pictures.thumbnails} of {len(shown)} images"
+        findings.missing.append((left, f"--thumbnails is {pictures.thumbnails}; their names and scores are there"))
+    if len(head_texts) > pictures.maps:
+        left = f"maps of {len(head_texts) - pictures.maps} of {len(head_texts)} heads"
+        findings.missing.append((left, f"--maps is {pictures.maps}, for the heads that vary most"))
     if images.gone:
-        found.missing.append((f"pictures of {len(images.gone)} images", "their files could not be opened again"))
+        findings.missing.append((f"pictures of {len(images.gone)} images", "their files could not be opened again"))

@@ -1,4 +1,4 @@
-"""Pictures of a report: thumbnails of images, and maps of what heads and classes find in them."""
+"""Pictures of a report: thumbnails of images, and maps of heads and classes over them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from clipfast.report.html.content import ClassMap, Example, HeadMap, Shot
 from clipfast.report.html.pictures import data_uri, fitted, heat
 from clipfast.report.palette import limit
 from clipfast.report.pictures import Denormalizer
+from clipfast.report.shares import text_scores
 
 _MAP = 136
 """Side of a map, shown at 136 pixels."""
@@ -44,7 +45,7 @@ class HeadMapRequest:
 
 
 class CollectionImages:
-    """The images of a collection, opened again where they are to be seen.
+    """The images of a collection, opened again to show them.
 
     Attributes:
         gone: images that could not be opened, by number.
@@ -68,7 +69,7 @@ class CollectionImages:
 
     def _opened(self, images: Iterable[int], what: str) -> Iterator[tuple[list[int], Tensor, list[Image.Image]]]:
         """Numbers, pixels ``[B, 3, height, width]`` and pictures of what can be opened, some at a time."""
-        wanted = list(images)
+        numbers = list(images)
 
         def fail(image: int, error: ClipfastError) -> None:
             if image not in self.gone:
@@ -76,8 +77,8 @@ class CollectionImages:
             self.gone.add(image)
 
         with (
-            console.progress(what, len(wanted)) as advance,
-            reading(self._model, wanted, self._sources.__getitem__, _BATCH, fail) as batches,
+            console.progress(what, len(numbers)) as advance,
+            reading(self._model, numbers, self._sources.__getitem__, _BATCH, fail) as batches,
         ):
             for batch in batches:
                 if batch.items:
@@ -93,43 +94,44 @@ class CollectionImages:
             for number, picture in zip(numbers, pictures, strict=True)
         }
 
-    def head_maps(self, wanted: Sequence[HeadMapRequest]) -> dict[tuple[int, int], HeadMap]:
+    def head_maps(self, requests: Sequence[HeadMapRequest]) -> dict[tuple[int, int], HeadMap]:
         """Maps by head."""
         by_image: dict[int, list[HeadMapRequest]] = {}
-        for each in wanted:
-            by_image.setdefault(each.image, []).append(each)
-        made: dict[tuple[int, int], HeadMap] = {}
+        for request in requests:
+            by_image.setdefault(request.image, []).append(request)
+        maps: dict[tuple[int, int], HeadMap] = {}
         for numbers, pixels, pictures in self._opened(by_image, "maps of heads"):
-            layers = sorted({each.layer for number in numbers for each in by_image[number]})
+            layers = sorted({request.layer for number in numbers for request in by_image[number]})
             with memory_for(len(numbers), str(self._model.device)):
-                found = self._model.decompose(pixels, tokens=True, layers=layers)
+                contributions = self._model.decompose(pixels, tokens=True, layers=layers)
             for row, (number, picture) in enumerate(zip(numbers, pictures, strict=True)):
-                one, shown = found.select([row]), fitted(picture, _MAP, enlarge=True)
+                one, shown = contributions.select([row]), fitted(picture, _MAP, enlarge=True)
                 source = data_uri(shown)
-                for each in by_image[number]:
-                    map_ = one.text_maps(each.feature[None], [(each.layer, each.head)])[0, :, 0].float().cpu()
-                    patches = map_[-found.grid[0] * found.grid[1] :].unflatten(0, found.grid).numpy()
-                    overlay, top = heat(shown, patches)
-                    made[each.layer, each.head] = HeadMap(
-                        self.name(number), each.text, float(map_.sum()), top, source, overlay
+                for request in by_image[number]:
+                    place = (request.layer, request.head)
+                    map_ = one.text_maps(request.feature[None], [place])[0, :, 0].float().cpu()
+                    patches = (
+                        map_[-contributions.grid[0] * contributions.grid[1] :].unflatten(0, contributions.grid).numpy()
                     )
-        return made
+                    overlay, top = heat(shown, patches)
+                    maps[place] = HeadMap(self.name(number), request.text, float(map_.sum()), top, source, overlay)
+        return maps
 
     def examples(self, images: Iterable[int], labels: Sequence[str], classifier: Tensor) -> list[Example]:
         """Images with the maps of the classes they are most like, less the mean over all classes."""
-        made = []
+        examples = []
         for numbers, pixels, pictures in self._opened(images, "maps of classes"):
             with memory_for(len(numbers), str(self._model.device)):
-                found = self._model.decompose(pixels, texts=classifier)
-            maps = found.patch_maps().float()
+                contributions = self._model.decompose(pixels, texts=classifier)
+            maps = contributions.patch_maps().float()
             maps = (maps - maps.mean(-1, keepdim=True)).cpu()
-            scores = (found.embedding.to(found.norm) / found.norm[:, None]) @ classifier.to(found.norm).T
+            scores = text_scores(contributions, classifier)
             for row, (number, picture) in enumerate(zip(numbers, pictures, strict=True)):
                 shown = fitted(picture, _EXAMPLE, enlarge=True)
                 best = scores[row].argsort(descending=True, stable=True)[:_CLASSES].tolist()
                 chosen = maps[row][..., best].numpy()  # [rows, columns, classes shown]
                 top = limit(chosen)
-                made.append(
+                examples.append(
                     Example(
                         name=self.name(number),
                         label=self._entries[number].label,
@@ -140,7 +142,7 @@ class CollectionImages:
                         ],
                     )
                 )
-        return made
+        return examples
 
 
 def in_turn(rows: Mapping[tuple[int, int], Sequence[Sequence[int]]]) -> list[int]:

@@ -1,9 +1,9 @@
 """``clipfast segment``: where in images the model sees a class, and how well that agrees with true masks.
 
-With ``--masks`` the decomposition and the methods it is compared with are scored in one pass: all get the same images,
-the same directions (:class:`.subjects.Directions`) and the same steps from scores of patches to masks.
-``--out`` gets ``segment.json`` and ``panels/``; without masks ``heat/NAME/`` and ``masks/NAME/``, a picture for each
-image, text and method, as large as the model's input and cropped as that is.
+With ``--masks`` the decomposition and the methods it is compared with are scored in one pass, on the same images, with
+the same directions (:class:`.targets.Directions`) and with the same steps from scores of patches to masks.
+``--out`` gets ``segment.json`` and ``panels/``. Without masks it gets ``heat/NAME/`` and ``masks/NAME/``: a picture for
+each image, text and method, with the size and crop of the model's input.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ from clipfast.commands.files import write_json
 from clipfast.commands.outcome import FAILED, INTERRUPTED, memory_for
 from clipfast.commands.reading import Prepared, reading
 from clipfast.commands.results import prepare_results
-from clipfast.commands.segment.images import Failures, Item, Pictures, find_pictures
+from clipfast.commands.segment.images import Failures, ImageSet, Item, find_image_set
 from clipfast.commands.segment.maps import (
     METHODS,
     OURS,
     Batch,
-    look,
+    decompose_batch,
     maps_of_all,
     maps_of_one,
     not_finite,
@@ -37,7 +37,7 @@ from clipfast.commands.segment.maps import (
 from clipfast.commands.segment.masks import SHARD, check_masks, check_values, open_mask, read_mask_values
 from clipfast.commands.segment.options import Options
 from clipfast.commands.segment.scoring import Binary, Drawn, Maps, Multiclass, Panels, Threshold, number
-from clipfast.commands.segment.targets import Directions, Wanted, read_wanted
+from clipfast.commands.segment.targets import Directions, Targets, read_targets
 from clipfast.errors import ClipfastError, InputError
 from clipfast.model import Model
 from clipfast.report.pictures import Denormalizer
@@ -53,8 +53,8 @@ class _Plan:
     """What to do, as far as it is known without the model."""
 
     options: Options
-    pictures: Pictures
-    wanted: Wanted
+    images: ImageSet
+    targets: Targets
     items: Sequence[Item]
     methods: Sequence[str]
     target: str
@@ -64,7 +64,7 @@ class _Plan:
 
 
 def run(options: Options) -> int:
-    """Segments; returns the exit code.
+    """Segments the images; returns the exit code.
 
     Raises:
         ClipfastError: an option that does not fit, or a model that cannot be loaded.
@@ -72,7 +72,7 @@ def run(options: Options) -> int:
     """
     failures = Failures()
     plan = _plan(options, failures)
-    model = plan.pictures.load()
+    model = plan.images.load()
     work = _Pass(plan, model, failures)
     complete = False
     try:
@@ -88,20 +88,20 @@ def run(options: Options) -> int:
                 advance(size)
         complete = True
     except KeyboardInterrupt:
-        console.error(f"interrupted: {work.judge.images} of {len(plan.items)} images are done")
-    finally:  # also after an error: what was done is not lost
+        console.error(f"interrupted: {work.scorer.images} of {len(plan.items)} images are done")
+    finally:  # after an error, too: the images that are done are kept
         result = work.result(complete)
         write_json(options.out / "segment.json", result)
-    if complete and not work.judge.images:
+    if complete and not work.scorer.images:
         raise InputError(f"none of the {len(plan.items)} images could be used")
     if options.json:
         console.say((options.out / "segment.json").read_text(encoding="utf-8").rstrip())
     else:
         _table(result, work)
-    if failures.found:
-        console.error(f"{len(failures.found)} images or paths were left out")
-    console.note(f"{work.judge.images} images; results are in {options.out}")
-    return INTERRUPTED if not complete else FAILED if failures.found else 0
+    if failures.rows:
+        console.error(f"{len(failures.rows)} images or paths were left out")
+    console.note(f"{work.scorer.images} images; results are in {options.out}")
+    return INTERRUPTED if not complete else FAILED if failures.rows else 0
 
 
 def _plan(options: Options, failures: Failures) -> _Plan:
@@ -109,7 +109,7 @@ def _plan(options: Options, failures: Failures) -> _Plan:
     scored = options.masks is not None
     options.inputs.check()
     if options.inputs.group_column is not None:
-        raise InputError("--group-column is of no use here: scores are of all images together")
+        raise InputError("--group-column is not supported: scores are of all images together")
     if options.multiclass and not (scored and options.mask_values is not None):
         raise InputError("--multiclass scores labels of pixels: give --masks and --mask-values")
     for name, value in (("--mask-values", options.mask_values), ("--ignore", options.ignore)):
@@ -128,26 +128,26 @@ def _plan(options: Options, failures: Failures) -> _Plan:
     values = None if options.mask_values is None else read_mask_values(options.mask_values)
     prepare_results(options.out)
     aside = None if options.masks in (None, SHARD) else Path(options.masks or "")
-    pictures = find_pictures(options.inputs, options.out, aside, failures)
-    wanted = read_wanted(
-        pictures.entries,
+    images = find_image_set(options.inputs, options.out, aside, failures)
+    targets = read_targets(
+        images.entries,
         options.texts,
         options.zeroshot,
         options.background_texts,
         options.contrast,
     )
-    target = options.target or (LABEL if wanted.labelled else PREDICTED)
-    if target == LABEL and not wanted.labelled:
+    target = options.target or (LABEL if targets.labelled else PREDICTED)
+    if target == LABEL and not targets.labelled:
         raise InputError("--target label needs labels: give --labels, or --target predicted")
-    items: Sequence[Item] = pictures.items
+    items: Sequence[Item] = images.items
     if target == LABEL and not options.multiclass:
         items = [(source, entry) for source, entry in items if entry.label is not None]
     if values is not None:
         occurring = tuple(sorted({str(entry.label) for _, entry in items}))
-        needed = occurring if target == LABEL and not options.multiclass else wanted.subjects.labels
+        needed = occurring if target == LABEL and not options.multiclass else targets.subjects.labels
         check_values(values, needed, options.mask_values)
     protocol: MaskProtocol = "published" if options.protocol == "published" else "aligned"
-    return _Plan(options, pictures, wanted, items, methods, target, threshold, protocol, values)
+    return _Plan(options, images, targets, items, methods, target, threshold, protocol, values)
 
 
 def _threshold(text: str) -> Threshold:
@@ -166,34 +166,34 @@ class _Pass:
     """One pass over the images.
 
     Attributes:
-        judge: what becomes of the maps.
+        scorer: takes the maps of every batch.
         accuracy: of the zero-shot classes, None where images have no labels.
     """
 
     def __init__(self, plan: _Plan, model: Model, failures: Failures) -> None:
         self.plan, self.model, self.failures = plan, model, failures
-        options, names = plan.options, plan.wanted.subjects.labels
+        options, names = plan.options, plan.targets.subjects.labels
         size, denormalizer = model.tower.image_size, Denormalizer(model)
-        self._features = Directions.of(model, plan.wanted)
+        self._features = Directions.of(model, plan.targets)
         self._directions = self._features.all_at_once() if options.multiclass else self._features.single()
         self._geometry = None if options.masks is None else Geometry.of(model)
-        self.accuracy = Accuracy(self._features.features) if plan.wanted.labelled else None
+        self.accuracy = Accuracy(self._features.features) if plan.targets.labelled else None
         panels = Panels(options.out / "panels", options.panels, denormalizer)
         self.panels = panels.written
-        self.judge: Binary | Multiclass | Drawn
+        self.scorer: Binary | Multiclass | Drawn
         if options.masks is None:
-            self.judge = Drawn(options.out, names, plan.threshold, size, denormalizer)
+            self.scorer = Drawn(options.out, names, plan.threshold, size, denormalizer)
         elif options.multiclass:
-            values, others = plan.values or {}, bool(plan.wanted.others)
-            self.judge = Multiclass(plan.methods, names, values, options.background, others, size, panels)
+            values, with_texts = plan.values or {}, bool(plan.targets.background)
+            self.scorer = Multiclass(plan.methods, names, values, options.background, with_texts, size, panels)
         else:
-            self.judge = Binary(plan.methods, plan.threshold, names, plan.values, size, panels)
+            self.scorer = Binary(plan.methods, plan.threshold, names, plan.values, size, panels)
 
-    def add(self, read: Prepared[Item]) -> None:
+    def add(self, prepared: Prepared[Item]) -> None:
         """One batch, from pixels to scores."""
         kept: list[int] = []
         truths: list[Tensor] = []
-        for row, (item, size) in enumerate(zip(read.items, read.sizes, strict=True)):
+        for row, (item, size) in enumerate(zip(prepared.items, prepared.sizes, strict=True)):
             try:
                 if self._geometry is not None:
                     truths.append(self._truth(item, size, self._geometry))
@@ -202,8 +202,12 @@ class _Pass:
                 self.failures.add_item(item, error)
         if not kept:
             return
-        batch = look(self.model, [read.items[row] for row in kept], read.pixels[kept], self._directions)
-        batch = self._without(Batch(batch.items, batch.pixels, batch.found, torch.stack(truths) if truths else None))
+        batch = decompose_batch(
+            self.model, [prepared.items[row] for row in kept], prepared.pixels[kept], self._directions
+        )
+        batch = self._drop_not_finite(
+            Batch(batch.items, batch.pixels, batch.contributions, torch.stack(truths) if truths else None)
+        )
         if not batch.items:
             return
         targets = self._targets(batch)
@@ -217,7 +221,7 @@ class _Pass:
             batch, targets = batch.select(rows), targets[rows]
             maps = {method: scores[rows] for method, scores in maps.items()}
         if batch.items:
-            self._judge(batch, maps, targets)
+            self._score(batch, maps, targets)
 
     def _truth(self, item: Item, size: tuple[int, int], geometry: Geometry) -> Tensor:
         """Labels of the pixels of an image of a width and height as its mask has them."""
@@ -230,62 +234,64 @@ class _Pass:
             labels = truth(mask, geometry, self.plan.protocol, ignore=self.plan.options.ignore)
         except InputError as error:
             raise InputError(f"{entry.file}: {error}") from None
-        if isinstance(self.judge, Multiclass) and (unknown := self.judge.unknown(labels)):
+        if isinstance(self.scorer, Multiclass) and (unknown := self.scorer.unknown(labels)):
             raise InputError(
                 f"{entry.file}: its mask has the values {unknown[:5]}, which are no class: see --mask-values, --ignore"
             )
         return labels
 
-    def _without(self, batch: Batch) -> Batch:
+    def _drop_not_finite(self, batch: Batch) -> Batch:
         """The batch without images whose embedding is not finite."""
-        finite = batch.found.is_finite().tolist()
+        finite = batch.contributions.is_finite().tolist()
         for (_, entry), good in zip(batch.items, finite, strict=True):
             if not good:
-                dtype = self.plan.pictures.options.dtype
+                dtype = self.plan.images.options.dtype
                 self.failures.add(entry.file, f"{entry.file}: the embedding is not finite in {dtype}")
         return batch.select([row for row, good in enumerate(finite) if good])
 
     def _targets(self, batch: Batch) -> Tensor:
         """The subject of every image, ``[B]``."""
         if self.plan.target == LABEL and not self.plan.options.multiclass:
-            return self.plan.wanted.subjects.index([entry for _, entry in batch.items])
-        return predicted(batch.found, self._features.features).cpu()
+            return self.plan.targets.subjects.index([entry for _, entry in batch.items])
+        return predicted(batch.contributions, self._features.features).cpu()
 
     def _maps(self, batch: Batch, targets: Tensor) -> Maps:
         one, every = (
             partial(function, model=self.model, batch=batch, directions=self._directions)
             for function in (maps_of_one, maps_of_all)
         )
-        if isinstance(self.judge, Multiclass) or (isinstance(self.judge, Drawn) and self.plan.options.texts):
+        if isinstance(self.scorer, Multiclass) or (isinstance(self.scorer, Drawn) and self.plan.options.texts):
             return {method: every(method) for method in self.plan.methods}
-        found = {method: one(method, targets=targets) for method in self.plan.methods}
-        return {method: maps[..., None] for method, maps in found.items()} if isinstance(self.judge, Drawn) else found
+        maps = {method: one(method, targets=targets) for method in self.plan.methods}
+        if isinstance(self.scorer, Drawn):
+            return {method: scores[..., None] for method, scores in maps.items()}
+        return maps
 
-    def _judge(self, batch: Batch, maps: Maps, targets: Tensor) -> None:
-        if isinstance(self.judge, Drawn):
-            every = list(range(len(self.plan.wanted.subjects.labels)))
+    def _score(self, batch: Batch, maps: Maps, targets: Tensor) -> None:
+        if isinstance(self.scorer, Drawn):
+            every = list(range(len(self.plan.targets.subjects.labels)))
             subjects = [every if self.plan.options.texts else [target] for target in targets.tolist()]
-            self.judge.update(batch, maps, subjects)
+            self.scorer.update(batch, maps, subjects)
         else:
-            self.judge.update(batch, maps, targets)
+            self.scorer.update(batch, maps, targets)
         if self.accuracy is not None:
             rows = [row for row, (_, entry) in enumerate(batch.items) if entry.label is not None]
             if rows:
-                labels = self.plan.wanted.subjects.index([batch.items[row][1] for row in rows])
-                self.accuracy.update(batch.found.embedding[rows].float(), labels)
+                labels = self.plan.targets.subjects.index([batch.items[row][1] for row in rows])
+                self.accuracy.update(batch.contributions.embedding[rows].float(), labels)
 
     def result(self, complete: bool) -> dict[str, Any]:
-        """The JSON."""
-        plan, options, subjects = self.plan, self.plan.options, self.plan.wanted.subjects
+        """What the JSON says."""
+        plan, options, subjects = self.plan, self.plan.options, self.plan.targets.subjects
         baseline = self.accuracy if self.accuracy is not None and self.accuracy.count else None
         whole = {
             "format": FORMAT,
             "complete": complete,
-            "model": plan.pictures.options.model,
-            "pretrained": plan.pictures.options.pretrained,
-            "dtype": plan.pictures.options.dtype,
-            "images": self.judge.images,
-            "failed": self.failures.found,
+            "model": plan.images.options.model,
+            "pretrained": plan.images.options.pretrained,
+            "dtype": plan.images.options.dtype,
+            "images": self.scorer.images,
+            "failed": self.failures.rows,
             "baseline": None
             if baseline is None
             else {
@@ -295,36 +301,35 @@ class _Pass:
                 "near_chance": baseline.near_chance,
             },
             "texts": {label: list(texts) for label, texts in zip(subjects.labels, subjects.texts, strict=True)},
-            "background_texts": {label: list(texts) for label, texts in plan.wanted.others.items()},
-            "contrast": "the mean over all texts" if options.multiclass and options.contrast else plan.wanted.against,
+            "background_texts": {label: list(texts) for label, texts in plan.targets.background.items()},
+            "contrast": "the mean over all texts" if options.multiclass and options.contrast else plan.targets.against,
             "logit_scale": number(self._features.scale),
         }
-        if isinstance(self.judge, Drawn):
+        if isinstance(self.scorer, Drawn):
             return (
                 whole
                 | {"target": None if options.texts else plan.target, "threshold": plan.threshold}
-                | {"pictures": self.judge.entries}
+                | {"pictures": self.scorer.entries}
             )
         whole |= {"masks": options.masks, "protocol": plan.protocol, "ignore": options.ignore}
-        if isinstance(self.judge, Multiclass):
+        if isinstance(self.scorer, Multiclass):
             whole |= {"multiclass": True, "background": options.background}
         else:
             whole |= {"multiclass": False, "target": plan.target, "threshold": plan.threshold}
-        return whole | {"panels": self.panels, "methods": self.judge.rows()}
+        return whole | {"panels": self.panels, "methods": self.scorer.rows()}
 
 
 def _table(result: dict[str, Any], work: _Pass) -> None:
     if work.accuracy is not None and work.accuracy.count:
-        found = work.accuracy
-        console.say(
-            f"# zero-shot accuracy {found.accuracy:.1%} of {found.count} labelled images, chance {found.chance:.1%}"
-        )
-        found.warn_near_chance()
+        accuracy = work.accuracy
+        counted = f"{accuracy.count} labelled images, chance {accuracy.chance:.1%}"
+        console.say(f"# zero-shot accuracy {accuracy.accuracy:.1%} of {counted}")
+        accuracy.warn_near_chance()
     if "pictures" in result:
         rows = [
-            (each["file"], drawn["text"], drawn["method"], f"{drawn['share']:.1%}", drawn["heat"])
-            for each in result["pictures"]
-            for drawn in each["maps"]
+            (picture["file"], drawn["text"], drawn["method"], f"{drawn['share']:.1%}", drawn["heat"])
+            for picture in result["pictures"]
+            for drawn in picture["maps"]
         ]
         console.table(("file", "text", "method", "of the pixels", "heat"), rows)
         return
@@ -337,8 +342,8 @@ def _table(result: dict[str, Any], work: _Pass) -> None:
     console.table(("method", *(name.replace("_", " ") for name in columns)), rows, title=title)
     if "IoU" in result["methods"][0]:
         names = list(result["methods"][0]["IoU"])
-        each = [
+        ious = [
             (name, *("" if row["IoU"][name] is None else f"{row['IoU'][name]:.1%}" for row in result["methods"]))
             for name in names
         ]
-        console.table(("class", *(f"IoU {row['method']}" for row in result["methods"])), each)
+        console.table(("class", *(f"IoU {row['method']}" for row in result["methods"])), ious)

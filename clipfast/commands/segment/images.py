@@ -1,4 +1,4 @@
-"""The images of a pass that needs the pictures themselves, wherever they were named: files, shards, a collection."""
+"""The images to segment: from files, folders, shards, or a collection, whose files are opened again."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,28 +22,28 @@ class Failures:
     """Images that are left out, each with one line to say why.
 
     Attributes:
-        found: file and reason of each.
+        rows: file and reason of each, as the JSON has them.
     """
 
-    found: list[dict[str, str]] = field(default_factory=list)
+    rows: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, file: str, error: ClipfastError | str) -> None:
-        """Says and notes one."""
+        """Reports one on stderr and keeps it for the JSON."""
         console.error(error)
-        self.found.append({"file": file, "error": console.one_line(error)})
+        self.rows.append({"file": file, "error": console.one_line(error)})
 
     def add_item(self, item: Item, error: ClipfastError) -> None:
-        """The same of an image."""
+        """As :meth:`add`, for an image."""
         self.add(item[1].file, error)
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Images with what is known of them, and the model that is to look at them.
+class ImageSet:
+    """Images with their labels, and the model that is to decompose them.
 
     Attributes:
         items: the images, in order.
-        options: what was asked for, with the model filled in.
+        options: those of the command, with the model filled in.
         load: loads the model.
     """
 
@@ -53,15 +53,15 @@ class Pictures:
 
     @property
     def entries(self) -> list[Entry]:
-        """What is known of every image."""
+        """File, name and label of every image."""
         return [entry for _, entry in self.items]
 
 
-def find_pictures(options: InputOptions, out: Path, aside: Path | None, failures: Failures) -> Pictures:
-    """Finds images and looks up their labels; no model is loaded for that, unless a collection names it.
+def find_image_set(options: InputOptions, out: Path, aside: Path | None, failures: Failures) -> ImageSet:
+    """Finds images and their labels; loads the model only where a collection names it.
 
     Args:
-        options: the images: files, folders and shards, or a collection, whose images are found where they were.
+        options: the images: files, folders and shards, or a collection, whose images are opened where they were.
         out: a folder of results, not searched.
         aside: another folder that is not searched, such as that of the masks.
         failures: gets the paths that hold no image.
@@ -70,11 +70,11 @@ def find_pictures(options: InputOptions, out: Path, aside: Path | None, failures
         ClipfastError: no images, or labels that cannot be read.
     """
     if len(options.images) == 1 and is_collection(options.images[0]):
-        found = collect(options, out)
-        header = found.collection.header
+        collected = collect(options, out)
+        header = collected.collection.header
         named = replace(options, **{name: header[name] for name in ("model", "pretrained", "dtype")})
-        items = list(zip(found.collection.sources(), found.collection.entries, strict=True))
-        return Pictures(items, named, lambda: found.model)
+        items = list(zip(collected.collection.sources(), collected.collection.entries, strict=True))
+        return ImageSet(items, named, lambda: collected.model)
     sources, missing, left_out = find_images(options.images, skip=out)
     if aside is not None:
         folder = aside.resolve()
@@ -90,4 +90,4 @@ def find_pictures(options: InputOptions, out: Path, aside: Path | None, failures
     images = labelled_images(options, sources)
     named = replace(options, model=options.model or MODEL, dtype=options.dtype or DTYPE)
     check_device(options.device)
-    return Pictures(images, named, lambda: load_model_of(named))
+    return ImageSet(images, named, lambda: load_model_of(named))

@@ -1,4 +1,4 @@
-"""Where methods look: maps of patches by the decomposition and by the methods it is compared with, of one batch."""
+"""Maps of patches for a batch of images, by the decomposition and by the methods that it is compared with."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,23 +15,23 @@ from clipfast.model import Model
 OURS = "ours"
 METHODS = (OURS, *OTHERS)
 TEXTLESS = ("attention", "rollout")
-"""Methods that look at no text."""
+"""Methods that take no text."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images that a model looked at.
+    """Images with their contributions.
 
     Attributes:
         items: the images.
         pixels: ``[B, 3, height, width]``, preprocessed.
-        found: their contributions with maps for all directions.
+        contributions: theirs, with maps for all directions.
         truth: labels of their pixels as their masks have them, ``[B, height, width]``; None without masks.
     """
 
     items: Sequence[Item]
     pixels: Tensor
-    found: Contributions
+    contributions: Contributions
     truth: Tensor | None
 
     def select(self, rows: Sequence[int]) -> "Batch":
@@ -40,11 +40,17 @@ class Batch:
             return self
         truth = None if self.truth is None else self.truth[list(rows)]
         items = [self.items[row] for row in rows]
-        return replace(self, items=items, pixels=self.pixels[list(rows)], found=self.found.select(rows), truth=truth)
+        return replace(
+            self,
+            items=items,
+            pixels=self.pixels[list(rows)],
+            contributions=self.contributions.select(rows),
+            truth=truth,
+        )
 
 
-def look(model: Model, items: Sequence[Item], pixels: Tensor, directions: Tensor) -> Batch:
-    """Decomposes images ``[B, 3, height, width]`` with maps for directions ``[T, D]``."""
+def decompose_batch(model: Model, items: Sequence[Item], pixels: Tensor, directions: Tensor) -> Batch:
+    """Decomposes prepared images ``[B, 3, height, width]`` with maps for directions ``[T, D]``."""
     pixels = model.prepare(pixels)
     return Batch(items, pixels, model.decompose(pixels, texts=directions), None)
 
@@ -52,7 +58,7 @@ def look(model: Model, items: Sequence[Item], pixels: Tensor, directions: Tensor
 def maps_of_one(method: str, model: Model, batch: Batch, directions: Tensor, targets: Tensor) -> Tensor:
     """Scores of patches for one direction in each image, ``[B, rows, columns]``; for ``targets`` ``[B]``."""
     if method == OURS:
-        maps = batch.found.patch_maps()
+        maps = batch.contributions.patch_maps()
         return maps[torch.arange(len(maps), device=maps.device), :, :, targets.to(maps.device)]
     return OTHERS[method](model.tower, batch.pixels, directions[targets.to(directions.device)])
 
@@ -60,7 +66,7 @@ def maps_of_one(method: str, model: Model, batch: Batch, directions: Tensor, tar
 def maps_of_all(method: str, model: Model, batch: Batch, directions: Tensor) -> Tensor:
     """Scores of patches for all directions, ``[B, rows, columns, T]``."""
     if method == OURS:
-        return batch.found.patch_maps()
+        return batch.contributions.patch_maps()
     if method in TEXTLESS:
         return OTHERS[method](model.tower, batch.pixels, directions[0])[..., None].expand(-1, -1, -1, len(directions))
     return torch.stack([OTHERS[method](model.tower, batch.pixels, each) for each in directions], -1)
@@ -68,18 +74,18 @@ def maps_of_all(method: str, model: Model, batch: Batch, directions: Tensor) -> 
 
 def not_finite(maps: Mapping[str, Tensor]) -> dict[int, str]:
     """Rows of a batch in which a method's scores are not finite, with that method."""
-    found: dict[int, str] = {}
+    methods: dict[int, str] = {}
     for method, scores in maps.items():
         for row in (~scores.isfinite()).flatten(1).any(1).nonzero()[:, 0].tolist():
-            found.setdefault(row, method)
-    return found
+            methods.setdefault(row, method)
+    return methods
 
 
 def parse_methods(text: str | None, multiclass: bool, default: Sequence[str]) -> tuple[str, ...]:
     """Names of methods with commas between, in the order of :data:`METHODS`; the default for None.
 
     Raises:
-        InputError: no such method, or one that looks at no text where labels of pixels are wanted.
+        InputError: no such method, or one that takes no text where every pixel gets a label.
     """
     if text is None:
         return tuple(default)
@@ -89,5 +95,5 @@ def parse_methods(text: str | None, multiclass: bool, default: Sequence[str]) ->
         raise InputError(f"--methods is {text!r}: choose from {', '.join(METHODS)}, with commas between")
     if multiclass and names & set(TEXTLESS):
         textless = ", ".join(name for name in TEXTLESS if name in names)
-        raise InputError(f"--multiclass needs methods that look at texts: leave out {textless}")
+        raise InputError(f"--multiclass needs methods that take texts: leave out {textless}")
     return tuple(name for name in METHODS if name in names)

@@ -1,4 +1,4 @@
-"""Masks on disk: the one of every image, and what its values stand for.
+"""Masks on disk: which mask belongs to an image, and what its values mean.
 
 A mask lies at its image's path below the folder that was searched, in another folder and with any lossless ending:
 ``images/a/1.jpg`` has ``masks/a/1.png``. An image in a tar shard has it at the shard's path and its key
@@ -19,7 +19,7 @@ from clipfast.images import decode_pixels, open_pixels
 
 SHARD = "shard"
 ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")
-"""Files that hold numbers exactly."""
+"""Lossless formats."""
 _MEMBERS = tuple(f"{kind}{ending}" for kind in MASK_KINDS for ending in ENDINGS)
 
 
@@ -52,10 +52,10 @@ def open_mask(source: Source, where: str) -> Image.Image:
 
 
 def _member(source: Source) -> str:
-    found = [ending for ending in _MEMBERS if ending in source.members]
-    if len(found) != 1:
-        raise MissingMask(f"{source}: {_count(found)} in the shard (looked for {_MEMBERS[0]}, {_MEMBERS[6]} …)")
-    return found[0]
+    masks = [ending for ending in _MEMBERS if ending in source.members]
+    if len(masks) != 1:
+        raise MissingMask(f"{source}: {_count(masks)} in the shard (looked for {_MEMBERS[0]}, {_MEMBERS[6]} …)")
+    return masks[0]
 
 
 def _file(source: Source, folder: Path) -> Path:
@@ -63,16 +63,16 @@ def _file(source: Source, folder: Path) -> Path:
     place = PurePath(inside.name) if source.folder is None else PurePath(inside)
     places = [place.with_suffix("") / source.key, PurePath(source.key)] if source.key else [place.with_suffix("")]
     for place in places:
-        found = [path for ending in ENDINGS if (path := folder / f"{place}{ending}").is_file()]
-        if len(found) > 1:
-            raise MissingMask(f"{source}: two masks, {found[0]} and {found[1]}")
-        if found:
-            return found[0]
+        masks = [path for ending in ENDINGS if (path := folder / f"{place}{ending}").is_file()]
+        if len(masks) > 1:
+            raise MissingMask(f"{source}: two masks, {masks[0]} and {masks[1]}")
+        if masks:
+            return masks[0]
     raise MissingMask(f"{source}: no mask (looked for {folder / places[0]}{ENDINGS[0]}, {ENDINGS[1]} …)")
 
 
-def _count(found: list[str]) -> str:
-    return f"two masks, {found[0]} and {found[1]}," if found else "no mask"
+def _count(masks: list[str]) -> str:
+    return f"two masks, {masks[0]} and {masks[1]}," if masks else "no mask"
 
 
 def read_mask_values(file: Path) -> dict[str, frozenset[int]]:

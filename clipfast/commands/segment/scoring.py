@@ -1,6 +1,6 @@
-"""What becomes of maps: scores against true masks, by one class or all at once, or pictures where there are none.
+"""Scores of maps against true masks, for one class or for all classes at once; pictures where there are no masks.
 
-Each takes batches of maps by method and has, in the end, rows for a table.
+Every class here takes batches of maps by method, and has the rows of a table in the end.
 """
 
 import colorsys
@@ -28,7 +28,7 @@ Maps = Mapping[str, Tensor]
 
 
 def number(value: float) -> float | None:
-    """A score for JSON, None where there is none."""
+    """A score for JSON; None where it is not finite."""
     return rounded(value) if isfinite(value) else None
 
 
@@ -48,13 +48,13 @@ class Panels:
     denormalizer: Denormalizer
     written: list[str] = field(default_factory=list)
 
-    def left(self, batch: Batch) -> list[tuple[int, Image.Image]]:
-        """Rows of a batch that still get one, with their pictures."""
+    def pending(self, batch: Batch) -> list[tuple[int, Image.Image]]:
+        """Rows of a batch for which a sheet is still to be written, with their pictures."""
         count = max(self.most - len(self.written), 0)
         return list(enumerate(self.denormalizer.pictures(batch.pixels[:count]))) if count else []
 
     def write(self, name: str, title: str, note: str, tiles: Sequence[Tile]) -> None:
-        """Writes one.
+        """Writes a sheet.
 
         Raises:
             OSError: it cannot be written.
@@ -95,20 +95,20 @@ class Binary:
     def foreground(self, truth: Tensor, target: int) -> Tensor:
         """One image's mask as 1 and 0, and :data:`IGNORE` as it is."""
         if self._values is None:
-            found = truth != 0
+            foreground = truth != 0
         else:
-            found = torch.isin(truth, torch.tensor(sorted(self._values[self._names[target]])))
-        return found.long().masked_fill(truth == IGNORE, IGNORE)
+            foreground = torch.isin(truth, torch.tensor(sorted(self._values[self._names[target]])))
+        return foreground.long().masked_fill(truth == IGNORE, IGNORE)
 
     def update(self, batch: Batch, maps: Maps, targets: Tensor) -> None:
         """Scores a batch of maps ``[B, rows, columns]`` for targets ``[B]``."""
         assert batch.truth is not None
-        wanted = [self.foreground(one, target) for one, target in zip(batch.truth, targets.tolist(), strict=True)]
-        truth = torch.stack(wanted)
+        pairs = zip(batch.truth, targets.tolist(), strict=True)
+        truth = torch.stack([self.foreground(mask, target) for mask, target in pairs])
         heats = {method: normalise(scores, self._size).cpu() for method, scores in maps.items()}
         for method, heat in heats.items():
             self.scores[method].update(heat, truth)
-        for row, picture in self._panels.left(batch):
+        for row, picture in self._panels.pending(batch):
             entry = batch.items[row][1]
             tiles = [Tile(picture, ["image"]), Tile(_truth(picture, truth[row]), ["truth"])]
             for method, heat in heats.items():
@@ -198,17 +198,17 @@ class Multiclass:
             truth[batch.truth == 0] = self.count
         for value, index in self._of.items():
             truth[batch.truth == value] = index
-        found = {
+        predictions = {
             method: classes(scores, self._size, self._threshold).clamp_max(self.count).cpu()
             for method, scores in maps.items()
         }
-        for method, labels in found.items():
+        for method, labels in predictions.items():
             self.scores[method].update(labels, truth)
         self.images += len(truth)
-        for row, picture in self._panels.left(batch):
+        for row, picture in self._panels.pending(batch):
             entry = batch.items[row][1]
             tiles = [Tile(picture, ["image"]), self._tile("truth", truth[row])]
-            tiles += [self._tile(method, labels[row]) for method, labels in found.items()]
+            tiles += [self._tile(method, labels[row]) for method, labels in predictions.items()]
             self._panels.write(entry.name, entry.file, "a label for every pixel", tiles)
 
     def _tile(self, name: str, labels: Tensor) -> Tile:

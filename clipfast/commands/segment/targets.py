@@ -1,4 +1,4 @@
-"""What is looked for in images: classes or single texts, and what they have to stand out from."""
+"""What to find in images: classes or single texts, and what they have to stand out from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,50 +18,52 @@ from clipfast.model import Model
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to look for, and against what, in words.
+class Targets:
+    """What to find in images, and what it has to stand out from, as texts.
 
     Attributes:
         subjects: labels with their texts, or each text under its own name.
         labelled: whether the subjects are the labels of the images.
-        others: further texts; those with one label count as one.
-        contrast: whether a subject has to stand out, from ``others`` or else from all subjects.
+        background: other texts, by label; those of one label count as one text.
+        contrast: whether a subject has to stand out, from ``background`` or else from all subjects.
     """
 
     subjects: Classes
     labelled: bool
-    others: Mapping[str, Sequence[str]]
+    background: Mapping[str, Sequence[str]]
     contrast: bool
 
     @property
     def against(self) -> str:
-        """What subjects have to stand out from, in words."""
+        """What subjects have to stand out from, for people to read."""
         if not self.contrast:
             return "nothing"
-        return f"the mean over {len(self.others)} background texts" if self.others else "the mean over all classes"
+        return (
+            f"the mean over {len(self.background)} background texts" if self.background else "the mean over all classes"
+        )
 
 
-def read_wanted(
+def read_targets(
     entries: Sequence[Entry],
     texts: Sequence[str],
     zeroshot: ClassOptions,
-    background: str | None,
+    background_texts: str | None,
     contrast: bool,
-) -> Wanted:
-    """What to look for in images.
+) -> Targets:
+    """Reads what to find in images.
 
     Args:
         entries: the images.
         texts: single texts, in place of classes.
         zeroshot: where the texts of the classes are.
-        background: a pool's name or a file: see :func:`read_others`.
+        background_texts: a pool's name or a file: see :func:`read_background`.
         contrast: whether subjects have to stand out.
 
     Raises:
         InputError: options that exclude each other, files that cannot be read, nothing to look for, or a single text
             that has nothing to stand out from.
     """
-    others = {} if background is None else read_others(background)
+    background = {} if background_texts is None else read_background(background_texts)
     labelled = any(entry.label is not None for entry in entries)
     if texts:
         if zeroshot.given():
@@ -80,16 +82,16 @@ def read_wanted(
             raise InputError(f"{zeroshot.classes} has no classes")
         subjects = Classes.of(read, read_all_templates(zeroshot))
     else:
-        raise InputError("nothing to look for: give --texts, --labels with the classes of the images, or --classes")
-    if contrast and not others and len(subjects.labels) < 2:
+        raise InputError("nothing to find: give --texts, --labels with the classes of the images, or --classes")
+    if contrast and not background and len(subjects.labels) < 2:
         raise InputError(
             f"{subjects.labels[0]!r} has nothing to stand out from: give another text, --background-texts or "
             "--no-contrast"
         )
-    return Wanted(subjects, labelled, others, contrast)
+    return Targets(subjects, labelled, background, contrast)
 
 
-def read_others(where: str) -> dict[str, list[str]]:
+def read_background(where: str) -> dict[str, list[str]]:
     """Texts of a pool by name, of a file with one per line, or of a CSV file with columns ``label`` and ``text``.
 
     Raises:
@@ -102,10 +104,10 @@ def read_others(where: str) -> dict[str, list[str]]:
         known = ", ".join(descriptions.POOLS)
         raise InputError(f"--background-texts is {where!r}: neither a file nor one of {known}")
     if file.suffix.lower() == ".csv":
-        found = read_class_texts(file)
-        if not found:
+        texts = read_class_texts(file)
+        if not texts:
             raise InputError(f"{file} has no texts")
-        return found
+        return texts
     read = descriptions.read(file)
     for note in read.notes:
         console.warn(note)
@@ -114,42 +116,43 @@ def read_others(where: str) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class Directions:
-    """What to look for, as features.
+    """The targets as features.
 
     Attributes:
         features: ``[C, D]``, a unit row per subject.
-        others: ``[O, D]``, a unit row per background text.
+        background: ``[O, D]``, a unit row per background text.
         scale: the model's logit scale.
         contrast: whether a subject has to stand out.
     """
 
     features: Tensor
-    others: Tensor
+    background: Tensor
     scale: float
     contrast: bool
 
     @classmethod
-    def of(cls, model: Model, wanted: Wanted) -> "Directions":
+    def of(cls, model: Model, targets: Targets) -> "Directions":
         """Encodes the texts.
 
         Raises:
             InputError: a text that is too long, or a model without a text encoder.
         """
-        features = wanted.subjects.classifier(model)
-        others = Classes.of(wanted.others).classifier(model) if wanted.others else features[:0]
+        features = targets.subjects.classifier(model)
+        background = Classes.of(targets.background).classifier(model) if targets.background else features[:0]
         scale = float(cast(Any, model.module).logit_scale.detach().exp())
-        return cls(features, others, scale, wanted.contrast)
+        return cls(features, background, scale, targets.contrast)
 
     def single(self) -> Tensor:
-        """For one subject in each image, ``[C, D]``: less the mean over the others, or over all subjects without any.
+        """Directions for one subject in each image, ``[C, D]``.
 
-        Times the logit scale: it says how long a direction is, and one method of :mod:`clipfast.analyses.relevance`
-        depends on that. All methods get these same directions.
+        With ``contrast`` the mean over the background texts is subtracted, or the mean over all subjects where there
+        are none. All methods get the same directions. They are multiplied by the logit scale, because one method of
+        :mod:`clipfast.analyses.relevance` depends on their length.
         """
-        mean = (self.others if len(self.others) else self.features).mean(0)
+        mean = (self.background if len(self.background) else self.features).mean(0)
         return self.scale * (self.features - mean if self.contrast else self.features)
 
     def all_at_once(self) -> Tensor:
-        """For a label per pixel, ``[C + O, D]``: subjects and others less the mean over all."""
-        every = torch.cat([self.features, self.others])
-        return self.scale * (every - every.mean(0) if self.contrast else every)
+        """Directions for a label per pixel, ``[C + O, D]``: all features, less their mean with ``contrast``."""
+        features = torch.cat([self.features, self.background])
+        return self.scale * (features - features.mean(0) if self.contrast else features)
