@@ -1,11 +1,11 @@
-"""Opening image files: whatever a camera, a scanner or the web hands over becomes RGB, or one clear error.
+"""Opening image files: files from cameras, scanners and the web become RGB, or raise one clear error.
 
 Every image that clipfast reads is opened here. Only regular files are opened, and only the formats in :data:`FORMATS`
-are decoded: Pillow knows others, and runs another program (Ghostscript) for PostScript, whatever the file is called.
+are decoded. Pillow knows others, and runs another program (Ghostscript) for PostScript, even in a file named ``.jpg``.
 
-Memory is bounded in three ways. Pillow refuses images above twice ``PIL.Image.MAX_IMAGE_PIXELS``. Images that threads
-hold decoded at the same time share one budget (:func:`decoding`). Conversions work on strips of an image, so that
-nothing larger than the RGB image itself is made.
+Memory is bounded in three ways. Pillow refuses images above twice ``PIL.Image.MAX_IMAGE_PIXELS``. All threads share one
+budget for decoded images (:func:`decoding`). Conversions work on strips of an image, so that they allocate nothing
+larger than the RGB image itself.
 """
 
 import threading
@@ -40,12 +40,13 @@ from clipfast.inputs import open_regular, printable
 Value = TypeVar("Value")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""What is decoded, by Pillow's names, whatever a file is called; TGA too, but only where the name ends in ``.tga``."""
+"""The formats that are decoded, by Pillow's names; the content decides, not the file's name. See also :data:`_TGA`."""
 _NAMES = "jpg jpeg jpe jfif png apng webp gif bmp tif tiff avif jp2 ppm pgm pbm pnm tga"
 SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 """File name endings taken as images when a folder is given."""
 
-_TGA = ".tga"  # its files have no signature, so that any bytes may look like one
+_TGA = ".tga"
+"""TGA is decoded too, but only in files with this ending: it has no signature, so other data can look like it."""
 _STRIP_PIXELS = 1 << 20
 _BUDGET = 640 << 20  # 13 photographs of 12 megapixels, which take 4 bytes a pixel
 _UNIT_RANGE, _BYTE_RANGE = 1.0, 255.0
@@ -153,7 +154,7 @@ def _formats(name: str) -> list[str]:
 
 @cache
 def _listed_formats() -> list[str]:
-    return [each for each in FORMATS if each in Image.OPEN]
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 @cache
@@ -195,7 +196,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """What ``convert`` makes of an image, strip by strip: what it allocates is as large as a strip."""
+    """Converts an image strip by strip, so that ``convert`` allocates no more than a strip needs."""
     if image.width * image.height <= _STRIP_PIXELS:
         return convert(image)
     result = Image.new("RGB", image.size)
@@ -252,8 +253,8 @@ def _extrema(image: Image.Image) -> tuple[float, float]:
 class MemoryBudget:
     """Bytes that the images of all threads share. Threads are served in the order in which they ask.
 
-    A thread that holds some does not wait for more, so that no two wait for each other. More than there is counts as
-    all of it: the largest image is decoded alone, not refused.
+    A thread that has taken some does not wait for more, so that no two threads wait for each other. An amount above
+    the total counts as the total: the largest images are decoded alone, not refused.
     """
 
     def __init__(self, total: int) -> None:
@@ -274,7 +275,7 @@ class MemoryBudget:
         """Waits for ``amount`` bytes, inside a :meth:`scope`."""
         amount = min(amount, self.total)
         with self._changed:
-            if not self._thread.held and (self._waiting or self._free < amount):
+            if not self._thread.taken and (self._waiting or self._free < amount):
                 ticket = object()
                 self._waiting.append(ticket)
                 try:
@@ -282,22 +283,22 @@ class MemoryBudget:
                 finally:
                     self._waiting.remove(ticket)
                     self._changed.notify_all()
-            self._thread.held += amount
+            self._thread.taken += amount
             self._free -= amount
 
     def enter(self) -> None:
         """Begins a scope of this thread."""
         self._thread.depth = getattr(self._thread, "depth", 0) + 1
         if self._thread.depth == 1:
-            self._thread.held = 0
+            self._thread.taken = 0
 
     def leave(self) -> None:
         """Ends a scope of this thread, and returns what it took if it was the outermost."""
         self._thread.depth -= 1
-        if self._thread.depth == 0 and self._thread.held:
+        if self._thread.depth == 0 and self._thread.taken:
             with self._changed:
-                self._free += self._thread.held
-                self._thread.held = 0
+                self._free += self._thread.taken
+                self._thread.taken = 0
                 if self._waiting:
                     self._changed.notify_all()
 
@@ -323,16 +324,16 @@ _MEMORY = MemoryBudget(_BUDGET)
 
 
 def decoding() -> AbstractContextManager[None]:
-    """While an image is in use: the budget counts images that are opened inside as held until the end of the block."""
+    """A block in which images are opened and used: the budget counts them as in memory until its end."""
     return _MEMORY.scope()
 
 
 def with_memory(read: Callable[[], Value], name: str) -> Value:
-    """What ``read`` makes of an image that it opens; once more, and alone, where memory runs out.
+    """Calls ``read``, which opens one image; where memory runs out, once more while no other thread decodes.
 
     Args:
         read: opens and uses one image.
-        name: of the image, for the message.
+        name: the image's name, for the message.
 
     Raises:
         ImageError: there is not enough memory for this image alone.
@@ -343,7 +344,7 @@ def with_memory(read: Callable[[], Value], name: str) -> Value:
     except Exception as error:
         if not _is_out_of_memory(error):
             raise
-    try:  # outside of the block above, whose traceback holds what was allocated
+    try:  # outside the except block: its traceback keeps the allocated memory alive
         with _MEMORY.scope(alone=True):
             return read()
     except Exception as error:
@@ -357,6 +358,6 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _decoded_bytes(image: Image.Image) -> int:
-    """About how many bytes decoding and converting an image takes, from its header."""
-    each = _PIXEL_BYTES.get(image.mode, 4) + (image.mode != "RGB") * 4 + _CODEC_BYTES.get(image.format or "", 0)
-    return image.width * image.height * each
+    """Approximate number of bytes that decoding and converting an image takes, from its header."""
+    per_pixel = _PIXEL_BYTES.get(image.mode, 4) + (image.mode != "RGB") * 4 + _CODEC_BYTES.get(image.format or "", 0)
+    return image.width * image.height * per_pixel

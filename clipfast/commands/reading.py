@@ -73,12 +73,12 @@ def _prepared(batch: Sequence[Read[Item, _Row]], fail: Callable[[Item, ClipfastE
     items: list[Item] = []
     rows: list[Tensor] = []
     sizes: list[tuple[int, int]] = []
-    for each in batch:
-        if each.error is not None:
-            fail(each.item, each.error)
+    for read in batch:
+        if read.error is not None:
+            fail(read.item, read.error)
             continue
-        row, size = each.result()
-        items.append(each.item)
+        row, size = read.result()
+        items.append(read.item)
         rows.append(row)
         sizes.append(size)
     return Prepared(items, torch.stack(rows) if rows else torch.empty(0), sizes, len(batch) - len(items))

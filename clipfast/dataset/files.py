@@ -1,4 +1,4 @@
-"""Finding the images that paths name, what identifies them, and what their results are called."""
+"""Finding images in files, folders and tar shards, identifying them, and naming their results."""
 
 import os
 from collections import Counter
@@ -22,7 +22,7 @@ _SHOWN = 3
 
 
 class Identity(NamedTuple):
-    """What tells an image from every other one, and from what its file held before.
+    """Identifies an image and the version of its file: equal identities mean the same image, unchanged.
 
     Attributes:
         path: the file or the shard, from the root of the file system.
@@ -39,7 +39,7 @@ class Identity(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """An image with the name its results get: a file of its own, or a member of a tar shard.
+    """An image, in a file of its own or in a tar shard, and the name of its results.
 
     Attributes:
         path: the file or the shard, as the user named it.
@@ -61,7 +61,7 @@ class Source:
         return f"{self.path}:{self.key}.{self.image}" if self.key else str(self.path)
 
     def identity(self) -> Identity:
-        """What identifies the image on disk now; a file that is gone has neither size nor time."""
+        """The identity of the image as it is on disk now; a file that is gone has no size and no time."""
         path = os.path.abspath(self.path)
         member = f"{self.key}.{self.image}" if self.key else ""
         try:
@@ -85,14 +85,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Missing:
-    """A path that gave no images, and why."""
+    """A path without readable images, and the reason."""
 
     path: Path
     error: ImageError
 
 
 class Listing(NamedTuple):
-    """What :func:`find_images` found.
+    """The result of :func:`find_images`.
 
     Attributes:
         sources: the images.
@@ -106,23 +106,23 @@ class Listing(NamedTuple):
 
 
 def find_images(paths: Sequence[Path], skip: Path | None = None) -> Listing:
-    """Files as they are, folders searched recursively for images and tar shards, in a stable order.
+    """Finds the images of files, tar shards and folders, which are searched recursively, in a stable order.
 
-    A file found twice counts once. Hidden files and folders are passed over, and links to folders not followed.
+    A file that is named twice counts once. Hidden files and folders are skipped, and links to folders are not followed.
 
     Args:
         paths: image files, tar shards and folders.
         skip: a folder whose files are results, not images.
 
     Returns:
-        The images; an error for every path that does not exist, every damaged shard, and everything without images; and
-        notes of what else lies there and is not read.
+        The images; an error for every path that does not exist, every damaged shard, and every folder or shard without
+        images; and notes of what is left out.
     """
     files: dict[str, tuple[Path, Path | None]] = {}
     errors: list[Missing] = []
     left_out = _LeftOut()
     for path in paths:
-        if not path.is_dir():
+        if not os.path.isdir(path):
             if not os.path.lexists(path):
                 errors.append(Missing(path, ImageError(f"{printable(path)}: no such file")))
                 continue
@@ -142,7 +142,7 @@ def find_images(paths: Sequence[Path], skip: Path | None = None) -> Listing:
 
 
 class _LeftOut:
-    """What is not read, by reason, and a few names for each."""
+    """Counts what is left out, by reason, with a few names for each."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -163,7 +163,7 @@ class _LeftOut:
 
 
 def _sources(path: Path, folder: Path | None, errors: list[Missing], left_out: _LeftOut) -> Iterator[Source]:
-    """The images of one file, named for now by where they are."""
+    """The images of one file or shard, with names that may not be distinct yet."""
     label = path.stem if folder is None else "__".join(path.relative_to(folder).with_suffix("").parts)
     if path.suffix.lower() != SHARD:
         yield Source(path, label, folder)
@@ -191,7 +191,7 @@ def _sources(path: Path, folder: Path | None, errors: list[Missing], left_out: _
 
 
 def found_again(places: Sequence[Source]) -> list[Source]:
-    """Sources of which only path, name, folder and key are known, with what their tar shards say of them now."""
+    """Completes sources of which only path, name, folder and key are known, from the headers of their tar shards."""
     shards = {
         path: {sample.key: sample for sample in read_index(path).samples} for path in {p.path for p in places if p.key}
     }
@@ -228,7 +228,7 @@ def _is_below(path: Path, folder: Path) -> bool:
 
 
 def distinct(labels: Iterable[str]) -> list[str]:
-    """Labels made into different file names, also where case does not count: ``cat``, ``cat-2``, ``cat-3``."""
+    """Turns labels into distinct file names, even where case is ignored: ``cat``, ``cat-2``, ``cat-3``."""
     taken: set[str] = set()
     names = []
     for label in labels:

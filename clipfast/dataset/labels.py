@@ -162,9 +162,9 @@ def _hint(origin: str) -> str:
 
 
 def _folders(sources: Sequence[Source], origin: str) -> Labels:
-    parts = [_folders_of(source) for source in sources]
-    values = tuple((each[0] if origin == FOLDER else each[-1]) if each else None for each in parts)
-    deep = [str(source) for source, each in zip(sources, parts, strict=True) if len(each) > 1]
+    folders = [_folders_of(source) for source in sources]
+    values = tuple((names[0] if origin == FOLDER else names[-1]) if names else None for names in folders)
+    deep = [str(source) for source, names in zip(sources, folders, strict=True) if len(names) > 1]
     notes: tuple[str, ...] = ()
     if origin == FOLDER and deep:
         notes = (
@@ -266,7 +266,7 @@ def _refuse_captions(texts: Sequence[str]) -> None:
         )
 
 
-def _sidecar(source: Source, wanted: Iterable[str]) -> _Sidecar:
+def _sidecar(source: Source, columns: Iterable[str]) -> _Sidecar:
     if not source.key:
         return _Sidecar()
     try:
@@ -282,7 +282,7 @@ def _sidecar(source: Source, wanted: Iterable[str]) -> _Sidecar:
         return _Sidecar(texts, problem=f"its .json member is not JSON: {document[:40]!r}")
     if not isinstance(row, dict):
         return _Sidecar(texts, problem="its .json member is no object with columns as keys")
-    problem = next((text for key in wanted if (text := _not_a_label(row.get(key), key)) is not None), None)
+    problem = next((text for key in columns if (text := _not_a_label(row.get(key), key)) is not None), None)
     return _Sidecar(texts, {key: _text(value) for key, value in row.items()}, problem)
 
 

@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePath
 
 from clipfast.dataset.files import Source
@@ -58,7 +59,7 @@ def match_rows(sources: Sequence[Source], file: Path, columns: Sequence[str], fi
     required = [*columns, *([] if file_column is None else [file_column])]
     lacking = [repr(column) for column in dict.fromkeys(required) if column not in header]
     names = _all_names(sources, file.parent)
-    column = file_column or _file_column(file, header, rows, {name for each in names for name in each})
+    column = file_column or _file_column(file, header, rows, set(chain.from_iterable(names)))
     if column is None:
         lacking.insert(0, f"{_FILE_COLUMNS[0]!r}")
     if column is None or lacking:
@@ -70,7 +71,7 @@ def match_rows(sources: Sequence[Source], file: Path, columns: Sequence[str], fi
     if repeated:
         raise InputError(f"{printable(file)} names {some(repeated)} more than once")
     places = {key: at for at, key in enumerate(keys)}
-    matches = [next((places[name] for name in each if name in places), None) for each in names]
+    matches = [next((places[name] for name in names_of_image if name in places), None) for names_of_image in names]
     used = set(matches)
     return Table(
         column,
