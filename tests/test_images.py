@@ -1,4 +1,4 @@
-"""Opening image files: handled, or one ImageError that names the file."""
+"""Opening image files: pixels of every mode and format, or one ImageError that names the file."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -77,7 +77,7 @@ def test_sixteen_bits_are_scaled_by_their_full_range(tmp_path: Path, suffix: str
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_a_dark_sixteen_bit_image_stays_dark(tmp_path: Path, suffix: str) -> None:
-    """All values below 256: what counts is what 16 bits can hold, not what this image holds."""
+    """All values are below 256; the range of the type counts, not that of the image."""
     path = save(tmp_path / f"night.{suffix}", of(np.array([[0, 100, 255]], dtype=np.uint16)))
     assert rgb(path)[0, :, 0].tolist() == [0, 0, 1]
 
@@ -94,7 +94,7 @@ def test_values_above_sixteen_bits_do_not_wrap_around(tmp_path: Path) -> None:
     [
         ([0.0, 0.5, 1.0], [0, 128, 255]),
         ([-0.02, 0.2, 1.03], [0, 51, 255]),  # resampling overshoots at edges
-        ([0.0, 0.001, 0.01], [0, 0, 3]),  # dark, by the range and not by this image
+        ([0.0, 0.001, 0.01], [0, 0, 3]),  # a dark image stays dark
         ([0.0, 100.0, 255.0], [0, 100, 255]),
         ([-3.0, 100.0, 260.0], [0, 100, 255]),
         ([0.0, 0.0, 0.0], [0, 0, 0]),
@@ -137,7 +137,7 @@ def test_a_transparent_palette_entry_is_white(tmp_path: Path) -> None:
     ("mode", "colour", "key", "other"), [("RGB", (10, 20, 30), (10, 20, 30), (1, 2, 3)), ("L", 40, 40, 7)]
 )
 def test_a_transparent_colour_is_white(tmp_path: Path, mode: str, colour: object, key: object, other: object) -> None:
-    """PNG's tRNS chunk: one colour of an image without an alpha channel means see-through."""
+    """PNG's tRNS chunk: one colour of an image without an alpha channel is transparent."""
     image = flat(mode, colour)
     image.putpixel((0, 0), other)
     pixels = rgb(save(tmp_path / "keyed.png", image, transparency=key))
@@ -174,7 +174,7 @@ def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
     assert rgb(path)[0, 0].tolist() == [200, 0, 0]
 
 
-def test_an_image_already_open_is_not_changed() -> None:
+def test_a_pil_image_is_not_changed() -> None:
     image = flat("LA", (100, 0))
     assert np.asarray(as_rgb(image)).min() == 255
     assert image.mode == "LA"
@@ -192,7 +192,7 @@ def refused(path: Path, reason: str) -> None:
     assert "\n" not in message
 
 
-def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+def test_files_that_are_no_images_are_refused_by_kind(tmp_path: Path) -> None:
     contents = {
         "empty.jpg": (b"", "an empty file"),
         "page.jpg": (b"\n <!DOCTYPE html><html><body>404</body></html>", "an HTML page, not an image"),
@@ -204,7 +204,7 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
         refused(tmp_path / name, reason)
 
 
-def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere.jpg", "no such file")
     refused(tmp_path, "a folder, not an image")
     (tmp_path / "file").write_bytes(b"")
@@ -222,17 +222,17 @@ def encoded(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_half_a_file_is_truncated(tmp_path: Path, kind: str) -> None:
+def test_half_a_file_is_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"half.{kind.lower()}"
     whole = encoded(kind)
     path.write_bytes(whole[: len(whole) // 2])
     refused(path, "")
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns of the very damage this test does
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns of the damage
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF"])
 def test_a_damaged_file_is_read_or_refused_but_raises_nothing_else(tmp_path: Path, kind: str) -> None:
-    """Decoders raise what they like on damage; 60 damaged copies, the same ones in every run."""
+    """Decoders raise exceptions of any kind; 60 damaged copies, the same ones in every run."""
     random = np.random.default_rng(1)
     whole = encoded(kind)
     path = tmp_path / f"damaged.{kind.lower()}"
@@ -303,7 +303,7 @@ def test_every_listed_ending_is_read(tmp_path: Path, suffix: str) -> None:
     assert rgb(path).shape == (40, 40, 3)
 
 
-def test_formats_are_told_by_content_and_tga_by_its_ending(tmp_path: Path) -> None:
+def test_the_content_decides_on_the_format_and_the_ending_on_tga(tmp_path: Path) -> None:
     save(tmp_path / "png.jpg", noise(), format="PNG")
     assert np.array_equal(rgb(tmp_path / "png.jpg"), np.asarray(noise()))
     save(tmp_path / "tga.jpg", noise(), format="TGA")
@@ -346,7 +346,7 @@ def test_a_decompression_bomb_is_too_large(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_text_bomb_in_a_png_is_refused(tmp_path: Path) -> None:
-    """A few kilobytes of compressed comment that unpack to megabytes: the decoder gives up, and says so."""
+    """A few kilobytes of compressed comment that unpack to megabytes."""
     info = PngImagePlugin.PngInfo()
     info.add_text("comment", "x" * (PngImagePlugin.MAX_TEXT_CHUNK + 1), zip=True)
     refused(save(tmp_path / "chatty.png", noise(), pnginfo=info), "")

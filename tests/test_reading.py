@@ -1,4 +1,4 @@
-"""Reading images ahead: the bits of open_clip's own preprocessing, in order, bounded, errors where they belong."""
+"""Reading images ahead: the bits of open_clip's own preprocessing, the order of batches, threads and errors."""
 
 import tarfile
 import threading
@@ -22,7 +22,7 @@ from clipfast.images import decode_image, open_image
 from clipfast.preprocessing import Prepare, Transform
 from clipfast.reading import computing, prepared, read_ahead
 
-WAIT = 30.0  # seconds until a test that waits for a thread gives up
+WAIT = 30.0  # seconds that a test waits for a thread
 SIZES = ((224, 224), (640, 480), (479, 641), (1, 1), (3, 500), (333, 100), (224, 300), (1200, 225))
 
 
@@ -46,7 +46,7 @@ CONFIGS = (
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.resize_mode}-{config.size}")
-def test_pictures_of_every_size_are_prepared_to_the_bit(config: PreprocessCfg) -> None:
+def test_images_of_every_size_give_the_bits_of_the_preprocessing(config: PreprocessCfg) -> None:
     transform = image_transform_v2(config, is_train=False)
     prepare = Prepare(transform)
     for seed, size in enumerate(SIZES):
@@ -56,7 +56,7 @@ def test_pictures_of_every_size_are_prepared_to_the_bit(config: PreprocessCfg) -
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK", "I;16"])
-def test_files_of_every_mode_are_prepared_to_the_bit(tmp_path: Path, mode: str) -> None:
+def test_files_of_every_mode_give_the_bits_of_the_preprocessing(tmp_path: Path, mode: str) -> None:
     image = picture(300, 260)
     if mode == "I;16":
         image = Image.fromarray(np.asarray(image.convert("L"), dtype=np.uint16) * 257)
@@ -66,8 +66,8 @@ def test_files_of_every_mode_are_prepared_to_the_bit(tmp_path: Path, mode: str) 
     assert torch.equal(Prepare(transform)(open_image(path)), transform(open_image(path)))
 
 
-def test_photographs_are_prepared_to_the_bit() -> None:
-    """As open_clip's users open them: those that are RGB or grey, and have no orientation, are opened the same."""
+def test_photographs_give_the_bits_of_the_preprocessing() -> None:
+    """Opened as open_clip's users open them, which gives the same pixels for RGB and grey files without orientation."""
     folder = ROOT.parent / "shared" / "photos"
     shards = sorted(folder.glob("photos-*.tar"))
     if not shards:
@@ -88,7 +88,7 @@ EXTREME = ((1, 100_000), (1_000_000, 1), (1, 3), (40, 5_000), (1, 1), (3000, 2),
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.resize_mode}-{config.size}")
 def test_the_size_after_resizing_is_known_before(config: PreprocessCfg, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused where the image would be larger than allowed after resizing, which here is computed without pixels."""
+    """An image is refused if and only if it would be too large after resizing; the test resizes no pixels."""
     transform = image_transform_v2(config, is_train=False)
     sizes: list[tuple[int, int]] = []
 
@@ -112,7 +112,7 @@ def test_the_size_after_resizing_is_known_before(config: PreprocessCfg, monkeypa
                 Prepare(transform)(image, "a.png")
 
 
-def test_every_byte_of_every_channel() -> None:
+def test_every_byte_value_of_every_channel_is_normalised() -> None:
     ramp = np.zeros((3, 256, 3), np.uint8)
     for channel in range(3):
         ramp[channel, :, channel] = np.arange(256)
@@ -123,7 +123,7 @@ def test_every_byte_of_every_channel() -> None:
     assert torch.equal(got, want.permute(2, 0, 1))
 
 
-def test_bytes_are_normalised_once_and_not_per_picture() -> None:
+def test_bytes_are_normalised_once_and_not_per_image() -> None:
     transform = image_transform_v2(PreprocessCfg(), is_train=False)
     calls: list[tuple[int, ...]] = []
     transform.transforms[-1].register_forward_hook(lambda module, given, result: calls.append(tuple(result.shape)))
@@ -149,7 +149,7 @@ def _inverted(tensor: torch.Tensor) -> torch.Tensor:
     ],
     ids=["function", "one step", "steps of other kinds", "no steps", "a step more", "no conversion"],
 )
-def test_other_preprocessing_is_called_as_it_is(transform: Transform) -> None:
+def test_unknown_preprocessing_is_called_unchanged(transform: Transform) -> None:
     image = picture(50, 40)
     got, want = Prepare(transform)(image), transform(image)
     assert (got is image) if want is image else torch.equal(got, want)
@@ -173,12 +173,12 @@ def readers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("clipfast-reading")]
 
 
-def test_batches_keep_the_order_of_the_items_and_not_of_the_threads() -> None:
+def test_batches_keep_the_order_of_the_items() -> None:
     later = threading.Event()
 
     def read(item: int) -> int:
         if item == 0:
-            assert later.wait(WAIT)  # the first is done after the third
+            assert later.wait(WAIT)  # the first item ends after the third
         if item == 2:
             later.set()
         return 10 * item
@@ -191,11 +191,11 @@ def test_the_next_batch_is_read_while_one_is_used() -> None:
     read = [threading.Event() for _ in range(6)]
     with closing(read_ahead(lambda item: read[item].set(), range(6), 2, threads=1)) as batches:
         next(batches)
-        assert read[2].wait(WAIT)  # nobody has asked for it
+        assert read[2].wait(WAIT)  # the next batch has not been asked for
         assert read[3].wait(WAIT)
 
 
-def test_no_more_than_two_batches_are_begun() -> None:
+def test_at_most_two_batches_are_started() -> None:
     taken = 0
 
     def items() -> Iterator[int]:
@@ -210,21 +210,21 @@ def test_no_more_than_two_batches_are_begun() -> None:
             assert taken == 4 * (used + 1)
 
 
-def test_an_error_belongs_to_its_item() -> None:
+def test_an_error_is_kept_with_its_item() -> None:
     def read(item: int) -> int:
         if item % 3 == 1:
             raise ImageError(f"{item}.jpg: damaged")
         return item
 
-    found = [each for batch in read_ahead(read, range(6), 4) for each in batch]
-    assert [each.item for each in found] == list(range(6))
-    assert [each.value for each in found] == [0, None, 2, 3, None, 5]
-    assert [str(each.error) for each in found if each.error] == ["1.jpg: damaged", "4.jpg: damaged"]
+    results = [result for batch in read_ahead(read, range(6), 4) for result in batch]
+    assert [result.item for result in results] == list(range(6))
+    assert [result.value for result in results] == [0, None, 2, 3, None, 5]
+    assert [str(result.error) for result in results if result.error] == ["1.jpg: damaged", "4.jpg: damaged"]
     with pytest.raises(ImageError, match=r"^4\.jpg: damaged$"):
-        found[4].result()
+        results[4].result()
 
 
-def test_a_fault_is_raised_where_its_batch_is_asked_for() -> None:
+def test_unexpected_exceptions_are_raised_with_their_batch() -> None:
     batches = read_ahead(lambda item: 1 // (3 - item), range(6), 2)
     assert [each.value for each in next(batches)] == [0, 0]
     with pytest.raises(ZeroDivisionError):
@@ -232,40 +232,39 @@ def test_a_fault_is_raised_where_its_batch_is_asked_for() -> None:
     assert readers() == []
 
 
-def test_nothing_is_read_on_when_it_is_left() -> None:
-    begun: list[int] = []
+def test_closing_stops_reading() -> None:
+    started: list[int] = []
     go = threading.Event()
 
     def read(item: int) -> None:
-        begun.append(item)
+        started.append(item)
         if item >= 2:
             assert go.wait(WAIT)
 
     with closing(read_ahead(read, range(100), 2, threads=1)) as batches:
         next(batches)
-        threading.Timer(0.2, go.set).start()  # what is being read is read to its end
-    assert set(begun) <= {0, 1, 2}
+        threading.Timer(0.2, go.set).start()  # an image that is being read is read to its end
+    assert set(started) <= {0, 1, 2}
     assert readers() == []
 
 
 # ------------------------------------------------------------------------------------------- sharing cores with a model
 
 
-def test_a_model_that_has_every_core_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is begun while it computes, all is when it is done."""
+def test_no_image_is_started_while_a_model_uses_every_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "_available_cores", torch.get_num_threads)
-    begun = [threading.Event() for _ in range(4)]
-    with closing(read_ahead(lambda item: begun[item].set(), range(4), 2, threads=2)) as batches:
+    started = [threading.Event() for _ in range(4)]
+    with closing(read_ahead(lambda item: started[item].set(), range(4), 2, threads=2)) as batches:
         with computing():
-            next(batches)  # somebody waits for this one, so it is read
-            assert not begun[2].wait(0.2)
-            assert not begun[3].is_set()
-        assert begun[2].wait(WAIT)
-        assert begun[3].wait(WAIT)
+            next(batches)  # an awaited batch is read all the same
+            assert not started[2].wait(0.2)
+            assert not started[3].is_set()
+        assert started[2].wait(WAIT)
+        assert started[3].wait(WAIT)
 
 
-def test_a_core_that_a_model_leaves_is_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of two threads may read on while it computes, an image after the other."""
+def test_reading_goes_on_with_the_cores_that_a_model_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one core left, one of two threads goes on while the model computes."""
     monkeypatch.setattr(reading, "_available_cores", lambda: torch.get_num_threads() + 1)
     lock, reading_now, most = threading.Lock(), 0, 0
     done = threading.Semaphore(0)
@@ -288,17 +287,17 @@ def test_a_core_that_a_model_leaves_is_read_on(monkeypatch: pytest.MonkeyPatch) 
         assert most == 1
 
 
-def test_a_forward_that_fails_gives_the_cores_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forward_that_fails_returns_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "_available_cores", torch.get_num_threads)
     with pytest.raises(KeyboardInterrupt), computing():
         raise KeyboardInterrupt
-    begun = threading.Event()
-    with closing(read_ahead(lambda item: begun.set() if item else None, range(2), 1, threads=1)) as batches:
+    started = threading.Event()
+    with closing(read_ahead(lambda item: started.set() if item else None, range(2), 1, threads=1)) as batches:
         next(batches)
-        assert begun.wait(WAIT)
+        assert started.wait(WAIT)
 
 
-def test_leaving_waits_for_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_does_not_wait_for_a_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "_available_cores", torch.get_num_threads)
     batches = read_ahead(lambda item: item, range(40), 4, threads=2)
     with computing():
@@ -307,33 +306,33 @@ def test_leaving_waits_for_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         assert readers() == []
 
 
-def test_the_models_own_forward_keeps_its_cores(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
-    """What is asked for just as it begins is read; the batch after that is not until it has ended."""
+def test_decompose_keeps_its_cores(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
+    """A batch that is asked for during a forward is read; the one after it waits for the end of the forward."""
     monkeypatch.setattr(reading, "_available_cores", torch.get_num_threads)
     pixels = torch.zeros(1, 3, 24, 24)
-    begun = threading.Event()
+    started = threading.Event()
     during: list[bool] = []
     own = forward.decompose
 
     def watched(*arguments: object) -> object:
         next(batches)
-        during.append(begun.wait(0.2))
+        during.append(started.wait(0.2))
         return own(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr("clipfast.model.decompose", watched)
-    with closing(read_ahead(lambda item: begun.set() if item else None, range(2), 1, threads=1)) as batches:
+    with closing(read_ahead(lambda item: started.set() if item else None, range(2), 1, threads=1)) as batches:
         model.decompose(pixels)
-        assert begun.wait(WAIT)
+        assert started.wait(WAIT)
     assert during == [False]
 
 
 @pytest.mark.parametrize(("size", "threads"), [(0, 1), (-1, None), (1, 0)])
-def test_batches_of_nothing(size: int, threads: int | None) -> None:
+def test_sizes_and_thread_counts_below_one_are_refused(size: int, threads: int | None) -> None:
     with pytest.raises(InputError, match="at least one is needed of either"):
         read_ahead(lambda item: item, range(3), size, threads)
 
 
-def test_no_items() -> None:
+def test_no_items_give_no_batches() -> None:
     assert list(read_ahead(lambda item: item, [], 3)) == []
     assert readers() == []
 
@@ -371,7 +370,7 @@ def test_batches_have_the_models_dtype(paths: list[Path]) -> None:
     assert torch.equal(batch, torch.stack([half.preprocess(Image.open(path)) for path in paths[:2]]).bfloat16())
 
 
-def test_a_file_that_cannot_be_read_ends_its_batch(model: Model, paths: list[Path], tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_raises_with_its_batch(model: Model, paths: list[Path], tmp_path: Path) -> None:
     batches = model.batches([*paths[:2], tmp_path / "gone.jpg"], 2)
     assert len(next(batches)) == 2
     with pytest.raises(ImageError, match=r"gone\.jpg: no such file$"):
@@ -399,7 +398,7 @@ def test_images_that_cannot_be_read_are_skipped_and_reported(model: Model, paths
     assert readers() == []
 
 
-def test_nothing_but_unreadable_images(model: Model, tmp_path: Path) -> None:
+def test_unreadable_images_alone_give_no_batches(model: Model, tmp_path: Path) -> None:
     batches = prepared(model.preprocess, [tmp_path / f"{n}.jpg" for n in range(5)], 2, on_error="skip")
     assert list(batches) == []
     assert [each.index for each in batches.skipped] == [0, 1, 2, 3, 4]
@@ -444,8 +443,8 @@ def test_the_number_of_threads_changes_nothing(paths: list[Path]) -> None:
         assert torch.equal(torch.stack(list(rows(threads))), want)
 
 
-def test_pictures_that_read_from_one_file(model: Model, paths: list[Path], tmp_path: Path) -> None:
-    """Opened and not yet decoded, from one archive: threads would move its one place in the file under each other."""
+def test_pil_images_that_read_from_one_file(model: Model, paths: list[Path], tmp_path: Path) -> None:
+    """Images of one archive that are not decoded yet share its position, so they cannot be decoded in threads."""
     many = paths * 6
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for number, path in enumerate(many):

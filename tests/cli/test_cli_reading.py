@@ -1,4 +1,4 @@
-"""The pass over images that commands share: batches of files as they were named, failures in their order."""
+"""Reading images for commands: batches in the order of the files, and failures in that order."""
 
 import threading
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def model() -> clipfast.Model:
     return clipfast.load("scenes")
 
 
-def test_good_and_bad_images_in_their_order(tmp_path: Path, model: clipfast.Model) -> None:
+def test_batches_leave_out_unreadable_images_and_report_them_in_order(tmp_path: Path, model: clipfast.Model) -> None:
     write_good(tmp_path)
     bad = write_bad(tmp_path)
     for number in range(10):
@@ -56,14 +56,14 @@ def test_good_and_bad_images_in_their_order(tmp_path: Path, model: clipfast.Mode
         assert bad[name] in message
 
 
-def test_nothing_is_read_on_after_an_interrupt(tmp_path: Path, model: clipfast.Model) -> None:
+def test_an_interrupt_stops_reading(tmp_path: Path, model: clipfast.Model) -> None:
     picture().save(tmp_path / "a.png")
     source = find_images([tmp_path / "a.png"])[0][0]
-    begun = 0
+    started = 0
 
     def counted(_: int) -> Source:
-        nonlocal begun
-        begun += 1
+        nonlocal started
+        started += 1
         return source
 
     def interrupted() -> None:
@@ -73,5 +73,5 @@ def test_nothing_is_read_on_after_an_interrupt(tmp_path: Path, model: clipfast.M
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert begun <= 8  # the batch that was used, and the next
+    assert started <= 8  # the batch in use, and the next
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("clipfast-reading")]

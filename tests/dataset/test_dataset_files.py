@@ -1,4 +1,4 @@
-"""Images in folders and tar shards: found, named, opened, and reported when they cannot be."""
+"""Images in folders and tar shards: finding, naming, identifying, opening and reporting them."""
 
 import io
 import os
@@ -36,7 +36,7 @@ def shard(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def test_members_of_a_shard_are_opened_where_they_lie(tmp_path: Path) -> None:
+def test_members_of_a_shard_are_opened(tmp_path: Path) -> None:
     path = shard(
         tmp_path / "a.tar",
         {"000.png": encoded(10), "000.txt": b"dog", "deep/001.JPG": encoded(200, "jpeg"), "002.txt": b"no image"},
@@ -49,7 +49,7 @@ def test_members_of_a_shard_are_opened_where_they_lie(tmp_path: Path) -> None:
     assert abs(int(np.asarray(sources[1].open()).mean()) - 200) <= 2
 
 
-def test_folders_hold_files_and_shards(tmp_path: Path) -> None:
+def test_folders_are_searched_for_files_and_shards(tmp_path: Path) -> None:
     (tmp_path / "cats").mkdir()
     picture(1).save(tmp_path / "cats" / "one.png")
     shard(tmp_path / "more.tar", {"two.png": encoded(2)})
@@ -60,8 +60,8 @@ def test_folders_hold_files_and_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [512 * 6 + 100, 512 * 6, 512 * 7 + 5])
-def test_a_shard_cut_short_keeps_what_is_whole(tmp_path: Path, cut: int) -> None:
-    """In the fourth header, between two members, and in the fourth member."""
+def test_whole_samples_of_a_shard_that_is_cut_are_read(tmp_path: Path, cut: int) -> None:
+    """Cut in the fourth header, between two members, and in the fourth member."""
     path = shard(tmp_path / "a.tar", {f"{i}.png": encoded(i) for i in range(5)})
     whole = path.read_bytes()
     path.write_bytes(whole[:cut])  # a header and a block each
@@ -76,7 +76,7 @@ def test_a_shard_cut_short_keeps_what_is_whole(tmp_path: Path, cut: int) -> None
     ("data", "message"),
     [(b"", "not a whole tar file"), (b"x" * 600, "only uncompressed tar files"), (None, "no such file")],
 )
-def test_what_is_no_shard(tmp_path: Path, data: bytes | None, message: str) -> None:
+def test_files_that_are_no_shards_are_reported(tmp_path: Path, data: bytes | None, message: str) -> None:
     path = tmp_path / "a.tar"
     if data is not None:
         path.write_bytes(data)
@@ -85,7 +85,7 @@ def test_what_is_no_shard(tmp_path: Path, data: bytes | None, message: str) -> N
     assert message in str(errors[0].error)
 
 
-def test_a_shard_without_images(tmp_path: Path) -> None:
+def test_a_shard_without_images_is_reported(tmp_path: Path) -> None:
     _, errors, _ = find_images([shard(tmp_path / "a.tar", {"0.txt": b"dog"})])
     assert "no images in this shard" in str(errors[0].error)
 
@@ -255,7 +255,7 @@ def test_members_with_dots_in_their_names_are_images_of_their_own(tmp_path: Path
     assert found_again(places) == sources
 
 
-def test_masks_beside_an_image_are_no_images(tmp_path: Path) -> None:
+def test_masks_in_shards_are_not_taken_as_images(tmp_path: Path) -> None:
     members = {"0.jpg": encoded(1, "jpeg"), "0.mask.png": encoded(2), "1.seg.png": encoded(3), "2.mask.png": encoded(3)}
     sources, _, notes = find_images([shard(tmp_path / "a.tar", members)])
     assert [source.key for source in sources] == ["0"]
@@ -308,7 +308,7 @@ def test_a_shard_that_shrinks_after_it_was_listed(tmp_path: Path) -> None:
         sources[1].open()
 
 
-def test_a_sample_that_is_cut_is_not_collected(tmp_path: Path) -> None:
+def test_a_sample_with_a_cut_member_is_left_out(tmp_path: Path) -> None:
     members = {"0.png": encoded(1), "0.json": b"{}", "1.png": encoded(2), "1.json": b'{"label": "' + b"x" * 900 + b'"}'}
     path = shard(tmp_path / "a.tar", members)
     path.write_bytes(path.read_bytes()[: 7 * 512 + 512 + 100])
@@ -319,7 +319,7 @@ def test_a_sample_that_is_cut_is_not_collected(tmp_path: Path) -> None:
     )
 
 
-def test_many_long_name_headers_in_a_row_are_damage(tmp_path: Path) -> None:
+def test_many_long_name_headers_in_a_row_are_reported_as_damage(tmp_path: Path) -> None:
     """tarfile reads such headers recursively."""
     header = tarfile.TarInfo("././@LongLink")
     header.size, header.type = 4, tarfile.GNUTYPE_LONGNAME
@@ -352,7 +352,7 @@ def test_damaged_shards_are_read_or_reported_but_raise_nothing_else(tmp_path: Pa
     assert outcomes == {"RGB", "reported"}
 
 
-def test_real_photographs() -> None:
+def test_photographs_are_found_and_opened() -> None:
     folder = ROOT.parent / "shared" / "photos"
     if not folder.is_dir():
         pytest.skip("no photographs beside this checkout")

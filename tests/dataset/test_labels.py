@@ -1,4 +1,4 @@
-"""Labels are looked up by name, wherever they stand, and what has none is said."""
+"""Labels from folders, CSV files and shards: looked up by name; images without one are reported."""
 
 import os
 import sys
@@ -22,12 +22,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def found(folder: Path) -> list[Source]:
+def images_in(folder: Path) -> list[Source]:
     return find_images([folder])[0]
 
 
 def names(folder: Path) -> list[str]:
-    return [source.path.relative_to(folder).as_posix() for source in found(folder)]
+    return [source.path.relative_to(folder).as_posix() for source in images_in(folder)]
 
 
 def table(path: Path, *rows: str) -> str:
@@ -35,8 +35,8 @@ def table(path: Path, *rows: str) -> str:
     return str(path)
 
 
-def test_by_folder(folder: Path) -> None:
-    labels = read_labels(found(folder), "folder")
+def test_labels_from_folders(folder: Path) -> None:
+    labels = read_labels(images_in(folder), "folder")
     assert dict(zip(names(folder), labels.values, strict=True)) == {
         "cat/deep/a.png": "cat",
         "dog/a.png": "dog",
@@ -46,7 +46,7 @@ def test_by_folder(folder: Path) -> None:
     assert labels.groups is None
 
 
-def test_a_file_named_itself_has_no_folder(folder: Path) -> None:
+def test_files_that_are_named_themselves_have_no_folder_label(folder: Path) -> None:
     sources = find_images([folder, folder.parent / "images" / "dog" / "a.png"])[0]
     assert all(read_labels(sources, "folder").values)
     Image.new("RGB", (4, 4)).save(folder.parent / "alone.png")
@@ -55,10 +55,10 @@ def test_a_file_named_itself_has_no_folder(folder: Path) -> None:
     assert "1 of 2 images have no label" in labels.notes[0]
 
 
-def test_by_csv_in_any_order(folder: Path) -> None:
-    """Paths relative to the folder, and relative to the file itself; order is not assumed."""
+def test_csv_rows_may_have_any_order(folder: Path) -> None:
+    """Paths are relative to the folder, or to the CSV file itself."""
     rows = ["file,label,place", "dog/b.png,hund,sea", "images/cat/deep/a.png,katze,wood", "dog/a.png,hund,wood"]
-    labels = read_labels(found(folder), table(folder.parent / "labels.csv", *rows), group="place")
+    labels = read_labels(images_in(folder), table(folder.parent / "labels.csv", *rows), group="place")
     assert dict(zip(names(folder), zip(labels.values, labels.groups or (), strict=True), strict=True)) == {
         "cat/deep/a.png": ("katze", "wood"),
         "dog/a.png": ("hund", "wood"),
@@ -67,24 +67,26 @@ def test_by_csv_in_any_order(folder: Path) -> None:
     assert not labels.notes
 
 
-def test_a_bare_name_counts_where_it_is_one(folder: Path) -> None:
-    labels = read_labels(found(folder), table(folder.parent / "labels.csv", "path,kind", "b.png,x"), label="kind")
+def test_a_bare_name_of_one_image_matches(folder: Path) -> None:
+    labels = read_labels(images_in(folder), table(folder.parent / "labels.csv", "path,kind", "b.png,x"), label="kind")
     assert [value for value in labels.values if value] == ["x"]
     assert "2 of 3 images have no label" in labels.notes[-1]
 
 
-def test_a_bare_name_of_two_images_counts_for_neither(folder: Path) -> None:
+def test_a_bare_name_of_two_images_matches_neither(folder: Path) -> None:
     with pytest.raises(InputError, match="no image has a label"):
-        read_labels(found(folder), table(folder.parent / "labels.csv", "file,label", "a.png,x"))
+        read_labels(images_in(folder), table(folder.parent / "labels.csv", "file,label", "a.png,x"))
 
 
-def test_rows_without_an_image_are_said(folder: Path) -> None:
-    labels = read_labels(found(folder), table(folder.parent / "labels.csv", "file,label", "dog/a.png,x", "gone.png,y"))
+def test_rows_without_an_image_are_reported(folder: Path) -> None:
+    labels = read_labels(
+        images_in(folder), table(folder.parent / "labels.csv", "file,label", "dog/a.png,x", "gone.png,y")
+    )
     assert "1 rows" in labels.notes[0]
     assert "gone.png" in labels.notes[0]
 
 
-def test_members_of_a_shard(tmp_path: Path) -> None:
+def test_labels_from_members_of_a_shard(tmp_path: Path) -> None:
     members = {"0.png": encoded(0), "0.cls": b"3\n", "1.png": encoded(1), "1.json": b'{"label": "dog", "place": "sea"}'}
     sources = find_images([shard(tmp_path / "a.tar", members | {"2.png": encoded(2)})])[0]
     labels = read_labels(sources, "shard", group="place")
@@ -95,7 +97,7 @@ def test_members_of_a_shard(tmp_path: Path) -> None:
 
 
 def sidecars(tmp_path: Path, *documents: bytes | None, **more: bytes) -> list[Source]:
-    """The images of a shard, with a JSON member each, and others by the name in front of their ending."""
+    """The images of a shard with the given JSON members; keywords are other members: ``_0_txt`` is ``0.txt``."""
     members: dict[str, bytes] = {}
     for number, document in enumerate(documents):
         members[f"{number}.png"] = encoded(number)
@@ -169,7 +171,7 @@ def test_json_values_as_labels(tmp_path: Path, document: bytes, label: str | Non
         (b"\xff\xfe", "a .json member is not UTF-8 text"),
     ],
 )
-def test_a_sidecar_that_cannot_be_read_costs_its_own_image_only(tmp_path: Path, document: bytes, reason: str) -> None:
+def test_a_sidecar_that_cannot_be_read_affects_its_own_image_only(tmp_path: Path, document: bytes, reason: str) -> None:
     sources = sidecars(tmp_path, b'{"label": "dog"}', document, b'{"label": "cat"}')
     labels = read_labels(sources, "shard")
     assert labels.values == ("dog", None, "cat")
@@ -192,13 +194,13 @@ def test_many_unreadable_sidecars_are_counted(tmp_path: Path) -> None:
 
 @pytest.fixture
 def birds(tmp_path: Path) -> tuple[list[Source], str]:
-    """Twelve images in a table with the columns of Waterbirds: groups are y × place."""
+    """Twelve images and a table with the columns of Waterbirds, whose groups are y × place."""
     (tmp_path / "images").mkdir()
     for number in range(12):
         (tmp_path / "images" / f"{number}.png").write_bytes(encoded(number))
     rows = [f"{n},images/{n}.png,{n % 2},{n % 3},{n // 2 % 2},x.png" for n in range(12)]
     header = "img_id,img_filename,y,split,place,place_filename"
-    return found(tmp_path / "images"), table(tmp_path / "metadata.csv", header, *rows)
+    return images_in(tmp_path / "images"), table(tmp_path / "metadata.csv", header, *rows)
 
 
 def number(source: Source) -> int:
@@ -257,14 +259,14 @@ def test_labels_from_the_images_own_folder(tmp_path: Path) -> None:
     for name in ("a/abbey/0.png", "a/airfield/0.png", "b/bank/0.png"):
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "images" / name).write_bytes(encoded(1))
-    own = read_labels(found(tmp_path / "images"), "parent")
+    own = read_labels(images_in(tmp_path / "images"), "parent")
     assert own.values == ("abbey", "airfield", "bank")
     assert not own.notes
-    first = read_labels(found(tmp_path / "images"), "folder")
+    first = read_labels(images_in(tmp_path / "images"), "folder")
     assert first.values == ("a", "a", "b")
     assert "3 images lie in folders inside the first one" in first.notes[0]
     with pytest.raises(InputError, match="labels from folders have no column 'place'"):
-        read_labels(found(tmp_path / "images"), "parent", group="place")
+        read_labels(images_in(tmp_path / "images"), "parent", group="place")
 
 
 def test_row_filters_as_texts() -> None:
@@ -282,10 +284,10 @@ def test_row_filters_as_texts() -> None:
 def test_a_table_that_is_a_fifo_is_refused(folder: Path) -> None:
     os.mkfifo(folder / "labels.csv")
     with pytest.raises(InputError, match="a FIFO, not a regular file"):
-        read_labels(found(folder), str(folder / "labels.csv"))
+        read_labels(images_in(folder), str(folder / "labels.csv"))
 
 
-def test_photographs_have_their_names_beside_them() -> None:
+def test_photographs_have_labels_in_txt_members() -> None:
     folder = ROOT.parent / "shared" / "photos"
     if not folder.is_dir():
         pytest.skip("no photographs beside this checkout")
@@ -302,14 +304,14 @@ def test_photographs_have_their_names_beside_them() -> None:
         (["file,label", "nothing.png,b"], "no image has a label from"),
     ],
 )
-def test_a_table_that_does_not_fit(folder: Path, rows: list[str], message: str) -> None:
+def test_tables_without_matching_columns_or_rows_are_refused(folder: Path, rows: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        read_labels(found(folder), table(folder.parent / "labels.csv", *rows))
+        read_labels(images_in(folder), table(folder.parent / "labels.csv", *rows))
 
 
-def test_a_table_that_cannot_be_read(folder: Path) -> None:
+def test_tables_that_cannot_be_read_are_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
-        read_labels(found(folder), str(folder / "gone.csv"))
+        read_labels(images_in(folder), str(folder / "gone.csv"))
     (folder / "bytes.csv").write_bytes(b"file,label\n\xff\xfe,x\n")
     with pytest.raises(InputError, match="not a CSV file in UTF-8"):
-        read_labels(found(folder), str(folder / "bytes.csv"))
+        read_labels(images_in(folder), str(folder / "bytes.csv"))
