@@ -67,9 +67,13 @@ def tensor_bytes(tensor: Tensor) -> Any:
     Raises:
         InputError: a tensor on the meta device.
     """
+    _refuse_meta(tensor)
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _refuse_meta(tensor: Tensor) -> None:
     if tensor.device.type == "meta":
         raise InputError("the weights are on the meta device and have no values: load them first")
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def checksum(tensors: Iterable[Tensor]) -> int:
@@ -85,6 +89,7 @@ def checksum(tensors: Iterable[Tensor]) -> int:
 
 def _weighted_sum(tensor: Tensor) -> Tensor:
     """A sum of a tensor's words on its device, each times an odd number that says where it stands."""
+    _refuse_meta(tensor)
     words = tensor.contiguous().reshape(-1).view(_WORDS[tensor.element_size()]).long()
     return (words * (2 * torch.arange(len(words), device=words.device) + 1)).sum()
 

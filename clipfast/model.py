@@ -469,6 +469,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
     cuda_graphs: int = 0,
+    ignore_hooks: bool = False,
 ) -> Model:
     """Loads a model by name.
 
@@ -480,6 +481,7 @@ def load(
         dtype: float32, bfloat16, float16 or float64.
         backend: which kernels compute; ``"auto"`` chooses.
         cuda_graphs: the largest batch whose forward runs as a CUDA graph; 0 for none.
+        ignore_hooks: accept forward hooks that are registered later, as for :func:`wrap`.
 
     Raises:
         ModelError: no such model, tag or checkpoint, or one that does not fit.
@@ -496,6 +498,7 @@ def load(
         cuda_graphs=cuda_graphs,
         pretrained=loaded.pretrained,
         name=name,
+        ignore_hooks=ignore_hooks,
     )
 
 

@@ -16,6 +16,7 @@ from tolerances import EMBEDDING_FLOAT32
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
+import clipfast
 from clipfast import InputError, UnsupportedTower, wrap
 
 
@@ -178,6 +179,12 @@ def test_hooks_that_only_read_are_accepted_when_asked_for() -> None:
         model.decompose(images)
 
 
+def test_a_loaded_model_takes_hooks_that_only_read() -> None:
+    model = clipfast.load("scenes", device="cpu", ignore_hooks=True)
+    model.module.visual.ln_post.register_forward_hook(lambda module, inputs, output: None)
+    assert model.verify(torch.randn(1, 3, *model.tower.image_size)).ok
+
+
 @pytest.mark.parametrize("register", ["register_module_forward_hook", "register_module_forward_pre_hook"])
 def test_hooks_on_all_modules_are_refused(register: str) -> None:
     visual = vision_tower()
@@ -311,6 +318,15 @@ def test_weights_without_values_are_refused() -> None:
     block(offloaded).mlp.to("meta")
     with pytest.raises(InputError, match="meta device"):
         wrap(offloaded)
+
+
+def test_weights_that_lose_their_values_later_are_refused() -> None:
+    visual = vision_tower()
+    model, images = wrap(visual), pixels(visual)
+    visual.to("meta")
+    for work in (lambda: model.decompose(images), lambda: model.fingerprint()):
+        with pytest.raises(InputError, match=r"are on the meta device and have no values"):
+            work()
 
 
 @pytest.mark.skipif(os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not torch.cuda.is_available(), reason="no GPU")
