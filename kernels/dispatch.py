@@ -15,7 +15,7 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,8 +33,11 @@ class BackendUnavailable(ValueError):
     """The requested backend does not exist, or cannot run here; the message lists every reason."""
 
 
+_NO_REASONS: list[str] = []
+
+
 def _no_reasons(*arguments: Any) -> list[str]:
-    return []
+    return _NO_REASONS
 
 
 @dataclass(frozen=True)
@@ -146,17 +149,20 @@ def _triton_unsupported() -> list[str]:
     return ["no GPU (TRITON_INTERPRET=1 set before the start interprets it on the CPU, slowly, for tests)"]
 
 
+_NOT_ON_GPU, _NOT_ON_CPU = ["the tensors are not on a GPU"], ["the tensors are not on the CPU"]
+
+
 def _skip_unless_on_gpu(tensor: Tensor) -> list[str]:
-    return [] if tensor.is_cuda else ["the tensors are not on a GPU"]
+    return _NO_REASONS if tensor.is_cuda else _NOT_ON_GPU
 
 
 def _skip_unless_on_cpu(tensor: Tensor) -> list[str]:
-    return [] if tensor.is_cpu else ["the tensors are not on the CPU"]
+    return _NO_REASONS if tensor.is_cpu else _NOT_ON_CPU
 
 
 def _triton_skip(tensor: Tensor) -> list[str]:
     if not tensor.is_cuda:
-        return ["the tensors are not on a GPU"]
+        return _NOT_ON_GPU
     if _triton_import() is not None:
         return []  # then that is the reason
     return ["TRITON_INTERPRET=1 interprets the kernels: backend='triton' asks for that"] if _is_interpreted() else []
@@ -222,8 +228,7 @@ def _auto_reasons(backend: Backend, operation: str, arguments: Sequence[Any]) ->
     return own.auto_skip_reasons(*arguments) or own.unsupported_reasons(*arguments)
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """What computes one call.
 
     Attributes:
@@ -317,10 +322,11 @@ def variants(
 def _fastest(
     operation: str, arguments: Sequence[Any], usable: Sequence[Backend], skipped: Mapping[str, Sequence[str]]
 ) -> Choice:
-    preferred = implementation(operation, usable[0].name)
-    assert preferred is not None
-    if preferred.variants is None and (len(usable) == 1 or not arguments[0].is_cuda):
-        return Choice(usable[0].name, "", preferred.run, skipped)
+    if len(usable) == 1 or not arguments[0].is_cuda:
+        preferred = implementation(operation, usable[0].name)
+        assert preferred is not None
+        if preferred.variants is None:
+            return Choice(usable[0].name, "", preferred.run, skipped)
     runs = variants(operation, arguments, usable)
     if len(runs) == 1 or not arguments[0].is_cuda:
         (backend_name, label), run = next(iter(runs.items()))
