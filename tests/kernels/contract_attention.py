@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from contracting import HEAD_DIMS, HEADS, IMAGES, LOW, SHAPES, TOKENS, WIDTH, Contract, draw, floor, in_double
+from contracting import HEAD_DIMS, HEADS, IMAGES, LOW, SHAPES, TOKENS, WIDTH, Contract, floor, in_double
 from measures import error, relative_error, relative_norm
 from tolerances import FLOAT64, LOW_PRECISION_FACTOR, OP_FLOAT32
 from torch import Tensor
@@ -34,7 +34,7 @@ class AttentionContract(Contract):
         ("tokens", "head_dim", "row"), [pytest.param(*case, id="N{}-E{}-{}".format(*case)) for case in ATTENTIONS]
     )
     def test_attention(self, tokens: int, head_dim: int, row: reference.Row) -> None:
-        qkv = draw(0, IMAGES if tokens < 200 else 1, tokens, 3, HEADS if tokens < 500 else 1, head_dim)
+        qkv = self.draw(0, IMAGES if tokens < 200 else 1, tokens, 3, HEADS if tokens < 500 else 1, head_dim)
         if row == "mean" and tokens == 1:
             with pytest.raises(ValueError, match="no token but the first"):
                 self.attention(qkv, row)
@@ -52,13 +52,13 @@ class AttentionContract(Contract):
     @EITHER_ROW
     @pytest.mark.parametrize("head_dim", OTHER_HEAD_DIMS)
     def test_attention_of_other_head_dims(self, head_dim: int, row: reference.Row) -> None:
-        qkv = draw(0, 1, 19, 3, HEADS, head_dim)
+        qkv = self.draw(0, 1, 19, 3, HEADS, head_dim)
         for have, want in zip(self.attention(qkv, row), reference.attention(qkv.double(), row), strict=True):
             assert relative_error(have, want) <= OP_FLOAT32
 
     @pytest.mark.parametrize("tokens", [1, 17, 257])  # a class token alone, with the patches, and apart from them
     def test_attention_without_weights(self, tokens: int) -> None:
-        qkv = draw(0, 1, tokens, 3, HEADS, 64)
+        qkv = self.draw(0, 1, tokens, 3, HEADS, 64)
         out, alpha = self.attention(qkv, None)
         assert alpha is None
         assert relative_norm(out, reference.attention(qkv.double())[0]) <= OP_FLOAT32
@@ -67,7 +67,7 @@ class AttentionContract(Contract):
     @ORDERS
     def test_attention_of_any_strides(self, order: tuple[int, ...], row: reference.Row) -> None:
         """The last axis is contiguous, the others lie in memory in any order, with gaps."""
-        contiguous = draw(0, IMAGES, 17, 3, HEADS, 64)
+        contiguous = self.draw(0, IMAGES, 17, 3, HEADS, 64)
         wide = contiguous.new_full([*(contiguous.shape[axis] for axis in order[:-1]), 72], torch.nan)
         wide[..., :64] = contiguous.permute(order)
         qkv = wide[..., :64].permute([order.index(axis) for axis in range(5)])
@@ -78,7 +78,7 @@ class AttentionContract(Contract):
 
     @EITHER_ROW
     def test_attention_of_a_last_axis_with_gaps(self, row: reference.Row) -> None:
-        qkv = draw(0, 1, 17, 3, HEADS, 32)[..., ::2]
+        qkv = self.draw(0, 1, 17, 3, HEADS, 32)[..., ::2]
         for have, want in zip(self.attention(qkv, row), reference.attention(qkv.double(), row), strict=True):
             assert relative_error(have, want) <= OP_FLOAT32
 
@@ -86,7 +86,7 @@ class AttentionContract(Contract):
     @pytest.mark.parametrize("sign", [1, -1])
     def test_attention_with_extreme_logits(self, row: reference.Row, sign: int) -> None:
         """Logits of ±10⁴ − n: exact in float32 because head_dim 64 scales by 1/8; exp() of them overflows."""
-        qkv = draw(0, IMAGES, 6, 3, HEADS, 64)
+        qkv = self.draw(0, IMAGES, 6, 3, HEADS, 64)
         qkv[:, :, :2] = 0
         qkv[:, :, 0, :, 0] = 8
         qkv[:, :, 1, :, 0] = sign * 1e4 - torch.arange(6.0, device=self.device)[:, None]
@@ -97,7 +97,7 @@ class AttentionContract(Contract):
 
     @EITHER_ROW
     def test_attention_that_is_all_on_one_token(self, row: reference.Row) -> None:
-        qkv = draw(0, IMAGES, 6, 3, HEADS, 64)
+        qkv = self.draw(0, IMAGES, 6, 3, HEADS, 64)
         qkv[:, :, :2] = 0
         qkv[:, :, 0, :, 0] = 8
         qkv[:, :, 1, :, 0] = -1e4
@@ -111,7 +111,7 @@ class AttentionContract(Contract):
     def test_attention_in_low_precision(
         self, tokens: int, head_dim: int, dtype: torch.dtype, row: reference.Row
     ) -> None:
-        qkv = draw(0, IMAGES if tokens < 100 else 1, tokens, 3, HEADS, head_dim, dtype=dtype)
+        qkv = self.draw(0, IMAGES if tokens < 100 else 1, tokens, 3, HEADS, head_dim, dtype=dtype)
         have = self.attention(qkv, row)
         assert have[0].dtype == dtype
         assert have[1].dtype == torch.float32
@@ -123,7 +123,7 @@ class AttentionContract(Contract):
 
     @EITHER_ROW
     def test_attention_in_float64(self, row: reference.Row) -> None:
-        qkv = draw(0, IMAGES, 17, 3, HEADS, 64).double()
+        qkv = self.draw(0, IMAGES, 17, 3, HEADS, 64).double()
         if not self.takes_float64("attention"):
             with self.refuses_float64():
                 self.attention(qkv, row)
@@ -134,7 +134,7 @@ class AttentionContract(Contract):
 
     @EITHER_ROW
     def test_attention_of_no_images(self, row: reference.Row) -> None:
-        out, alpha = self.attention(draw(0, 0, 17, 3, HEADS, 64), row)
+        out, alpha = self.attention(self.draw(0, 0, 17, 3, HEADS, 64), row)
         assert out.shape == (0, 17, HEADS, 64)
         assert alpha.shape == (0, HEADS, 17)
 
@@ -145,8 +145,8 @@ class AttentionContract(Contract):
 
     def draw_row(self, tokens: int, head_dim: int, dtype: torch.dtype, images: int = IMAGES) -> tuple[Tensor, ...]:
         """A query per image, and keys and values with the strides that they have side by side."""
-        packed = draw(1, images, tokens, 2, HEADS, head_dim, dtype=dtype)
-        return draw(0, images, HEADS, head_dim, dtype=dtype), packed[:, :, 0], packed[:, :, 1]
+        packed = self.draw(1, images, tokens, 2, HEADS, head_dim, dtype=dtype)
+        return self.draw(0, images, HEADS, head_dim, dtype=dtype), packed[:, :, 0], packed[:, :, 1]
 
     @pytest.mark.parametrize("dtype", [torch.float32, *LOW])
     @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ class AttentionContract(Contract):
     def test_query_row_of_one_query_for_all(self) -> None:
         """A learned query, in another precision than the tokens and not repeated in memory."""
         _, key, value = self.draw_row(17, 64, torch.bfloat16)
-        learned = draw(2, HEADS, 64).expand(IMAGES, HEADS, 64)
+        learned = self.draw(2, HEADS, 64).expand(IMAGES, HEADS, 64)
         have = self.query_row(learned, key, value)
         for got, want in zip(have, reference.query_row(*in_double(learned, key, value)), strict=True):
             assert got.dtype == torch.float32
@@ -237,7 +237,7 @@ class AttentionContract(Contract):
             (HEADS, head_dim),
         ]
         scales = [1, 1, WIDTH**-0.5, WIDTH**-0.5, 1]
-        return tuple(draw(i, *s, dtype=dtype) * f for i, (s, f) in enumerate(zip(shapes, scales, strict=True)))
+        return tuple(self.draw(i, *s, dtype=dtype) * f for i, (s, f) in enumerate(zip(shapes, scales, strict=True)))
 
     @pytest.mark.parametrize(("tokens", "head_dim"), SHAPES)
     def test_query_row_from_tokens(self, tokens: int, head_dim: int) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contracting import LOW, Contract, draw, in_double
+from contracting import LOW, Contract, in_double
 from measures import error, relative_error
 from tolerances import FLOAT64, OP_FLOAT32
 from torch import Tensor
@@ -38,8 +38,8 @@ class MomentsContract(Contract):
     @pytest.mark.parametrize(("images", "groups", "entries"), CODES)
     def test_moments_are_added_to_what_is_there(self, images: int, groups: int, entries: int) -> None:
         columns = entries + EXTRA
-        arguments = draw(0, images, groups, entries), draw(1, images, EXTRA), draw(2, groups, columns)
-        before = draw(3, groups, columns).double(), draw(4, groups, columns, columns).double()
+        arguments = self.draw(0, images, groups, entries), self.draw(1, images, EXTRA), self.draw(2, groups, columns)
+        before = self.draw(3, groups, columns).double(), self.draw(4, groups, columns, columns).double()
         have = before[0].clone(), before[1].clone()
         assert ops.moments(*arguments, *have, backend=self.backend) is None
         for got, was, want in zip(have, before, reference.moments(*in_double(*arguments)), strict=True):
@@ -48,20 +48,21 @@ class MomentsContract(Contract):
 
     @pytest.mark.parametrize("extra", [0, 1, 40])
     def test_moments_with_more_or_fewer_shared_entries(self, extra: int) -> None:
-        arguments = draw(0, 5, 2, 20), draw(1, 5, extra), draw(2, 2, 20 + extra)
+        arguments = self.draw(0, 5, 2, 20), self.draw(1, 5, extra), self.draw(2, 2, 20 + extra)
         for got, want in zip(self.moments(*arguments), reference.moments(*in_double(*arguments)), strict=True):
             assert relative_error(got, want) <= OP_FLOAT32
 
     @pytest.mark.parametrize("dtype", LOW)
     def test_moments_of_low_precision_codes_are_not_rounded_again(self, dtype: torch.dtype) -> None:
-        arguments = draw(0, 9, 2, 64, dtype=dtype), draw(1, 9, EXTRA, dtype=dtype), draw(2, 2, 67, dtype=dtype)
+        shapes = ((9, 2, 64), (9, EXTRA), (2, 67))
+        arguments = [self.draw(seed, *shape, dtype=dtype) for seed, shape in enumerate(shapes)]
         for got, want in zip(self.moments(*arguments), reference.moments(*in_double(*arguments)), strict=True):
             assert relative_error(got, want) <= OP_FLOAT32
 
     @pytest.mark.parametrize("order", [(1, 0, 2), (2, 1, 0), (0, 2, 1)])
     def test_moments_of_codes_of_any_strides(self, order: tuple[int, ...]) -> None:
         """Axes in any order in memory, with gaps; shared entries that are a column of something else."""
-        codes, shared, centre = draw(0, 7, 3, 32), draw(1, EXTRA, 7).T, draw(2, 70, 3)[::2].T
+        codes, shared, centre = self.draw(0, 7, 3, 32), self.draw(1, EXTRA, 7).T, self.draw(2, 70, 3)[::2].T
         wide = codes.new_full([size + 5 for size in (codes.shape[axis] for axis in order)], torch.nan)
         strided = wide[tuple(slice(codes.shape[axis]) for axis in order)]
         strided.copy_(codes.permute(order))
@@ -73,17 +74,17 @@ class MomentsContract(Contract):
 
     def test_moments_of_layers_and_heads(self) -> None:
         """Codes ``[B, L, H, E]`` of one layer out of several, as a view."""
-        codes = draw(0, 5, 3, 2, 64)
-        arguments = codes[:, 1], draw(1, 5, EXTRA), draw(2, 2, 67)
+        codes = self.draw(0, 5, 3, 2, 64)
+        arguments = codes[:, 1], self.draw(1, 5, EXTRA), self.draw(2, 2, 67)
         for got, want in zip(self.moments(*arguments), reference.moments(*in_double(*arguments)), strict=True):
             assert relative_error(got, want) <= OP_FLOAT32
 
     def test_a_centre_near_a_large_mean_keeps_the_covariance(self) -> None:
         """Means 1000 times the spread: uncentred squares would leave one digit of the covariance in float32."""
-        spread, images = draw(0, 200, 2, 24), 200
-        far = draw(1, 1, 2, 24) + 1000
+        spread, images = self.draw(0, 200, 2, 24), 200
+        far = self.draw(1, 1, 2, 24) + 1000
         codes = spread + far
-        shared = draw(2, images, EXTRA) + 1000
+        shared = self.draw(2, images, EXTRA) + 1000
         centre = torch.cat([codes[:4].mean(0), shared[:4].mean(0).expand(2, -1)], 1)
         total, second = self.moments(codes, shared, centre)
         mean = total / images
@@ -94,8 +95,8 @@ class MomentsContract(Contract):
 
     def test_moments_of_integers_are_exact_however_they_are_batched(self) -> None:
         """Sums of small integers round nowhere: three uneven batches, two merged shards and one batch are the same."""
-        codes, shared = (8 * draw(0, 83, 2, 20)).round(), (8 * draw(1, 83, EXTRA)).round()
-        centre = (2 * draw(2, 2, 23)).round()
+        codes, shared = (8 * self.draw(0, 83, 2, 20)).round(), (8 * self.draw(1, 83, EXTRA)).round()
+        centre = (2 * self.draw(2, 2, 23)).round()
         whole = self.moments(codes, shared, centre)
         streamed = self.sums(2, 23)
         for part in (slice(0, 1), slice(1, 50), slice(50, 83)):
@@ -111,28 +112,29 @@ class MomentsContract(Contract):
     def test_second_moments_stay_exactly_symmetric(self) -> None:
         total, second = self.sums(1, 83)
         for seed in range(3):
-            arguments = draw(seed, 7, 1, 80), draw(seed + 10, 7, EXTRA), draw(99, 1, 83)
+            arguments = self.draw(seed, 7, 1, 80), self.draw(seed + 10, 7, EXTRA), self.draw(99, 1, 83)
             ops.moments(*arguments, total, second, backend=self.backend)
         assert torch.equal(second, second.transpose(1, 2))
 
     def test_errors_of_moments_do_not_grow_with_the_batch(self) -> None:
         """All of one sign, so that nothing averages out."""
-        arguments = draw(0, 3000, 1, 13).abs(), draw(1, 3000, EXTRA).abs(), torch.zeros(1, 16, device=self.device)
+        codes, shared = self.draw(0, 3000, 1, 13).abs(), self.draw(1, 3000, EXTRA).abs()
+        arguments = codes, shared, torch.zeros(1, 16, device=self.device)
         for got, want in zip(self.moments(*arguments), reference.moments(*in_double(*arguments)), strict=True):
             assert float(((got - want) / want).abs().max()) <= 2e-7
 
     def test_moments_of_nothing(self) -> None:
-        centre = draw(2, 2, 67)
+        centre = self.draw(2, 2, 67)
         for images, groups in ((0, 2), (3, 0)):
-            total, second = draw(3, groups, 67).double(), draw(4, groups, 67, 67).double()
+            total, second = self.draw(3, groups, 67).double(), self.draw(4, groups, 67, 67).double()
             before = total.clone(), second.clone()
-            arguments = draw(0, images, groups, 64), draw(1, images, EXTRA), centre[:groups]
+            arguments = self.draw(0, images, groups, 64), self.draw(1, images, EXTRA), centre[:groups]
             ops.moments(*arguments, total, second, backend=self.backend)
             assert torch.equal(total, before[0])
             assert torch.equal(second, before[1])
 
     def test_moments_in_float64(self) -> None:
-        arguments = in_double(draw(0, 33, 2, 64), draw(1, 33, EXTRA), draw(2, 2, 67))
+        arguments = in_double(self.draw(0, 33, 2, 64), self.draw(1, 33, EXTRA), self.draw(2, 2, 67))
         if not self.float64:
             with self.refuses_float64():
                 self.moments(*arguments)
@@ -160,15 +162,16 @@ class SpanContract(Contract):
     @pytest.mark.parametrize(("texts", "rank", "size"), SPANS)
     def test_span(self, texts: int, rank: int, size: int) -> None:
         """More to pick than there are texts or coordinates, too: then it ends before."""
-        arguments = draw(0, 2, texts, rank), draw(1, 2, rank, rank) * 0.9 ** torch.arange(rank, device=self.device)
+        decay = 0.9 ** torch.arange(rank, device=self.device)
+        arguments = self.draw(0, 2, texts, rank), self.draw(1, 2, rank, rank) * decay
         have, want = self.span(*arguments, size), reference.span(*in_double(*arguments), size, 1e-10)
         assert have[1].dtype == have[2].dtype == torch.float32
         self.assert_spans(have, want)
 
     def test_directions_are_orthonormal(self) -> None:
         """Also of texts that are nearly alike: what is left of them is a hundredth."""
-        texts = draw(0, 1, 100, 16) / 100 + draw(1, 1, 1, 16)
-        _, _, directions = self.span(texts, draw(2, 1, 16, 16), 16)
+        texts = self.draw(0, 1, 100, 16) / 100 + self.draw(1, 1, 1, 16)
+        _, _, directions = self.span(texts, self.draw(2, 1, 16, 16), 16)
         assert error(directions @ directions.transpose(1, 2), torch.eye(16, device=self.device)[None]) <= OP_FLOAT32
 
     def test_directions_of_two_texts_that_differ_in_the_twelfth_digit(self) -> None:
@@ -182,7 +185,7 @@ class SpanContract(Contract):
     @pytest.mark.parametrize("texts", [5, 17, 111])
     def test_the_first_of_equal_texts_is_picked(self, texts: int) -> None:
         """A pool that holds every text four times, once with the sign turned."""
-        once, factor = draw(0, 2, texts, 12), draw(1, 2, 12, 12)
+        once, factor = self.draw(0, 2, texts, 12), self.draw(1, 2, 12, 12)
         pool = torch.cat([once, -once, once, once], 1)
         have = self.span(pool, factor, 12)
         self.assert_spans(have, reference.span(*in_double(pool, factor), 12, 1e-10))
@@ -199,11 +202,11 @@ class SpanContract(Contract):
 
     def test_heads_end_where_nothing_is_left_of_their_variance(self) -> None:
         """Of four heads: no variance, three directions with some beside five with none, two texts, and all of it."""
-        texts, factor = draw(0, 4, 50, 8), draw(1, 4, 8, 8)
-        turn, _ = torch.linalg.qr(draw(2, 8, 8))  # rounds: what is left is not exactly zero
+        texts, factor = self.draw(0, 4, 50, 8), self.draw(1, 4, 8, 8)
+        turn, _ = torch.linalg.qr(self.draw(2, 8, 8))  # rounds: what is left is not exactly zero
         axes = torch.eye(8, device=self.device)
         factor[0] = 0
-        texts[1], factor[1] = axes.repeat(7, 1)[:50] * draw(3, 50, 1) @ turn, turn.T @ (axes * (axes.cumsum(0)[2]))
+        texts[1], factor[1] = axes.repeat(7, 1)[:50] * self.draw(3, 50, 1) @ turn, turn.T @ (axes * (axes.cumsum(0)[2]))
         texts[2] = texts[2, :2].repeat(25, 1)
         have, want = self.span(texts, factor, 10), reference.span(*in_double(texts, factor), 10, 1e-10)
         assert [int((picks >= 0).sum()) for picks in have[0]] == [0, 3, 2, 8]
@@ -211,19 +214,19 @@ class SpanContract(Contract):
 
     @pytest.mark.parametrize("floor", [0.5, 0.1, 1.0])
     def test_picking_ends_at_the_floor(self, floor: float) -> None:
-        arguments = draw(0, 2, 60, 10), draw(1, 2, 10, 10) * 0.5 ** torch.arange(10, device=self.device)
+        arguments = self.draw(0, 2, 60, 10), self.draw(1, 2, 10, 10) * 0.5 ** torch.arange(10, device=self.device)
         want = reference.span(*in_double(*arguments), 10, floor)
         assert 0 < int((want[0] >= 0).sum()) < 20
         self.assert_spans(self.span(*arguments, 10, floor), want)
 
     @pytest.mark.parametrize("scale", [1e-15, 1e15])
     def test_the_unit_of_the_variance_does_not_matter(self, scale: float) -> None:
-        texts, factor = draw(0, 1, 60, 8), draw(1, 1, 8, 8)
+        texts, factor = self.draw(0, 1, 60, 8), self.draw(1, 1, 8, 8)
         assert self.span(texts, factor * scale, 8)[0].tolist() == self.span(texts, factor, 8)[0].tolist()
 
     @pytest.mark.parametrize("rank", [8, 16])  # padded to a power of two, and not
     def test_span_of_any_strides(self, rank: int) -> None:
-        texts, factor = draw(0, rank, 40).T.expand(3, -1, -1), draw(1, rank, rank, 3).permute(2, 1, 0)
+        texts, factor = self.draw(0, rank, 40).T.expand(3, -1, -1), self.draw(1, rank, rank, 3).permute(2, 1, 0)
         assert not texts.is_contiguous()
         assert not factor.is_contiguous()
         before = texts.clone(), factor.clone()
@@ -233,7 +236,7 @@ class SpanContract(Contract):
 
     @pytest.mark.parametrize("where", ["texts", "factor"])
     def test_a_head_that_is_not_finite_has_no_picks(self, where: str) -> None:
-        arguments = {"texts": draw(0, 2, 40, 8), "factor": draw(1, 2, 8, 8)}
+        arguments = {"texts": self.draw(0, 2, 40, 8), "factor": self.draw(1, 2, 8, 8)}
         want = self.span(*arguments.values(), 8)
         arguments[where][0, 5 if where == "texts" else 3, 2] = torch.nan
         have = self.span(*arguments.values(), 8)
@@ -244,18 +247,18 @@ class SpanContract(Contract):
             assert torch.equal(got[1], other[1])
 
     def test_span_of_no_heads(self) -> None:
-        picks, variance, directions = self.span(draw(0, 0, 5, 4), draw(1, 0, 4, 4), 3)
+        picks, variance, directions = self.span(self.draw(0, 0, 5, 4), self.draw(1, 0, 4, 4), 3)
         assert picks.shape == variance.shape == (0, 3)
         assert directions.shape == (0, 3, 4)
 
     def test_span_without_coordinates(self) -> None:
-        picks, variance, directions = self.span(draw(0, 2, 5, 0), draw(1, 2, 0, 0), 3)
+        picks, variance, directions = self.span(self.draw(0, 2, 5, 0), self.draw(1, 2, 0, 0), 3)
         assert picks.tolist() == [[-1] * 3] * 2
         assert not variance.any()
         assert directions.shape == (2, 3, 0)
 
     def test_span_in_float64(self) -> None:
-        arguments = in_double(draw(0, 2, 300, 16), draw(1, 2, 16, 16))
+        arguments = in_double(self.draw(0, 2, 300, 16), self.draw(1, 2, 16, 16))
         if not self.float64:
             with self.refuses_float64():
                 self.span(*arguments, 16)
@@ -267,8 +270,8 @@ class SpanContract(Contract):
     @pytest.mark.parametrize(("texts", "rank", "size"), SPANS)
     def test_span_of_float32_texts_and_a_float64_factor(self, texts: int, rank: int, size: int) -> None:
         arguments = (
-            draw(0, 2, texts, rank),
-            draw(1, 2, rank, rank).double() * 0.9 ** torch.arange(rank, device=self.device),
+            self.draw(0, 2, texts, rank),
+            self.draw(1, 2, rank, rank).double() * 0.9 ** torch.arange(rank, device=self.device),
         )
         have, want = self.span(*arguments, size), reference.span(*in_double(*arguments), size, 1e-10)
         assert have[1].dtype == have[2].dtype == torch.float32

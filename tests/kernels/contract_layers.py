@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from contracting import IMAGES, LOW, Contract, draw, floor, in_double
+from contracting import IMAGES, LOW, Contract, floor, in_double
 from measures import error, relative_error
 from tolerances import LOW_PRECISION_FACTOR, OP_FLOAT32
 from torch import Tensor
@@ -33,14 +33,14 @@ class LayersContract(Contract):
     @pytest.mark.parametrize("offset", [0.0, 100.0])
     def test_layer_statistics(self, width: int, offset: float) -> None:
         """An offset of 100 loses the variance to cancellation unless it is taken around the mean."""
-        residual = draw(5, IMAGES, width) + offset
+        residual = self.draw(5, IMAGES, width) + offset
         have = ops.layer_statistics(residual, 1e-5, backend=self.backend)
         for got, want in zip(have, reference.layer_statistics(residual.double(), 1e-5), strict=True):
             assert got.dtype == torch.float32
             assert relative_error(got, want) <= OP_FLOAT32
 
     def test_layer_statistics_in_bfloat16(self) -> None:
-        residual = draw(5, IMAGES, 768, dtype=torch.bfloat16)
+        residual = self.draw(5, IMAGES, 768, dtype=torch.bfloat16)
         have = ops.layer_statistics(residual, 1e-5, backend=self.backend)
         plain = reference.layer_statistics(residual, 1e-5)
         want = reference.layer_statistics(residual.double(), 1e-5)
@@ -52,8 +52,8 @@ class LayersContract(Contract):
 
     def draw_layer(self, tokens: int, inner: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """``x``, ``weight`` and ``bias``, so that the hidden layer is about as large as its activation is curved."""
-        x = draw(6, IMAGES, tokens, inner, dtype=dtype)
-        return x, (draw(7, columns, inner) * max(inner, 1) ** -0.5).to(dtype), draw(8, columns, dtype=dtype)
+        x = self.draw(6, IMAGES, tokens, inner, dtype=dtype)
+        return x, (self.draw(7, columns, inner) * max(inner, 1) ** -0.5).to(dtype), self.draw(8, columns, dtype=dtype)
 
     def linear_activation(self, x: Tensor, weight: Tensor, bias: Tensor, activation: reference.Activation) -> Tensor:
         return ops.linear_activation(x, weight, bias, activation, backend=self.backend)
@@ -163,8 +163,13 @@ class LayersContract(Contract):
 
     def draw_norm(self, width: int, dtype: torch.dtype, offset: float = 0.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``x``, ``delta``, ``weight`` and ``bias``."""
-        x, delta = (draw(seed, IMAGES, 5, width) for seed in (9, 10))
-        return (x + offset).to(dtype), delta.to(dtype), draw(11, width, dtype=dtype), draw(12, width, dtype=dtype)
+        x, delta = (self.draw(seed, IMAGES, 5, width) for seed in (9, 10))
+        return (
+            (x + offset).to(dtype),
+            delta.to(dtype),
+            self.draw(11, width, dtype=dtype),
+            self.draw(12, width, dtype=dtype),
+        )
 
     def add_layer_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float = EPS) -> Tensor:
         return ops.add_layer_norm(x, delta, weight, bias, eps, backend=self.backend)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contracting import IMAGES, LOW, Contract, draw, floor, in_double
+from contracting import IMAGES, LOW, Contract, floor, in_double
 from measures import error, relative_error
 from tolerances import LOW_PRECISION_FACTOR, OP_FLOAT32
 from torch import Tensor
@@ -21,8 +21,11 @@ class LinearContract(Contract):
     def draw_linear(
         self, tokens: int, inner: int, columns: int, dtype: torch.dtype, with_bias: bool = True
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        x, weight = draw(6, IMAGES, tokens, inner, dtype=dtype), draw(7, columns, inner) * max(inner, 1) ** -0.5
-        return x, weight.to(dtype), draw(8, columns, dtype=dtype) if with_bias else None
+        x, weight = (
+            self.draw(6, IMAGES, tokens, inner, dtype=dtype),
+            self.draw(7, columns, inner) * max(inner, 1) ** -0.5,
+        )
+        return x, weight.to(dtype), self.draw(8, columns, dtype=dtype) if with_bias else None
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return ops.linear(x, weight, bias, backend=self.backend)

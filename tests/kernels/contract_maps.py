@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from contracting import HEADS, IMAGES, LOW, WIDTH, Contract, draw, draw_weighted_values, floor, in_double
+from contracting import HEADS, IMAGES, LOW, WIDTH, Contract, floor, in_double
 from measures import error, relative_error
 from tolerances import FLOAT64, LOW_PRECISION_FACTOR, OP_FLOAT32
 from torch import Tensor
@@ -82,8 +82,8 @@ class MapsContract(Contract):
 
     @AXES
     def test_text_maps_are_added_to_what_is_there(self, tokens: int, head_dim: int, texts: int) -> None:
-        arguments = draw_weighted_values(tokens, head_dim, texts, torch.float32)
-        around = draw(4, IMAGES + 2, tokens, texts)
+        arguments = self.draw_weighted_values(tokens, head_dim, texts, torch.float32)
+        around = self.draw(4, IMAGES + 2, tokens, texts)
         before, out = around.clone(), around[1:-1]
         assert ops.text_maps(*arguments, out, backend=self.backend) is out
         want = before[1:-1].double() + reference.text_maps(*in_double(*arguments))
@@ -94,11 +94,11 @@ class MapsContract(Contract):
     @pytest.mark.parametrize(("head_dim", "kind"), [(80, torch.int32), (104, torch.int64), (20, torch.int64)])
     def test_text_maps_of_some_heads(self, listed: list[int], head_dim: int, kind: torch.dtype) -> None:
         """Values of other heads, and what lies beside the values in memory, are not looked at: all are NaN."""
-        alpha, basis = draw(1, IMAGES, 5, 17).softmax(-1), draw(3, 5, head_dim, 7)
+        alpha, basis = self.draw(1, IMAGES, 5, 17).softmax(-1), self.draw(3, 5, head_dim, 7)
         qkv = torch.full((IMAGES, 17, 3, 5, head_dim), torch.nan, device=self.device)
-        qkv[:, :, 2, listed] = draw(2, IMAGES, 17, len(listed), head_dim)
+        qkv[:, :, 2, listed] = self.draw(2, IMAGES, 17, len(listed), head_dim)
         value, heads = qkv[:, :, 2], torch.tensor(listed, dtype=kind, device=self.device)
-        before = draw(4, IMAGES, 17, 7)
+        before = self.draw(4, IMAGES, 17, 7)
         out = ops.text_maps(alpha, value, basis, before.clone(), heads, backend=self.backend)
         want = before.double() + reference.text_maps(*in_double(alpha, value, basis), heads.long())
         assert relative_error(out, want) <= OP_FLOAT32
@@ -108,7 +108,7 @@ class MapsContract(Contract):
     @pytest.mark.parametrize(("head_dim", "texts"), [(64, 100), (80, 3), (104, 20)])
     @pytest.mark.parametrize("name", WEIGHTED)
     def test_values_in_low_precision(self, name: str, head_dim: int, texts: int, dtype: torch.dtype) -> None:
-        arguments = draw_weighted_values(50, head_dim, texts, dtype)
+        arguments = self.draw_weighted_values(50, head_dim, texts, dtype)
         have = self.weighted(name, *arguments)
         low = getattr(reference, name)(*(tensor.to(dtype) for tensor in arguments))
         want = getattr(reference, name)(*in_double(*arguments))
@@ -118,7 +118,7 @@ class MapsContract(Contract):
     @pytest.mark.parametrize("dtype", LOW)
     @pytest.mark.parametrize("name", WEIGHTED)
     def test_everything_in_low_precision(self, name: str, dtype: torch.dtype) -> None:
-        arguments = tuple(tensor.to(dtype) for tensor in draw_weighted_values(17, 80, 16, dtype))
+        arguments = tuple(tensor.to(dtype) for tensor in self.draw_weighted_values(17, 80, 16, dtype))
         have, low = self.weighted(name, *arguments), getattr(reference, name)(*arguments)
         want = getattr(reference, name)(*in_double(*arguments))
         assert have.dtype == (torch.float32 if name == "text_maps" else dtype)
@@ -127,14 +127,20 @@ class MapsContract(Contract):
     # ------------------------------------------------------------------------------------------- without the values
 
     def draw_unformed_values(self, tokens: int, head_dim: int, texts: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        alpha, _, basis = draw_weighted_values(tokens, head_dim, texts, dtype)
-        weight = draw(6, HEADS, head_dim, WIDTH, dtype=dtype) * WIDTH**-0.5
-        return alpha, draw(5, IMAGES, tokens, WIDTH, dtype=dtype), weight, draw(7, HEADS, head_dim, dtype=dtype), basis
+        alpha, _, basis = self.draw_weighted_values(tokens, head_dim, texts, dtype)
+        weight = self.draw(6, HEADS, head_dim, WIDTH, dtype=dtype) * WIDTH**-0.5
+        return (
+            alpha,
+            self.draw(5, IMAGES, tokens, WIDTH, dtype=dtype),
+            weight,
+            self.draw(7, HEADS, head_dim, dtype=dtype),
+            basis,
+        )
 
     @FEW_AXES  # few texts: also without ever forming the values; many: with them
     def test_text_maps_from_tokens(self, tokens: int, head_dim: int, texts: int) -> None:
         arguments = self.draw_unformed_values(tokens, head_dim, texts, torch.float32)
-        before = draw(8, IMAGES, tokens, texts)
+        before = self.draw(8, IMAGES, tokens, texts)
         out = before.clone()
         assert ops.text_maps_from_tokens(*arguments, out, backend=self.backend) is out
         want = before.double() + reference.text_maps_from_tokens(*in_double(*arguments))
@@ -155,9 +161,9 @@ class MapsContract(Contract):
     def draw_layers(
         self, tokens: int, head_dim: int, texts: int, dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, Tensor, Tensor]:
-        alpha = draw(1, IMAGES, LAYERS, HEADS, tokens).softmax(-1)
-        values = draw(2, LAYERS, IMAGES, tokens, HEADS, head_dim, dtype=dtype)
-        return alpha, values, draw(3, LAYERS, HEADS, head_dim, texts)
+        alpha = self.draw(1, IMAGES, LAYERS, HEADS, tokens).softmax(-1)
+        values = self.draw(2, LAYERS, IMAGES, tokens, HEADS, head_dim, dtype=dtype)
+        return alpha, values, self.draw(3, LAYERS, HEADS, head_dim, texts)
 
     @FEW_AXES
     def test_layered_text_maps(self, tokens: int, head_dim: int, texts: int) -> None:
@@ -179,7 +185,7 @@ class MapsContract(Contract):
         assert all(torch.equal(value, before) for value, before in zip(laid_out, values, strict=True))
 
     def test_one_layer_is_text_maps(self) -> None:
-        alpha, value, basis = draw_weighted_values(50, 64, 20, torch.float32)
+        alpha, value, basis = self.draw_weighted_values(50, 64, 20, torch.float32)
         have = ops.layered_text_maps(alpha[:, None], [value], basis[None], backend=self.backend)
         assert relative_error(have, reference.text_maps(*in_double(alpha, value, basis))) <= OP_FLOAT32
 
@@ -197,7 +203,7 @@ class MapsContract(Contract):
 
     @FEW_AXES
     def test_head_maps(self, tokens: int, head_dim: int, texts: int) -> None:
-        arguments = draw_weighted_values(tokens, head_dim, texts, torch.float32)
+        arguments = self.draw_weighted_values(tokens, head_dim, texts, torch.float32)
         have = ops.head_maps(*arguments, backend=self.backend)
         assert have.is_contiguous()
         assert relative_error(have, reference.head_maps(*in_double(*arguments))) <= OP_FLOAT32
@@ -206,9 +212,9 @@ class MapsContract(Contract):
     @pytest.mark.parametrize("tokens", [1, 17, 50, 63, 64, 65, 197])
     @pytest.mark.parametrize("given", ["", "shift", "scale", "shift scale"])
     def test_token_contributions(self, tokens: int, given: str) -> None:
-        arguments = draw_weighted_values(tokens, 64, 96, torch.float32)
-        shift = draw(4, IMAGES, 96) if "shift" in given else None
-        scale = draw(5, IMAGES) if "scale" in given else None
+        arguments = self.draw_weighted_values(tokens, 64, 96, torch.float32)
+        shift = self.draw(4, IMAGES, 96) if "shift" in given else None
+        scale = self.draw(5, IMAGES) if "scale" in given else None
         have = ops.token_contributions(*arguments, shift, scale, backend=self.backend)
         doubled = [None if tensor is None else tensor.double() for tensor in (shift, scale)]
         assert have.is_contiguous()
@@ -218,8 +224,8 @@ class MapsContract(Contract):
         ("tokens", "head_dim", "columns"), [(257, 80, 33), (577, 104, 7), (50, 80, 130), (7, 88, 1), (5, 128, 200)]
     )
     def test_token_contributions_of_other_shapes(self, tokens: int, head_dim: int, columns: int) -> None:
-        arguments = draw_weighted_values(tokens, head_dim, columns, torch.float32)
-        shift, scale = draw(4, IMAGES, columns), draw(5, IMAGES)
+        arguments = self.draw_weighted_values(tokens, head_dim, columns, torch.float32)
+        shift, scale = self.draw(4, IMAGES, columns), self.draw(5, IMAGES)
         have = ops.token_contributions(*arguments, shift, scale, backend=self.backend)
         want = reference.token_contributions(*in_double(*arguments, shift, scale))
         assert relative_error(have, want) <= OP_FLOAT32
@@ -229,7 +235,7 @@ class MapsContract(Contract):
     @pytest.mark.parametrize("name", ["head_maps", "token_contributions"])
     def test_a_float32_matrix_is_not_rounded(self, name: str, head_dim: int, dtype: torch.dtype) -> None:
         """Values in low precision are exact inputs; what bounds the write has time for 16 bits of the matrix, not 8."""
-        arguments = draw_weighted_values(17, head_dim, 40, dtype)
+        arguments = self.draw_weighted_values(17, head_dim, 40, dtype)
         have, want = self.weighted(name, *arguments), getattr(reference, name)(*in_double(*arguments))
         largest = getattr(reference, name)(*(tensor.abs() for tensor in in_double(*arguments)))  # Σ |alpha v M|
         assert bool(((have.double() - want).abs() <= 2**-16 * largest).all())
@@ -240,47 +246,50 @@ class MapsContract(Contract):
     @pytest.mark.parametrize("order", [(0, 2, 1, 3), (2, 0, 1, 3), (1, 0, 2, 3), (0, 1, 2, 3), (0, 1, 3, 2)])
     def test_values_of_any_strides(self, name: str, order: tuple[int, ...]) -> None:
         """Values whose heads lie before the tokens in memory, as attention kernels lay them out, and others."""
-        alpha, value, basis = draw_weighted_values(17, 64, 5, torch.float32)
+        alpha, value, basis = self.draw_weighted_values(17, 64, 5, torch.float32)
         laid_out = value.permute(order).contiguous().permute([order.index(axis) for axis in range(4)])
         want = getattr(reference, name)(*in_double(alpha, value, basis))
         assert relative_error(self.weighted(name, alpha, laid_out, basis), want) <= OP_FLOAT32
 
     @pytest.mark.parametrize("name", WEIGHTED)
     def test_weights_and_bases_of_any_strides(self, name: str) -> None:
-        _, value, _ = draw_weighted_values(17, 64, 6, torch.float32)
-        alpha = draw(1, IMAGES, 17, 4, HEADS).softmax(1)[:, :, 1].transpose(1, 2)  # tokens, then heads in memory
-        for basis in (draw(3, HEADS, 6, 64).transpose(1, 2), draw(3, 64, HEADS, 2, 6)[:, :, 1].transpose(0, 1)):
+        _, value, _ = self.draw_weighted_values(17, 64, 6, torch.float32)
+        alpha = self.draw(1, IMAGES, 17, 4, HEADS).softmax(1)[:, :, 1].transpose(1, 2)  # tokens, then heads in memory
+        for basis in (
+            self.draw(3, HEADS, 6, 64).transpose(1, 2),
+            self.draw(3, 64, HEADS, 2, 6)[:, :, 1].transpose(0, 1),
+        ):
             want = getattr(reference, name)(*in_double(alpha, value, basis))
             assert relative_error(self.weighted(name, alpha, value, basis), want) <= OP_FLOAT32
-        same = draw(1, 1, 1, 17).softmax(-1).expand(IMAGES, HEADS, 17)
+        same = self.draw(1, 1, 1, 17).softmax(-1).expand(IMAGES, HEADS, 17)
         want = getattr(reference, name)(*in_double(same, value, basis))
         assert relative_error(self.weighted(name, same, value, basis), want) <= OP_FLOAT32
 
     def test_shift_and_scale_of_any_strides(self) -> None:
-        arguments = draw_weighted_values(17, 64, 6, torch.float32)
-        shift, scale = draw(4, 6, IMAGES).T, draw(5, IMAGES, 3)[:, 1]
+        arguments = self.draw_weighted_values(17, 64, 6, torch.float32)
+        shift, scale = self.draw(4, 6, IMAGES).T, self.draw(5, IMAGES, 3)[:, 1]
         have = ops.token_contributions(*arguments, shift, scale, backend=self.backend)
         assert relative_error(have, reference.token_contributions(*in_double(*arguments, shift, scale))) <= OP_FLOAT32
 
     @pytest.mark.parametrize("name", WEIGHTED)
     @pytest.mark.parametrize("extreme", [1e4, -1e4])
     def test_weights_that_are_all_on_one_token(self, name: str, extreme: float) -> None:
-        _, value, basis = draw_weighted_values(50, 64, 5, torch.float32)
-        logits = extreme * draw(9, IMAGES, HEADS, 50)
+        _, value, basis = self.draw_weighted_values(50, 64, 5, torch.float32)
+        logits = extreme * self.draw(9, IMAGES, HEADS, 50)
         arguments = logits.softmax(-1), value, basis
         want = getattr(reference, name)(*in_double(*arguments))
         assert relative_error(self.weighted(name, *arguments), want) <= OP_FLOAT32
 
     @pytest.mark.parametrize("name", WEIGHTED)
     def test_inputs_are_left_alone(self, name: str) -> None:
-        arguments = draw_weighted_values(17, 64, 5, torch.float32)
+        arguments = self.draw_weighted_values(17, 64, 5, torch.float32)
         before = [tensor.clone() for tensor in arguments]
         self.weighted(name, *arguments)
         assert all(torch.equal(tensor, old) for tensor, old in zip(arguments, before, strict=True))
 
     @pytest.mark.parametrize("name", [*WEIGHTED, "layered_text_maps", "text_maps_from_tokens"])
     def test_maps_in_float64(self, name: str) -> None:
-        alpha, value, basis = in_double(*draw_weighted_values(17, 80, 3, torch.float32))
+        alpha, value, basis = in_double(*self.draw_weighted_values(17, 80, 3, torch.float32))
         with nullcontext() if self.takes_float64(name) else self.refuses_float64():
             if name == "text_maps_from_tokens":
                 arguments = in_double(*self.draw_unformed_values(17, 80, 3, torch.float32))
@@ -300,9 +309,9 @@ class MapsContract(Contract):
     )
     def test_nothing_of_something(self, images: int, tokens: int, heads: int, texts: int) -> None:
         """No images, tokens, heads or texts: an empty result, or a sum of nothing."""
-        alpha, basis = draw(1, images, heads, tokens), draw(3, heads, 64, texts)
-        value = draw(2, images, tokens, 3, heads, 64)[:, :, 2]
-        before = draw(4, images, tokens, texts)
+        alpha, basis = self.draw(1, images, heads, tokens), self.draw(3, heads, 64, texts)
+        value = self.draw(2, images, tokens, 3, heads, 64)[:, :, 2]
+        before = self.draw(4, images, tokens, texts)
         out = ops.text_maps(alpha, value, basis, before.clone(), backend=self.backend)
         assert torch.equal(out, before)
         for name in ("head_maps", "token_contributions"):

@@ -23,19 +23,10 @@ DEVICES = (
     {"triton": "cuda", "cuda": "cuda"} if torch.cuda.is_available() else {}
 )  # where a backend runs, if not on the CPU
 
-_device = "cpu"  # of the suite that is running
 
-
-def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
     """Random numbers that do not depend on the device."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(_device, dtype)
-
-
-def draw_weighted_values(tokens: int, head_dim: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """``alpha`` and ``basis`` in float32 and ``value`` in ``dtype``, with the strides that a layer's values have."""
-    alpha = draw(1, IMAGES, HEADS, tokens).softmax(-1)
-    value = draw(2, IMAGES, tokens, 3, HEADS, head_dim, dtype=dtype)[:, :, 2]
-    return alpha, value, draw(3, HEADS, head_dim, columns)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
 
 
 def in_double(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -63,22 +54,43 @@ def poisoned(device: str) -> Iterator[None]:
 
 
 class Contract:
-    """What every part starts from; a backend's class says which backend and on which device."""
+    """What every part starts from; a backend's class says which backend and on which device.
+
+    Every case runs with gradients disabled, as in a forward, and with gradients enabled.
+    """
 
     backend: str
     device = "cpu"
-    float64 = True  # whether the backend takes float64, or refuses it
-    not_in_float64: frozenset[str] = frozenset()  # operations that it refuses although it takes others
+    grad_modes: tuple[bool, ...] = (False, True)
+    float64 = True  # whether the backend supports float64
+    not_in_float64: frozenset[str] = frozenset()  # operations whose float64 it does not support, if it does others'
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        ids = ["grad" if enabled else "no-grad" for enabled in self.grad_modes]
+        metafunc.parametrize("grad_enabled", self.grad_modes, ids=ids)
 
     @pytest.fixture(autouse=True)
-    def _runs_here(self) -> Iterator[None]:
-        global _device
-        refused = next(backend for backend in BACKENDS if backend.name == self.backend).unsupported_reasons()
-        if refused:
-            pytest.skip(f"{self.backend}: {', '.join(refused)}")
-        _device = self.device
-        yield
-        _device = "cpu"
+    def _runs_here(self) -> None:
+        reasons = next(backend for backend in BACKENDS if backend.name == self.backend).unsupported_reasons()
+        if reasons:
+            pytest.skip(f"{self.backend}: {', '.join(reasons)}")
+
+    @pytest.fixture(autouse=True)
+    def _grad_mode(self, grad_enabled: bool) -> Iterator[None]:
+        with torch.set_grad_enabled(grad_enabled):
+            yield
+
+    def draw(self, seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Random numbers on the suite's device."""
+        return draw(seed, *shape, dtype=dtype, device=self.device)
+
+    def draw_weighted_values(
+        self, tokens: int, head_dim: int, columns: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``alpha`` and ``basis`` in float32 and ``value`` in ``dtype``, with the strides of a layer's values."""
+        alpha = self.draw(1, IMAGES, HEADS, tokens).softmax(-1)
+        value = self.draw(2, IMAGES, tokens, 3, HEADS, head_dim, dtype=dtype)[:, :, 2]
+        return alpha, value, self.draw(3, HEADS, head_dim, columns)
 
     @pytest.fixture(autouse=True)
     def _poisoned(self) -> Iterator[None]:
