@@ -1,18 +1,43 @@
 """Contributions of many images in few files.
 
-A saved :class:`~clipfast.contributions.Contributions` carries the model's basis (some 20-80 MB for large models) so
-that it can be read without the model. Written per image it would dwarf the codes, so images are gathered until their
-own data weighs as much as the basis (at least 16 MB, at most 512 MB) and written as ``contributions-00000.safetensors``
-and so on, each readable with :meth:`Contributions.load`.
+A saved :class:`~clipfast.contributions.Contributions` carries the model's basis (20 to 80 MB for large models), so that
+it can be read without the model. Written per image, it would be many times the size of the codes. So images are
+gathered until their own data is as large as the basis (at least 16 MB, at most 512 MB) and written as
+``contributions-00000.safetensors`` and so on. :meth:`Contributions.load` reads each of them.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from clipfast import storage
 from clipfast.contributions import Contributions
-from clipfast.files import atomic_write
 
-_LEAST = 16 << 20
-_MOST = 512 << 20
+_MIN_BYTES = 16 << 20
+_MAX_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of contributions.
+
+    Attributes:
+        file: its name in the folder.
+        rows: how many images it has.
+        checksum: see :func:`clipfast.storage.file_checksum`.
+    """
+
+    file: str
+    rows: int
+    checksum: str
+
+
+@dataclass(frozen=True)
+class _State:
+    """Files that are written, and batches that wait in memory, with rows and bytes of each."""
+
+    shards: tuple[Shard, ...] = ()
+    waiting: list[Contributions] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
 
 
 class ShardWriter:
@@ -20,43 +45,60 @@ class ShardWriter:
 
     Args:
         folder: the folder.
-        written: how many such files are there already.
+        shards: the files that are already there, to go on after them.
     """
 
-    def __init__(self, folder: Path, written: int = 0) -> None:
+    def __init__(self, folder: Path, shards: tuple[Shard, ...] = ()) -> None:
         self._folder = folder
-        self._waiting: list[Contributions] = []
-        self._held = 0
-        self._written = written
+        self._state = _State(shards)
 
-    def add(self, found: Contributions) -> list[tuple[str, int]]:
-        """Takes a batch; returns where each of its images will be found: (file name, row).
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """The files that are written."""
+        return self._state.shards
 
-        Raises:
-            OSError: a file cannot be written.
-        """
-        name = self._name()
-        start = sum(len(part) for part in self._waiting)
-        places = [(name, start + row) for row in range(len(found))]
-        self._waiting.append(found.cpu())
-        self._held += found.nbytes
-        basis = sum(found.basis.values(layer).nbytes for layer in found.layers)
-        if self._held >= min(max(basis, _LEAST), _MOST):
-            self.flush()
-        return places
+    @property
+    def waiting(self) -> int:
+        """Batches that are in memory only."""
+        return len(self._state.sizes)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether what waits in memory is enough for a file."""
+        if not self._state.waiting:
+            return False
+        first = self._state.waiting[0]
+        basis = sum(first.basis.values(layer).nbytes for layer in first.layers)
+        return sum(size for _, size in self._state.sizes) >= min(max(basis, _MIN_BYTES), _MAX_BYTES)
+
+    def add(self, contributions: Contributions) -> list[tuple[str, int]]:
+        """Takes a batch into memory; returns where each of its images will be: (file name, row)."""
+        state = self._state
+        start = sum(rows for rows, _ in state.sizes)
+        state.waiting.append(contributions.cpu())
+        state.sizes.append((len(contributions), contributions.nbytes))
+        return [(_name(len(state.shards)), start + row) for row in range(len(contributions))]
+
+    def drop(self, batches: int) -> None:
+        """Forgets the batches in memory from this number on."""
+        del self._state.waiting[batches:]
+        del self._state.sizes[batches:]
 
     def flush(self) -> None:
-        """Writes what waits.
+        """Writes what waits in memory to a new file; when that fails, it still waits.
 
         Raises:
             OSError: the file cannot be written.
         """
-        if not self._waiting:
+        state = self._state
+        if not state.waiting:
             return
-        with atomic_write(self._folder / self._name()) as partial:
-            Contributions.cat(self._waiting).save(partial)
-        self._waiting, self._held = [], 0
-        self._written += 1
+        path = self._folder / _name(len(state.shards))
+        contributions = Contributions.cat(state.waiting)
+        contributions.save(path)
+        shard = Shard(path.name, len(contributions), storage.file_checksum(path))
+        self._state = _State((*state.shards, shard))
 
-    def _name(self) -> str:
-        return f"contributions-{self._written:05d}.safetensors"
+
+def _name(number: int) -> str:
+    return f"contributions-{number:05d}.safetensors"

@@ -11,7 +11,6 @@ from commandline import LAYERS, clipfast, inside, messages, picture
 
 import clipfast as package
 from clipfast.analyses import selection
-from clipfast.analyses.moments import Moments
 from clipfast.dataset.collection import Collection
 
 CLASSES = {"cats": ["a cat", "cats"], "dogs": ["a dog"], "owls": ["an owl"]}
@@ -74,7 +73,7 @@ def test_every_row_is_what_an_ablated_encoder_gets(data: Path, model_folder: Pat
     named = ["mlps", "L1", "L0.H1, cls 1", "mlp 0"]
     found = ablated(*options(data), *(part for text in named for part in ("--terms", text)), out=tmp_path)
     model = package.load(str(model_folder))
-    moments = Moments.load(data / "all" / "moments.safetensors")
+    moments = Collection(data / "all").moments
     rows = found["ablations"]
     assert [row["name"] for row in rows] == ["nothing", *named]
     encoders = [model.encode_image, *(package.Ablated(model, text, moments).encode_image for text in named)]

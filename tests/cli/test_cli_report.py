@@ -18,11 +18,13 @@ from commandline import HEADS, LAYERS, clipfast, picture, start
 from pages import NASTY, Parsed
 
 import clipfast as package
+from clipfast import storage
 from clipfast.commands.options import ClassOptions, InputOptions, PoolOptions
 from clipfast.commands.report import command as report
 from clipfast.commands.report.images import in_turn
 from clipfast.commands.report.options import PictureOptions
 from clipfast.commands.stats import command as stats
+from clipfast.dataset.collection import Header
 
 WORDS = ["cat", "dog", "house", "tree", "car", "boat", "face", "hand", "road", "sky"]
 TEXTS = [f"a photo of a {word}" for word in WORDS]
@@ -217,11 +219,14 @@ def test_moments_alone_are_enough_for_texts(
 def test_images_that_are_gone_have_no_pictures(written: Path, images: Path, tmp_path: Path) -> None:
     """All but three were deleted after they were collected; and of those three two thumbnails were wanted."""
     collection = shutil.copytree(written.parent / "all-collection", tmp_path / "c")
-    lines = (collection / "images.jsonl").read_text().splitlines()
+    lines = (collection / "images.jsonl").read_text().split("\n")[:-1]
     entries = [json.loads(line) for line in lines]
     for entry in entries[3:]:
         entry["path"] = str(tmp_path / "gone" / Path(entry["path"]).name)
-    (collection / "images.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+    edited = "".join(f"{json.dumps(entry)}\n" for entry in entries).encode()
+    (collection / "images.jsonl").write_bytes(edited)
+    header = replace(Header.read(collection), images=(len(edited), storage.checksum(edited)))
+    (collection / "collection.json").write_text(header.to_json())
     given = InputOptions([collection])
     pictures = PictureOptions(top=12, random=0, thumbnails=12, maps=0, examples=0)
     texts = str(images.parent / "texts.txt")

@@ -176,6 +176,8 @@ class _Decomposer:
             self._progress.images.append(entry)
             best = sorted(entry["scores"].items(), key=lambda scored: -scored[1])[:3]
             console.say("\t".join([entry["file"], *(f"{score:+.4f} {text}" for text, score in best)]))
+        if self.writer.is_full:
+            self.writer.flush()
 
     def _entries(self, sources: list[Source], contributions: Contributions, pixels: Tensor) -> list[dict[str, Any]]:
         """What the summary says of each image; draws its panels."""

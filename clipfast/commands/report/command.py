@@ -49,7 +49,7 @@ def run(options: Options) -> int:
     collected_before = len(inputs.images) == 1 and is_collection(inputs.images[0])
     if options.zeroshot.given() and inputs.labels is None and not collected_before:
         raise InputError("--classes, --prompt and --templates say what labels mean: give --labels, too")
-    collected = collect(inputs, folder)
+    collected = collect(inputs, folder, unfinished=True)
     if not collected.complete:
         return INTERRUPTED
     zeroshot = ZeroShot.maybe(collected, options.zeroshot)

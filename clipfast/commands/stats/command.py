@@ -1,7 +1,7 @@
-"""``clipfast stats``: one pass over images, and what every head writes of them.
+"""``clipfast stats``: one pass over images, and how much every head's output varies over them.
 
 The folder given as ``--out`` is a collection (:mod:`clipfast.dataset.collection`), which the other analyses take in
-place of the images; ``stats.json`` has every head's share of the variance and its rank.
+place of the images. ``stats.json`` has every head's share of the variance and its rank.
 """
 
 from dataclasses import replace
@@ -18,26 +18,31 @@ _SHOWN = 12
 
 
 def run(options: Options) -> int:
-    """Collects and summarises; returns the exit code.
+    """Collects the images and summarises them; returns the exit code.
+
+    An unfinished collection is summarised too, with a warning and exit code 2.
 
     Raises:
         ClipfastError: an option that does not fit, or a model that cannot be loaded.
         OSError: a result that cannot be written.
     """
-    found = collect(replace(options.inputs, moments_only=options.moments_only), options.out)
-    moments = found.collection.moments
+    inputs = replace(options.inputs, moments_only=options.moments_only)
+    collected = collect(inputs, options.out, unfinished=True)
+    collection = collected.collection
+    moments = collection.moments
     heads = head_rows(moments) if moments.count > 1 else []
     result = {
         "format": FORMAT,
-        "complete": found.complete,
+        "complete": collection.complete,
         "images": moments.count,
-        "failed": found.failed,
-        "collection": str(found.collection.folder),
+        "failed": len(collection.header["failed"]),
+        "device": str(collected.model.device),
+        "collection": str(collection.folder),
         "heads": heads,
     }
-    write_json(found.collection.folder / "stats.json", result)
+    write_json(collection.folder / "stats.json", result)
     if options.json:
-        console.say((found.collection.folder / "stats.json").read_text(encoding="utf-8").rstrip())
+        console.say((collection.folder / "stats.json").read_text(encoding="utf-8").rstrip())
     else:
         rows = sorted(heads, key=lambda row: -row["variance"])[:_SHOWN]
         console.table(
@@ -45,7 +50,9 @@ def run(options: Options) -> int:
             [(f"L{row['layer']}.H{row['head']}", f"{row['share']:.1%}", str(row["rank"])) for row in rows],
             title=f"{moments.count} images, the heads that vary most",
         )
-    if not found.complete:
+    if not collected.complete:
         return INTERRUPTED
-    console.note(f"collected in {found.collection.folder}: give that folder to the other analyses")
-    return FAILED if found.failed else 0
+    if not collection.complete:
+        return FAILED
+    console.note(f"collected in {collection.folder}: give that folder to the other analyses")
+    return FAILED if collected.failed else 0
