@@ -12,7 +12,8 @@ codes with a folded basis. Source: arXiv 2310.05916, section 3; the even split o
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, cast, get_args
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -26,8 +27,10 @@ Centring = Literal["uniform", "termwise"]
 _ROWS = ("biases", "mean_row", "std_row")
 
 
-def autocast_disabled(like: Tensor) -> torch.autocast:
+def autocast_disabled(like: Tensor) -> AbstractContextManager[Any]:
     """A context without autocast on the device of a tensor, so that products have the dtype of their operands."""
+    if like.device.type == "meta":  # torch has no autocast there
+        return nullcontext()
     return torch.autocast(like.device.type, enabled=False)
 
 

@@ -1,7 +1,7 @@
 """Loading a CLIP model, or wrapping one that exists, and decomposing what it sees."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -23,7 +23,7 @@ from clipfast.forward import Maps, Request, decompose
 from clipfast.graphs import Graphs
 from clipfast.indices import resolve_layers
 from clipfast.kernels import dispatch
-from clipfast.reading import Picture, computing, prepared
+from clipfast.reading import ImageBatches, OnError, Picture, computing, prepared
 from clipfast.towers import openclip, openclip_models
 from clipfast.towers.patches import Signature
 from clipfast.towers.tower import Tower
@@ -203,21 +203,27 @@ class Model:
         (batch,) = self.batches(pictures, len(pictures))
         return batch
 
-    def batches(self, images: Iterable[Picture], size: int = 32) -> Iterator[Tensor]:
+    def batches(self, images: Iterable[Picture], size: int = 32, *, on_error: OnError = "raise") -> ImageBatches:
         """The input for any number of images, in their order: files are read in threads while the last batch is used.
 
         >>> for pixels in model.batches(paths, size=8):
         ...     contributions = model.decompose(pixels)
 
         Args:
-            images: paths, or PIL images; those are decoded here where they have not been, as they may share a file.
-            size: images in a batch, ``[size, 3, height, width]`` on the model's device and in its dtype.
+            images: paths, or PIL images. PIL images that are not decoded yet are decoded in the calling thread, since
+                two of them may share a file.
+            size: images per batch, ``[size, 3, height, width]`` on the model's device and in its dtype.
+            on_error: ``"raise"`` ends at an image that cannot be read; ``"skip"`` leaves it out and goes on.
+
+        Returns:
+            An iterator over tensors. Its ``skipped`` lists the images left out so far, each with its position and
+            error, and its ``indices`` are the positions of the last batch's images.
 
         Raises:
-            ImageError: a file that cannot be read, when its batch is asked for.
-            InputError: batches of nothing.
+            ImageError: a file that cannot be read, when its batch is asked for and ``on_error`` is ``"raise"``.
+            InputError: ``size`` is below 1, or another ``on_error``.
         """
-        return (pixels.to(self.device, self.dtype) for pixels in prepared(self.preprocess, images, size))
+        return prepared(self.preprocess, images, size, on_error, lambda pixels: pixels.to(self.device, self.dtype))
 
     @torch.no_grad()
     def _encode_image(self, pixels: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ float64, about a centre near the mean so that nothing cancels, and those of shar
 ``G`` heads of all layers kept, ``E`` head_dim, ``D`` embed_dim, ``X = E + 3``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from os import PathLike
 
@@ -29,6 +30,17 @@ FORMAT = "clipfast.moments/2"
 _SHARED = 3  # entries of a code that are the same for every head: 1, μ and σ
 
 
+@dataclass(frozen=True)
+class _State:
+    """Everything that images add to, replaced as a whole: an interrupted update leaves the state before it."""
+
+    count: int = 0
+    layers: tuple[int, ...] = ()
+    basis: Basis | None = None
+    dtype: torch.dtype = torch.float32  # of the embeddings: says what is noise
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 class Moments:
     """Streaming, mergeable moments of every head's contributions.
 
@@ -41,20 +53,26 @@ class Moments:
     Args:
         model: whose heads, anything with a basis; None to take the basis of the first contributions.
         backend: which kernels compute; default the model's.
-
-    Attributes:
-        count: images seen.
-        layers: layers whose heads are covered, known after the first update.
     """
 
     def __init__(self, model: HasBasis | None = None, *, backend: str | None = None) -> None:
         self.backend = backend or ("auto" if model is None else model.backend)
-        self.count = 0
-        self.layers: tuple[int, ...] = ()
-        self._basis: Basis | None = None if model is None else model.basis()
-        self._dtype = torch.float32  # that the images were computed in: says what is noise
-        self._sums: dict[str, Tensor] = {}
-        self._spans: HeadSpans | None = None
+        self._state = _State(basis=None if model is None else model.basis())
+        self._spans: tuple[_State, HeadSpans] | None = None
+
+    @property
+    def count(self) -> int:
+        """Images seen."""
+        return self._state.count
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers whose heads are covered, known after the first update."""
+        return self._state.layers
+
+    @property
+    def _sums(self) -> Mapping[str, Tensor]:
+        return self._state.sums
 
     @property
     def basis(self) -> Basis:
@@ -63,9 +81,9 @@ class Moments:
         Raises:
             InputError: no model was given and nothing was seen.
         """
-        if self._basis is None:
+        if self._state.basis is None:
             raise InputError("these moments are empty: update them with contributions first")
-        return self._basis
+        return self._state.basis
 
     @property
     def fingerprint(self) -> str:
@@ -73,7 +91,7 @@ class Moments:
         return self.basis.fingerprint
 
     def update(self, contributions: Contributions) -> None:
-        """Adds a batch.
+        """Adds a batch; a call that fails or is interrupted adds none of it.
 
         Raises:
             InputError: contributions of another model, of other layers, or with values that are not finite.
@@ -81,79 +99,60 @@ class Moments:
         if not len(contributions):
             return
         class_codes = contributions.class_codes if "class_token" in contributions.kept else None
-        self._basis = self._basis or contributions.basis
-        self._expect(contributions.basis, contributions.layers, class_codes is not None)
+        state = self._expect(contributions.basis, contributions.layers, class_codes is not None)
+        if not bool(contributions.is_finite().all()):
+            raise InputError("a contribution is not finite: the image or a weight is not, or an embedding is zero")
         scale = 1 / (contributions.std * contributions.norm)
         shared = torch.stack([scale, contributions.mean * scale, 1 / contributions.norm], 1)  # [B, 3]
         codes = contributions.codes.flatten(1, 2)  # [B, G, E]
         others = torch.cat([contributions.start_and_mlps(), contributions.rest[:, None]], 1).double()  # [B, terms, D]
-        if not bool(codes.isfinite().all() and shared.isfinite().all()):
-            raise InputError("a contribution is not finite: the image or a weight is not, or an embedding is zero")
-        if not self.count:
-            self._begin(contributions, codes, shared)
-        sums = self._sums
+        if not state.count:
+            state = _begin(state, contributions, codes, shared)
+        sums = {name: tensor.clone() for name, tensor in state.sums.items()}
         centre = sums["centre"].to(codes)
         ops.moments(codes, shared, centre, sums["total"], sums["second"], backend=self.backend)
         sums["others"] += others.sum(0)
         if class_codes is not None:
             sums["class"][:, :-_SHARED] += class_codes.flatten(1, 2).double().sum(0)
             sums["class"][:, -_SHARED:] += shared.double().sum(0) / contributions.token_count
-        self.count += len(contributions)
-        self._spans = None
+        self._state = replace(state, count=state.count + len(contributions), sums=sums)
 
-    def _begin(self, contributions: Contributions, codes: Tensor, shared: Tensor) -> None:
-        groups, columns = codes.shape[1], codes.shape[2] + _SHARED
-        self.layers = contributions.layers
-        self._dtype = contributions.embedding.dtype
-        zeros = partial(torch.zeros, dtype=torch.float64, device=codes.device)
-        whole = torch.cat([codes, shared[:, None].expand(-1, groups, -1)], 2)
-        self._sums = {
-            "centre": whole.mean(0).double(),
-            "total": zeros(groups, columns),
-            "second": zeros(groups, columns, columns),
-            "others": zeros(contributions.mlps.shape[1] + 2, contributions.mlps.shape[2]),
-        }
-        if "class_token" in contributions.kept:
-            self._sums["class"] = zeros(groups, columns)
-
-    def _expect(self, basis: Basis, layers: Sequence[int], class_token: bool) -> None:
-        if not self.basis.same_as(basis):
+    def _expect(self, basis: Basis, layers: Sequence[int], class_token: bool) -> _State:
+        """The state to add images to; raises if they do not belong to it."""
+        state = self._state if self._state.basis is not None else replace(self._state, basis=basis)
+        if not (state.basis is basis or self.basis.same_as(basis)):
             raise InputError("these contributions are of another model, of other weights or of another centring")
-        if self.count and tuple(layers) != self.layers:
-            raise InputError(f"these contributions keep layers {list(layers)}, the moments {list(self.layers)}")
-        if self.count and class_token != ("class" in self._sums):
+        if state.count and tuple(layers) != state.layers:
+            raise InputError(f"these contributions keep layers {list(layers)}, the moments {list(state.layers)}")
+        if state.count and class_token != ("class" in state.sums):
             raise InputError("the class token's part is kept by some of these images only: decompose all alike")
+        return state
 
     def merge(self, other: "Moments") -> None:
-        """Adds another's images; in a fixed order the result is the same bits.
+        """Adds another's images; merging in a fixed order gives the same bits every time.
 
         Raises:
             InputError: moments of another model or of other layers.
         """
         if not other.count:
             return
-        self._basis = self._basis or other.basis
-        self._expect(other.basis, other.layers, "class" in other._sums)
-        if not self.count:
-            self.layers, self._dtype = other.layers, other._dtype
-            self._sums = {name: tensor.clone() for name, tensor in other._sums.items()}
-        else:
-            mine, theirs = (
-                self._sums,
-                {name: tensor.to(self._sums["total"].device) for name, tensor in other._sums.items()},
-            )
-            away = theirs["centre"] - mine["centre"]  # their sums about our centre
-            moved = theirs["total"][:, :, None] * away[:, None]
-            mine["second"] += theirs["second"] + moved + moved.transpose(1, 2)
-            mine["second"] += other.count * away[:, :, None] * away[:, None]
-            mine["total"] += theirs["total"] + other.count * away
-            mine["others"] += theirs["others"]
-            if "class" in mine:
-                mine["class"] += theirs["class"]
-            if torch.finfo(other._dtype).eps > torch.finfo(self._dtype).eps:
-                self._dtype = other._dtype
-        self.count += other.count
-        self._spans = None
+        state, added = self._expect(other.basis, other.layers, "class" in other._sums), other._state
+        if not state.count:
+            sums = {name: tensor.clone() for name, tensor in added.sums.items()}
+            self._state = replace(added, basis=state.basis, sums=sums)
+            return
+        mine = {name: tensor.clone() for name, tensor in state.sums.items()}
+        theirs = {name: tensor.to(mine["total"].device) for name, tensor in added.sums.items()}
+        shift = theirs["centre"] - mine["centre"]  # their sums about our centre
+        moved = theirs["total"][:, :, None] * shift[:, None]
+        mine["second"] += theirs["second"] + moved + moved.transpose(1, 2)
+        mine["second"] += added.count * shift[:, :, None] * shift[:, None]
+        mine["total"] += theirs["total"] + added.count * shift
+        mine["others"] += theirs["others"]
+        if "class" in mine:
+            mine["class"] += theirs["class"]
+        dtype = max(state.dtype, added.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+        self._state = replace(state, count=state.count + added.count, dtype=dtype, sums=mine)
 
     def means(self) -> Tensor:
         """Mean contribution of every head, ``[L, H, D]``, float64.
@@ -208,11 +207,11 @@ class Moments:
         Raises:
             InputError: fewer than two images.
         """
-        if rank is None and self._spans is not None:
-            return self._spans
+        if rank is None and self._spans is not None and self._spans[0] is self._state:
+            return self._spans[1]
         mean, covariance = self._mean(), self._covariances()
         moment = covariance * ((self.count - 1) / self.count) + mean[:, :, None] * mean[:, None]  # [G, X, X]
-        share = noise(self._dtype)
+        share = noise(self._state.dtype)
         parts = [
             of_codes(self._folded(layer), moment[own], covariance[own], share, rank)
             for layer, own in self._by_layer(torch.arange(len(mean)))
@@ -227,7 +226,7 @@ class Moments:
             noise=share,
         )
         if rank is None:
-            self._spans = spans
+            self._spans = self._state, spans
         return spans
 
     def textspan(
@@ -324,9 +323,9 @@ class Moments:
             "heads": self.basis.heads,
             "centring": self.basis.centring,
             "fingerprint": self.fingerprint,
-            "dtype": str(self._dtype).removeprefix("torch."),
+            "dtype": str(self._state.dtype).removeprefix("torch."),
         }
-        storage.write(path, header, self._sums | self.basis.tensors(self.layers))
+        storage.write(path, header, {**self._sums} | self.basis.tensors(self.layers))
 
     @classmethod
     def load(cls, path: str | PathLike[str], *, backend: str = "auto") -> "Moments":
@@ -339,11 +338,28 @@ class Moments:
         header, tensors = storage.read(path, FORMAT, "Moments.save")
         moments = cls(backend=backend)
         with storage.as_damage(path):
-            moments.count = header["count"]
-            moments.layers = tuple(header["layers"])
-            moments._basis = StoredBasis.of(
-                tensors, moments.layers, header["heads"], header["centring"], header["fingerprint"]
+            layers = tuple(header["layers"])
+            moments._state = _State(
+                count=header["count"],
+                layers=layers,
+                basis=StoredBasis.of(tensors, layers, header["heads"], header["centring"], header["fingerprint"]),
+                dtype=getattr(torch, header["dtype"]),
+                sums={name: tensor for name, tensor in tensors.items() if not name.startswith("basis/")},
             )
-            moments._dtype = getattr(torch, header["dtype"])
-            moments._sums = {name: tensor for name, tensor in tensors.items() if not name.startswith("basis/")}
         return moments
+
+
+def _begin(state: _State, contributions: Contributions, codes: Tensor, shared: Tensor) -> _State:
+    """The state before the first images, with sums of the right sizes."""
+    groups, columns = codes.shape[1], codes.shape[2] + _SHARED
+    zeros = partial(torch.zeros, dtype=torch.float64, device=codes.device)
+    whole = torch.cat([codes, shared[:, None].expand(-1, groups, -1)], 2)
+    sums = {
+        "centre": whole.mean(0).double(),
+        "total": zeros(groups, columns),
+        "second": zeros(groups, columns, columns),
+        "others": zeros(contributions.mlps.shape[1] + 2, contributions.mlps.shape[2]),
+    }
+    if "class_token" in contributions.kept:
+        sums["class"] = zeros(groups, columns)
+    return replace(state, layers=contributions.layers, dtype=contributions.embedding.dtype, sums=sums)

@@ -22,6 +22,7 @@ from clipfast.analyses.ranking import largest
 from clipfast.basis import Basis, StoredBasis, autocast_disabled
 from clipfast.contributions import Contributions
 from clipfast.errors import InputError, MissingExtra
+from clipfast.indices import resolve_heads
 
 FORMAT = "clipfast.retrieval/2"
 IMAGES_AT_ONCE = 8192
@@ -86,7 +87,7 @@ class Index:
     def __init__(self, heads: Sequence[tuple[int, int]]) -> None:
         if not heads:
             raise InputError("no heads to retrieve by: give (layer, head) pairs")
-        self.heads = sorted({(int(layer), int(head)) for layer, head in heads})
+        self.heads = sorted(set(heads))
         self.names: list[str] = []
         self._parts: list[Tensor] = []  # [·, W] each
         self._total = torch.zeros(0)
@@ -128,9 +129,9 @@ class Index:
             raise InputError("all images of an index have names, or none has")
         if names is not None and (len(names) != len(contributions) or any(not name or "\0" in name for name in names)):
             raise InputError(f"{len(names)} names for {len(contributions)} images: give one per image, none empty")
-        rows = self._rows(contributions)
-        if not bool(rows.isfinite().all()):
+        if not bool(contributions.is_finite().all()):
             raise InputError("a contribution is not finite: the image or a weight is not, or an embedding is zero")
+        rows = self._rows(contributions)
         if self._parts:
             rows = rows.to(self._parts[0])
             self._total += rows.double().sum(0)
@@ -145,9 +146,7 @@ class Index:
             self._begin(contributions.basis)
         elif not self._basis.same_as(contributions.basis):
             raise InputError("these contributions are of another model, of other weights or of another centring")
-        missing = sorted({layer for layer, _ in self.heads} - set(contributions.layers))
-        if missing:
-            raise InputError(f"layers {missing} were not kept: the layers here are {list(contributions.layers)}")
+        resolve_heads(self.heads, contributions.basis.layers, contributions.basis.heads, contributions.layers)
         scale = 1 / (contributions.std * contributions.norm)
         shared = torch.stack([scale, contributions.mean * scale, 1 / contributions.norm], 1)  # [B, 3]
         codes = [contributions.codes[:, contributions.layers.index(layer), head] for layer, head in self.heads]
@@ -155,12 +154,7 @@ class Index:
             return torch.cat([*codes, shared.to(codes[0])], 1) @ self._fold.to(codes[0])
 
     def _begin(self, basis: Basis) -> None:
-        count = basis.layers
-        heads = sorted({(layer + count if layer < 0 else layer, head) for layer, head in self.heads})
-        wrong = [pair for pair in heads if not (0 <= pair[0] < count and 0 <= pair[1] < basis.heads)]
-        if wrong:
-            raise InputError(f"no heads {wrong}: layers are 0 to {count - 1}, heads 0 to {basis.heads - 1}")
-        self._use(basis, heads)
+        self._use(basis, sorted(set(resolve_heads(self.heads, basis.layers, basis.heads))))
 
     def _use(self, basis: Basis, heads: list[tuple[int, int]]) -> None:
         """Folds the basis of these heads, so that ``[every head's code, 1, μ, σ] / (σ n) @ fold`` is what is kept."""

@@ -64,11 +64,11 @@ class TermVariances:
         """
         if not len(contributions):
             return
+        if not bool(contributions.is_finite().all()):
+            raise InputError("a contribution is not finite: the image or a weight is not, or an embedding is zero")
         whole = contributions.embedding.double() / contributions.norm.double()[:, None]  # [B, D]
         terms = torch.cat([_terms(contributions), whole[:, None]], 1)  # [B, K + 1, D]
         sums, products = terms.sum(0).cpu(), torch.einsum("bkd,bd->k", terms, whole).cpu()
-        if not bool(products.isfinite().all()):
-            raise InputError("a contribution is not finite: the image or a weight is not, or an embedding is zero")
         if self._sums is None:
             self._layers, self._sums, self._products = contributions.layers, sums, products
         elif contributions.layers != self._layers or sums.shape != self._sums.shape:
