@@ -16,27 +16,32 @@ def _array(tensor: object) -> Maps:
     return np.asarray(tensor.detach().float().cpu())  # type: ignore[attr-defined]
 
 
-def about(found: Contributions) -> str:
+def about(contributions: Contributions) -> str:
     """Which heads the maps are of, in words."""
-    if len(found.layers) == found.basis.layers:
+    if len(contributions.layers) == contributions.basis.layers:
         return "all heads of all layers"
-    return f"all heads of layer{'s'[: len(found.layers) > 1]} {', '.join(map(str, found.layers))}"
+    return f"all heads of layer{'s'[: len(contributions.layers) > 1]} {', '.join(map(str, contributions.layers))}"
 
 
 def draw_texts(
-    title: str, picture: Image.Image, found: Contributions, row: int, texts: Sequence[str], scores: Sequence[float]
+    title: str,
+    picture: Image.Image,
+    contributions: Contributions,
+    row: int,
+    texts: Sequence[str],
+    scores: Sequence[float],
 ) -> Image.Image:
     """The panel of one image of a batch that has maps, with a map per text."""
-    maps = found.patch_maps()[row]  # [rows, columns, T] or [L, H, rows, columns, T]
+    maps = contributions.patch_maps()[row]  # [rows, columns, T] or [L, H, rows, columns, T]
     summed = maps if maps.ndim == 3 else maps.sum((0, 1))
-    return text_panel(TextMaps(title, picture, texts, scores, _array(summed), about(found)))
+    return text_panel(TextMaps(title, picture, texts, scores, _array(summed), about(contributions)))
 
 
 def draw_heads(
-    title: str, picture: Image.Image, found: Contributions, row: int, shares: TextShares, text: int
+    title: str, picture: Image.Image, contributions: Contributions, row: int, shares: TextShares, text: int
 ) -> Image.Image:
     """The panel of one image with a map per head, for the text in column ``text`` of the maps."""
-    maps = found.patch_maps()[row, ..., text]  # [L, H, rows, columns]
+    maps = contributions.patch_maps()[row, ..., text]  # [L, H, rows, columns]
     mlps = [shares.mlps[layer] for layer in shares.layers]
     shown = HeadMaps(title, picture, shares.text, shares.score, shares.layers, shares.heads, mlps, _array(maps))
     return heads_panel(shown)

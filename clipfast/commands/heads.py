@@ -1,4 +1,4 @@
-"""Heads: which ones an option names, and what results say of each."""
+"""Heads: those that an option names, and the rows that results have for them."""
 
 from collections.abc import Sequence
 from typing import Any

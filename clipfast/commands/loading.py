@@ -1,4 +1,4 @@
-"""Loading the model a command was asked for, and what is said about the software it ran with."""
+"""Loading the model that a command's options name, and the versions of the software it runs with."""
 
 import platform
 from importlib import metadata

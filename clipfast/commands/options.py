@@ -130,7 +130,7 @@ class ClassOptions:
     prompt: Texts = ()
     templates: Texts = ()
 
-    def given(self) -> bool:
+    def is_set(self) -> bool:
         """Whether any of these options is set."""
         return self.classes is not None or bool(self.prompt) or bool(self.templates)
 

@@ -1,4 +1,4 @@
-"""Labels as classes: what each is called in words, and the classifier that the words make."""
+"""Zero-shot classification: the texts that stand for each label, and the classifier made of their features."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Classes:
 
     @classmethod
     def of(cls, names: Mapping[str, Sequence[str]], templates: Sequence[str] = ()) -> Self:
-        """Classes by label; with templates each name is put into each, without the names are the texts."""
+        """Classes from names by label: every name is put into every template, or is a text itself without templates."""
         texts = names
         if templates:
             texts = {
@@ -150,12 +150,13 @@ def labelled_batches(collection: Collection, classes: Classes, groups: Groups) -
     Raises:
         InputError: only moments were kept, or a file is gone or damaged.
     """
-    for entries, found in collection.batches():
+    for entries, contributions in collection.batches():
         rows = [row for row, entry in enumerate(entries) if entry.label is not None]
         if rows:
             kept = [entries[row] for row in rows]
-            some, numbers = (found if len(rows) == len(entries) else found.select(rows)), groups.index(kept)
-            yield (some, classes.index(kept)) if numbers is None else (some, classes.index(kept), numbers)
+            part = contributions if len(rows) == len(entries) else contributions.select(rows)
+            numbers = groups.index(kept)
+            yield (part, classes.index(kept)) if numbers is None else (part, classes.index(kept), numbers)
 
 
 @dataclass(frozen=True)

@@ -42,26 +42,26 @@ def run(options: Options) -> int:
     texts, notes = read_pool(options.naming.pool)  # before anything slow
     for note in notes:
         console.warn(note)
-    found = collect(options.inputs, options.out)
-    if not found.complete:
+    collected = collect(options.inputs, options.out)
+    if not collected.complete:
         return INTERRUPTED
-    test = Labelled.of(found.collection, found.model, options.zeroshot)
-    texts = fitting(found.model, texts, options.naming.pool) if needs_texts(options) else []
-    means = found.collection.moments if options.means is None else Collection(options.means).moments
+    test = Labelled.of(collected.collection, collected.model, options.zeroshot)
+    texts = fitting(collected.model, texts, options.naming.pool) if needs_texts(options) else []
+    means = collected.collection.moments if options.means is None else Collection(options.means).moments
     chosen = [Removal(text, Terms.parse(text, means.basis)) for text in options.terms]
     chosen += removals(options, test, means, texts)
-    wanted = chosen or ([] if options.reconstruct else paper(means))
-    accuracies = evaluate(test.batches(), test.classifier, means, [removal.terms for removal in wanted])
+    ablations = chosen or ([] if options.reconstruct else paper(means))
+    accuracies = evaluate(test.batches(), test.classifier, means, [removal.terms for removal in ablations])
     nothing = Terms.of(means.basis)
     baseline, groups = accuracies[nothing], test.groups.names
     rows = [row(Removal("nothing", nothing), baseline, groups)]
-    rows += [row(each, accuracies[each.terms], groups) for each in wanted]
+    rows += [row(removal, accuracies[removal.terms], groups) for removal in ablations]
     result = {
         "format": FORMAT,
-        "model": found.collection.header["model"],
-        "pretrained": found.collection.header["pretrained"],
+        "model": collected.collection.header["model"],
+        "pretrained": collected.collection.header["pretrained"],
         "images": baseline.count,
-        "means": str(options.means or found.collection.folder),
+        "means": str(options.means or collected.collection.folder),
         "pool": options.naming.pool,
         "chance": rounded(baseline.chance),
         "near_chance": baseline.near_chance,
@@ -76,8 +76,8 @@ def run(options: Options) -> int:
     write_json(options.out / "ablate.json", result)
     if options.json:
         console.say((options.out / "ablate.json").read_text(encoding="utf-8").rstrip())
-    console.note(f"{len(wanted)} ablations of {baseline.count} images; in {options.out}/ablate.json")
-    return FAILED if found.failed else 0
+    console.note(f"{len(ablations)} ablations of {baseline.count} images; in {options.out}/ablate.json")
+    return FAILED if collected.failed else 0
 
 
 def needs_texts(options: Options) -> bool:
@@ -96,25 +96,25 @@ def paper(moments: Moments) -> list[Removal]:
 
 def row(removal: Removal, accuracy: Accuracy, groups: Sequence[str]) -> dict[str, Any]:
     """What the JSON says of one ablation."""
-    found: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "name": removal.name,
         "terms": str(removal.terms),
         "accuracy": rounded(accuracy.accuracy),
     }
     if groups:
-        found |= {
+        entry |= {
             "worst_group": rounded(accuracy.worst_group),
             "mean_of_groups": rounded(accuracy.mean_of_groups),
             "groups": {groups[at]: rounded(value) for at, value in accuracy.group_accuracies.items()},
         }
     if removal.heads:
-        found["chosen"] = [{**head._asdict(), "score": rounded(head.score)} for head in removal.heads]
-    return found
+        entry["chosen"] = [{**head._asdict(), "score": rounded(head.score)} for head in removal.heads]
+    return entry
 
 
 def _table(rows: Sequence[dict[str, Any]], baseline: Accuracy) -> None:
     shown = [key for key in ("accuracy", "worst_group", "mean_of_groups") if key in rows[0]]
-    lines = [(each["name"], *(f"{each[key]:.1%}" for key in shown), each["terms"]) for each in rows]
+    lines = [(entry["name"], *(f"{entry[key]:.1%}" for key in shown), entry["terms"]) for entry in rows]
     headers = ("ablated", *(key.replace("_", " ") for key in shown), "terms")
     console.table(headers, lines, title=f"{baseline.count} images, chance {baseline.chance:.1%}")
 

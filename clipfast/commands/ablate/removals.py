@@ -36,7 +36,7 @@ class Removal:
 
 
 def removals(options: Options, test: Labelled, means: Moments, texts: Sequence[str]) -> list[Removal]:
-    """The sets of heads that were asked for.
+    """The sets of heads that the options ask for.
 
     Args:
         options: which heads to choose.
@@ -62,7 +62,7 @@ def removals(options: Options, test: Labelled, means: Moments, texts: Sequence[s
     heads = chosen_heads(choosing.heads, means.basis, means.layers)
     if choosing.contrast is not None:
         ranked = by_contrast(contributions, labels, groups, test.classifier)
-        picked = [each for each in ranked if (each.layer, each.head) in heads][: choosing.contrast]
+        picked = [head for head in ranked if (head.layer, head.head) in heads][: choosing.contrast]
         made.append(Removal(f"{len(picked)} heads by contrast of groups", terms_of(picked, means), tuple(picked)))
     if choosing.greedy is not None:
         picked = greedy(contributions, labels, groups, test.classifier, means, choosing.greedy, heads=heads)
@@ -76,12 +76,12 @@ def _by_words(options: Options, test: Labelled, means: Moments, texts: Sequence[
     choosing, pool = options.selection, options.naming.pool
     if pool == RANDOM:
         raise InputError("--words needs a pool of texts: random vectors have none")
-    wanted = matching(texts, choosing.words)
-    if not wanted:
+    matches = matching(texts, choosing.words)
+    if not matches:
         raise InputError(f"no text of the pool {pool} contains any of {', '.join(choosing.words)}")
     heads, top = chosen_heads(choosing.heads, means.basis, means.layers), choosing.top
     features = pool_features(test.model, texts, options.naming)
-    picked = by_texts(means.textspan(features, top, heads), wanted, top=top, at_least=choosing.at_least)
+    picked = by_texts(means.textspan(features, top, heads), matches, top=top, at_least=choosing.at_least)
     if not picked:
         named = ", ".join(choosing.words)
         console.warn(f"no head of {len(heads)} has {choosing.at_least} of its first {top} texts with any of {named}")

@@ -106,15 +106,15 @@ def _say(entry: Mapping[str, Any], place: str) -> None:
         console.error(f"{name}: its memory was not measured: {probe}")
 
 
-def _finish(options: Options, found: dict[str, Any]) -> None:
+def _finish(options: Options, result: dict[str, Any]) -> None:
     """Writes the three files and prints the table, or the document."""
-    write_json(options.out / "bench.json", found)
-    write_text(options.out / "bench.md", table.markdown(found))
-    write_text(options.out / "bench.svg", chart.svg(found))
+    write_json(options.out / "bench.json", result)
+    write_text(options.out / "bench.md", table.markdown(result))
+    write_text(options.out / "bench.svg", chart.svg(result))
     if options.json:
-        console.say(json.dumps(found, indent=2))
+        console.say(json.dumps(result, indent=2))
         return
-    console.table(*table.cells(found))
+    console.table(*table.cells(result))
     console.note(f"results are in {options.out}: bench.json, bench.md, bench.svg")
 
 

@@ -29,8 +29,8 @@ def draw(results: Path) -> int:
         InputError: a file that is missing or no result.
         OSError: the chart cannot be written.
     """
-    found = read(results)
+    result = read(results)
     path = results.with_suffix(".svg")
-    write_text(path, chart.svg(found))
+    write_text(path, chart.svg(result))
     console.say(f"chart: {path}")
     return 0

@@ -1,4 +1,4 @@
-"""``clipfast demo``: the bundled model, scenes it draws itself, and photographs if some are given.
+"""``clipfast demo``: the bundled model on scenes that it draws, and on photographs.
 
 Prints the sum check and what each picture's score is made of; writes a panel per picture with a map per text, and one
 with a map per head for a scene's caption or a photograph's best text.
@@ -117,15 +117,15 @@ def _show(model: Model, subject: Subject, out: Path) -> tuple[float, TextShares]
     """Decomposes one picture and writes its panels; returns the sum check and the parts of the score shown."""
     pixels = model.prepare([subject.picture])
     features = encode_texts(model, subject.texts)
-    found = model.decompose(pixels, texts=features, maps="per_head")
+    contributions = model.decompose(pixels, texts=features, maps="per_head")
     (picture,) = Denormalizer(model).pictures(pixels)
-    shares = text_shares(found, features, subject.texts)[0]
+    shares = text_shares(contributions, features, subject.texts)[0]
     scores = [share.score for share in shares]
     main = max(range(len(scores)), key=scores.__getitem__) if subject.caption is None else subject.caption
     name = subject.name
-    write_panel(draw_texts(name, picture, found, 0, subject.texts, scores), out / f"{name}.png")
-    write_panel(draw_heads(name, picture, found, 0, shares[main], main), out / "heads" / f"{name}.png")
-    return found.max_error(), shares[main]
+    write_panel(draw_texts(name, picture, contributions, 0, subject.texts, scores), out / f"{name}.png")
+    write_panel(draw_heads(name, picture, contributions, 0, shares[main], main), out / "heads" / f"{name}.png")
+    return contributions.max_error(), shares[main]
 
 
 def _row(name: str, shares: TextShares) -> list[str]:

@@ -59,13 +59,13 @@ def devices() -> tuple[list[dict[str, Any]], str | None]:
         torch.cuda.init()
     except Exception as error:  # the driver's own words differ by what is missing
         return [], console.one_line(error)
-    found = []
+    devices_here = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         capability = f"{properties.major}.{properties.minor}"
         memory = round(properties.total_memory / 2**30, 1)
-        found.append({"name": properties.name, "capability": capability, "memory_gib": memory})
-    return found, None if found else "torch finds no device"
+        devices_here.append({"name": properties.name, "capability": capability, "memory_gib": memory})
+    return devices_here, None if devices_here else "torch finds no device"
 
 
 def bundled() -> dict[str, dict[str, Any]]:
@@ -80,29 +80,29 @@ def bundled() -> dict[str, dict[str, Any]]:
 
 def choices(device: str) -> dict[str, dict[str, Any]]:
     """Of every operation: which backends ``"auto"`` takes or times on a device, and why not the others."""
-    found = {}
+    chosen = {}
     for name in operations():
         able, refused = candidates(name, examples.arguments(name, device))
         able = able if device == "cuda" else able[:1]  # elsewhere the preferred one is taken untimed
-        found[name] = {"candidates": [backend.name for backend in able], "refused": dict(refused)}
-    return found
+        chosen[name] = {"candidates": [backend.name for backend in able], "refused": dict(refused)}
+    return chosen
 
 
 def timed(device: str) -> dict[str, Any]:
-    """What was found fastest on a device so far, by call."""
+    """The fastest implementations that were measured on a device so far, by call."""
     path = tuning.file_for(torch.device(device))
     return {"file": str(path), "choices": dict(tuning.choices(path).items())}
 
 
 def examine() -> dict[str, Any]:
     """Everything the report says, as plain data."""
-    found, why_none = devices()
-    device = "cuda" if found else "cpu"
+    gpus, why_none = devices()
+    device = "cuda" if gpus else "cpu"
     return {
         "versions": versions(),
         "platform": platform.platform(),
         "cpu": cpu(),
-        "devices": found,
+        "devices": gpus,
         "no_devices_because": why_none,
         "backends": {backend.name: backend.unsupported_reasons() for backend in BACKENDS},
         "native": {"library": str(native.path()), "instructions": native.isa(), "known": list(native.ISAS)},
@@ -114,10 +114,10 @@ def examine() -> dict[str, Any]:
     }
 
 
-def _operations(found: dict[str, dict[str, Any]]) -> list[str]:
+def _operations(choices_by_name: dict[str, dict[str, Any]]) -> list[str]:
     """Operations that are chosen alike as one line: "eager (triton: no GPU): attention, …"."""
     alike: dict[str, list[str]] = {}
-    for name, choice in found.items():
+    for name, choice in choices_by_name.items():
         chosen = " or ".join(choice["candidates"]) + (", timed" if len(choice["candidates"]) > 1 else "")
         why = "; ".join(
             f"{backend}: {', '.join(reasons)}".replace(f"has no {name}", "has none")

@@ -67,12 +67,12 @@ def run(options: Options) -> int:
     part = (options.filter or "").lower()
     names = [*BUNDLED, *openclip_models.names()]
     chosen = [name for name in names if part in name.lower()]
-    found = []
+    models = []
     with console.progress("reading configs", len(chosen)) as advance:
         for name in chosen:
-            found.append(listed(name))
+            models.append(listed(name))
             advance(1)
-    shown = found if options.all or part else [model for model in found if model.supported]
+    shown = models if options.all or part else [model for model in models if model.supported]
     if options.json:
         console.say(json.dumps([asdict(model) for model in shown], indent=2))
         return 0
@@ -87,6 +87,6 @@ def run(options: Options) -> int:
         for model in shown
     ]
     console.table(["model", "decomposes", "image", "image tower", "pretrained"], rows)
-    hidden = len(found) - len(shown)
+    hidden = len(models) - len(shown)
     console.note(f"{len(shown)} models" + (f"; {hidden} more are refused: --all shows why" if hidden else ""))
     return 0

@@ -47,7 +47,7 @@ def run(options: Options) -> int:
         console.warn(note)
     inputs = options.inputs
     collected_before = len(inputs.images) == 1 and is_collection(inputs.images[0])
-    if options.zeroshot.given() and inputs.labels is None and not collected_before:
+    if options.zeroshot.is_set() and inputs.labels is None and not collected_before:
         raise InputError("--classes, --prompt and --templates say what labels mean: give --labels, too")
     collected = collect(inputs, folder, unfinished=True)
     if not collected.complete:

@@ -63,7 +63,7 @@ class ZeroShot(Labelled):
     def maybe(cls, collected: Collected, zeroshot: ClassOptions) -> "ZeroShot | None":
         """None where the images have no labels; raises as :func:`.read_classes`."""
         if all(entry.label is None for entry in collected.collection.entries):
-            if zeroshot.given():
+            if zeroshot.is_set():
                 raise InputError(
                     "--classes, --prompt and --templates say what labels mean, and there are none: give --labels, too"
                 )

@@ -52,9 +52,9 @@ class Judged:
         if len(counts) < 2:
             raise InputError(f"all labelled images have the label {values[0]!r}: neighbours tell nothing then")
         names = tuple(sorted(counts))
-        asked = min(most, len(values))
-        queries = [place * len(values) // asked for place in range(asked)]
-        chance = sum(counts[values[place]] - 1 for place in queries) / (asked * (len(values) - 1))
+        count = min(most, len(values))
+        queries = [place * len(values) // count for place in range(count)]
+        chance = sum(counts[values[place]] - 1 for place in queries) / (count * (len(values) - 1))
         labels = torch.tensor([names.index(value) for value in values])
         return cls(labels, torch.tensor(queries), min(top, len(values) - 1), chance, names)
 
@@ -66,15 +66,17 @@ class Judged:
 
 def labelled_parts(collection: Collection) -> Iterator[Contributions]:
     """The contributions of the labelled images, a file at a time."""
-    for entries, found in collection.batches():
+    for entries, contributions in collection.batches():
         rows = [row for row, entry in enumerate(entries) if entry.label is not None]
         if rows:
-            yield found if len(rows) == len(entries) else found.select(rows)
+            yield contributions if len(rows) == len(entries) else contributions.select(rows)
 
 
 def embedding_share(collection: Collection, judged: Judged, measure: Measure, centred: bool) -> float:
     """The share for the whole embedding, compared as heads are."""
-    rows = torch.cat([F.normalize(found.embedding.float(), dim=1) for found in labelled_parts(collection)])
+    rows = torch.cat(
+        [F.normalize(contributions.embedding.float(), dim=1) for contributions in labelled_parts(collection)]
+    )
     rows = comparable(rows, rows.double().mean(0) if centred else None, measure)
     with autocast_disabled(rows):
         return judged.share(nearest_rows(rows, rows[judged.queries], judged.top, judged.queries)[1])
@@ -100,9 +102,9 @@ def head_shares(
     for first in range(0, len(heads), together):
         some = heads[first : first + together]
         indices = [Index([head]) for head in some]
-        for found in labelled_parts(collection):
+        for contributions in labelled_parts(collection):
             for index in indices:
-                index.add(found)
+                index.add(contributions)
         while indices:
             index = indices.pop(0)
             near = index.nearest(judged.queries.tolist(), judged.top, measure=measure, centred=centred)

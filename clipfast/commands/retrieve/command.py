@@ -49,40 +49,40 @@ def run(options: Options) -> int:
         OSError: a result that cannot be written.
     """
     options.inputs.check()
-    asked = bool(options.query or options.text)
-    if asked and options.heads is None:
+    has_queries = bool(options.query or options.text)
+    if has_queries and options.heads is None:
         raise InputError("--heads is missing: name the heads to compare images by, such as L11.H3")
     if any(not text.strip() for text in options.text):
         raise InputError("one of --text is empty")
-    if options.faiss and not asked:
+    if options.faiss and not has_queries:
         raise InputError("--faiss searches for queries: give --query or --text")
     if options.faiss:
         import_faiss()  # what is missing is said before anything slow
     prepare_results(options.out, options.inputs)
-    found = collect(options.inputs, options.out)
-    if not found.complete:
+    collected = collect(options.inputs, options.out)
+    if not collected.complete:
         return INTERRUPTED
-    moments = found.collection.moments
+    moments = collected.collection.moments
     if options.heads is None:
         heads = [(layer, head) for layer in moments.layers for head in range(moments.basis.heads)]
     else:
         heads = chosen_heads(options.heads, moments.basis, moments.layers)
-    header = found.collection.header
+    header = collected.collection.header
     result = {
         "format": FORMAT,
         "complete": True,
         "model": header["model"],
         "pretrained": header["pretrained"],
-        "images": len(found.collection.entries),
+        "images": len(collected.collection.entries),
         "measure": options.measure,
         "centred": options.centred,
         "top": options.top,
     }
-    if asked:
-        return _retrieve(options, found, heads, result)
-    if not any(entry.label is not None for entry in found.collection.entries):
+    if has_queries:
+        return _retrieve(options, collected, heads, result)
+    if not any(entry.label is not None for entry in collected.collection.entries):
         raise InputError("nothing to retrieve: give --query or --text, or --labels to judge heads by")
-    return _judge(options, found, heads, result)
+    return _judge(options, collected, heads, result)
 
 
 # -------------------------------------------------------------------------------------------------------------- queries
@@ -107,8 +107,8 @@ class _Query:
     picture: Image.Image | None
 
 
-def _retrieve(options: Options, found: Collected, heads: Sequence[Head], result: dict[str, Any]) -> int:
-    collection = found.collection
+def _retrieve(options: Options, collected: Collected, heads: Sequence[Head], result: dict[str, Any]) -> int:
+    collection = collected.collection
     places = [find_query(collection.entries, query) for query in options.query]  # all before anything slow
     index = Index(heads)
     for _, part in collection.batches():
@@ -116,7 +116,7 @@ def _retrieve(options: Options, found: Collected, heads: Sequence[Head], result:
     sources = collection.sources()
     engine: Engine = "faiss" if options.faiss else "exact"
     rows: list[dict[str, Any]] = []
-    for number, query in enumerate(_queries(options, found, places, sources)):
+    for number, query in enumerate(_queries(options, collected, places, sources)):
         near = index.nearest(query.of, options.top, measure=options.measure, centred=options.centred, engine=engine)
         images, scores = near.images[0].tolist(), near.scores[0].tolist()
         neighbours = [
@@ -138,13 +138,13 @@ def _retrieve(options: Options, found: Collected, heads: Sequence[Head], result:
         console.say((options.out / "retrieve.json").read_text(encoding="utf-8").rstrip())
     else:
         table = [
-            (row["query"], f"{each['score']:+.3f}", each["file"], each["label"] or "")
+            (row["query"], f"{near['score']:+.3f}", near["file"], near["label"] or "")
             for row in rows
-            for each in row["neighbours"]
+            for near in row["neighbours"]
         ]
         console.table(("query", "score", "file", "label"), table)
     console.note(f"{len(rows)} queries among {len(index)} images; results are in {options.out}")
-    return FAILED if found.failed else 0
+    return FAILED if collected.failed else 0
 
 
 def find_query(entries: Sequence[Entry], query: str) -> int | None:
@@ -173,19 +173,19 @@ def find_query(entries: Sequence[Entry], query: str) -> int | None:
 
 
 def _queries(
-    options: Options, found: Collected, places: Sequence[int | None], sources: Sequence[Source]
+    options: Options, collected: Collected, places: Sequence[int | None], sources: Sequence[Source]
 ) -> list[_Query]:
     queries = []
     for name, place in zip(options.query, places, strict=True):
         if place is not None:
-            entry = found.collection.entries[place]
+            entry = collected.collection.entries[place]
             queries.append(_Query(name, "image", [place], entry, _opened(sources[place])))
         else:
             picture = open_image(name)
-            queries.append(_Query(name, "image", found.model.decompose([picture]).cpu(), None, picture))
+            queries.append(_Query(name, "image", collected.model.decompose([picture]).cpu(), None, picture))
     if options.text:
         with torch.no_grad():
-            features = encode_texts(found.model, options.text).cpu()
+            features = encode_texts(collected.model, options.text).cpu()
         queries += [_Query(text, "text", features[row : row + 1], None, None) for row, text in enumerate(options.text)]
     return queries
 
@@ -203,8 +203,8 @@ def _sheet(query: _Query, neighbours: Sequence[dict[str, Any]], sources: Sequenc
     text = query.name if query.kind == "text" else "the image is gone"
     name = query.name if query.kind == "text" else Path(query.name).name
     tiles = [Tile(query.picture, ["query", name, label], marked=True, text=text)]
-    for each, source in zip(neighbours, sources, strict=True):
-        lines = [f"{each['score']:+.3f}", Path(each["file"]).name, each["label"] or ""]
+    for near, source in zip(neighbours, sources, strict=True):
+        lines = [f"{near['score']:+.3f}", Path(near["file"]).name, near["label"] or ""]
         tiles.append(Tile(_opened(source), lines))
     heads = ", ".join(f"L{layer}.H{head}" for layer, head in index.heads)
     return sheet(query.name, f"nearest by {heads}", tiles, _COLUMNS)
@@ -213,8 +213,8 @@ def _sheet(query: _Query, neighbours: Sequence[dict[str, Any]], sources: Sequenc
 # ------------------------------------------------------------------------------------------------------------- judging
 
 
-def _judge(options: Options, found: Collected, heads: Sequence[Head], result: dict[str, Any]) -> int:
-    collection: Collection = found.collection
+def _judge(options: Options, collected: Collected, heads: Sequence[Head], result: dict[str, Any]) -> int:
+    collection: Collection = collected.collection
     judged = Judged.of(collection, options.top, options.sample)
     rows: list[dict[str, Any]] = []
     whole = embedding_share(collection, judged, options.measure, options.centred)
@@ -248,4 +248,4 @@ def _judge(options: Options, found: Collected, heads: Sequence[Head], result: di
         shown += [("whole embedding", f"{whole:.1%}"), ("chance", f"{judged.chance:.1%}")]
         console.table(("head", "same label"), shown, title=title)
     console.note(f"{len(rows)} heads judged; results are in {options.out}/retrieve.json")
-    return INTERRUPTED if not complete else FAILED if found.failed else 0
+    return INTERRUPTED if not complete else FAILED if collected.failed else 0

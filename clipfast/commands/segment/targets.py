@@ -66,7 +66,7 @@ def read_targets(
     background = {} if background_texts is None else read_background(background_texts)
     labelled = any(entry.label is not None for entry in entries)
     if texts:
-        if zeroshot.given():
+        if zeroshot.is_set():
             raise InputError(
                 "--texts and the texts of classes are both given: leave out --classes, --prompt and --templates"
             )

@@ -45,10 +45,10 @@ def run(options: Options) -> int:
     if options.weights:
         named = _by_weights(options, texts, method)
     else:
-        found = collect(options.inputs, options.out)
-        if not found.complete:
+        collected = collect(options.inputs, options.out)
+        if not collected.complete:
             return INTERRUPTED
-        named = _by_images(options, found, texts, method)
+        named = _by_images(options, collected, texts, method)
     result = {
         "format": FORMAT,
         "model": named.model,
@@ -82,14 +82,14 @@ class _Named:
     failed: int = 0
 
 
-def _by_images(options: Options, found: Collected, texts: Sequence[str], method: Method) -> _Named:
-    moments, header = found.collection.moments, found.collection.header
+def _by_images(options: Options, collected: Collected, texts: Sequence[str], method: Method) -> _Named:
+    moments, header = collected.collection.moments, collected.collection.header
     heads = chosen_heads(options.heads, moments.basis, moments.layers)
     pool = options.naming
-    kept = fitting(found.model, texts, pool.pool)
-    features = pool_features(found.model, kept, pool)
+    kept = fitting(collected.model, texts, pool.pool)
+    features = pool_features(collected.model, kept, pool)
     spans = moments.textspan(features, options.size, heads, rank=options.rank, method=method)
-    return _Named(spans, kept, len(features), header["model"], header["pretrained"], moments.count, found.failed)
+    return _Named(spans, kept, len(features), header["model"], header["pretrained"], moments.count, collected.failed)
 
 
 def _by_weights(options: Options, texts: Sequence[str], method: Method) -> _Named:
