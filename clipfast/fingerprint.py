@@ -77,7 +77,7 @@ def _refuse_meta(tensor: Tensor) -> None:
 
 
 def checksum(tensors: Iterable[Tensor]) -> int:
-    """A number that changes with any byte of the tensors: 64 bits, fast, computed where the tensors are."""
+    """A 64-bit number that changes with any byte of the tensors, computed on their device."""
     listed = [tensor.detach() for tensor in tensors]
     if all(tensor.device.type == "cpu" for tensor in listed):
         digest = xxhash.xxh3_64()
@@ -88,7 +88,7 @@ def checksum(tensors: Iterable[Tensor]) -> int:
 
 
 def _weighted_sum(tensor: Tensor) -> Tensor:
-    """A sum of a tensor's words on its device, each times an odd number that says where it stands."""
+    """The sum of a tensor's words, each times an odd number that depends on its position; stays on the device."""
     _refuse_meta(tensor)
     words = tensor.contiguous().reshape(-1).view(_WORDS[tensor.element_size()]).long()
     return (words * (2 * torch.arange(len(words), device=words.device) + 1)).sum()
@@ -121,15 +121,15 @@ class Weights:
         self._views: tuple[int, list[Any]] | None = None
 
     def basis(self, tower: Tower) -> int:
-        """Changes with every byte of the weights that a basis is made of."""
+        """Changes with any byte of the weights that a basis is made of."""
         if tower.device.type == "cpu":
             return hash((tower.dtype, basis_checksum(tower)))
         return self._seldom("basis", tower.version(), lambda: basis_checksum(tower))
 
     def all(self, tensors: Iterable[Tensor]) -> int:
-        """Changes when any tensor does, with single elements written through ``.data`` left out.
+        """Changes when any tensor does, except for single elements that are written through ``.data``.
 
-        Of every tensor a few elements are compared beside its version; for all bytes there is :func:`fingerprint`.
+        Compares the version and a few elements of every tensor; :func:`fingerprint` reads all bytes.
         """
         listed = list(tensors)
         version = weights_version(listed)

@@ -71,7 +71,7 @@ def refused(match: str, work: Callable[[], object], kind: type[Exception] = Mode
 # ---------------------------------------------------------------------------------------------------------- names
 
 
-def test_a_name_alone_has_random_weights_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_random_weights_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         model = clipfast.load(SMALL, device="cpu")
     assert [(record.name, record.levelname) for record in caplog.records] == [("clipfast", "WARNING")]
@@ -83,18 +83,18 @@ def test_a_name_alone_has_random_weights_and_says_so(caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize("name", ["ViT-B-23", "ViT-S32", "vit-b-32"])
-def test_an_unknown_name_is_told_near_ones(name: str) -> None:
+def test_an_unknown_name_suggests_similar_ones(name: str) -> None:
     message = refused(rf"^no model is called '{name}': did you mean ", lambda: clipfast.load(name))
     suggestions = message.split("did you mean ")[1].rstrip("?").split(", ")
     assert set(suggestions) <= {*openclip_models.names(), "scenes"}
     assert any(suggestion.startswith("ViT-") for suggestion in suggestions)
 
 
-def test_a_name_unlike_any() -> None:
+def test_an_unknown_name_without_suggestions() -> None:
     refused(r"^no model is called 'qqqq0000': see `clipfast models`$", lambda: clipfast.load("qqqq0000"))
 
 
-def test_an_unknown_tag_is_told_the_known_ones() -> None:
+def test_an_unknown_tag_lists_the_known_ones() -> None:
     refused(
         r"^pretrained='opnai' is neither a file nor a tag of ViT-B-32-quickgelu: its tags are openai, ",
         lambda: clipfast.load("ViT-B-32-quickgelu", "opnai"),
@@ -217,7 +217,7 @@ def test_a_checkpoint_that_carries_code_is_not_run(save: Callable, small: open_c
     assert proof.exists(), "the intruder would not have done anything: this test shows nothing"
 
 
-def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_folder_as_checkpoint_is_refused(tmp_path: Path) -> None:
     refused(rf"^pretrained={tmp_path} is a folder, not a checkpoint file$", lambda: clipfast.load(SMALL, str(tmp_path)))
 
 
@@ -302,10 +302,10 @@ def test_a_model_folder(prefix: str, folder: Path, caplog: pytest.LogCaptureFixt
 def test_other_dtypes(dtype: torch.dtype, folder: Path) -> None:
     model = clipfast.load(str(folder), device="cpu", dtype=dtype)
     assert {parameter.dtype for parameter in model.module.parameters()} == {dtype}
-    found = model.decompose(pixels(model.module.visual))
+    contributions = model.decompose(pixels(model.module.visual))
     want = clipfast.load(str(folder), device="cpu").decompose(pixels(model.module.visual))
-    assert found.embedding.dtype == dtype
-    assert relative_error(found.embedding, want.embedding) <= EMBEDDING_BFLOAT16
+    assert contributions.embedding.dtype == dtype
+    assert relative_error(contributions.embedding, want.embedding) <= EMBEDDING_BFLOAT16
 
 
 def test_a_folder_that_holds_no_model(tmp_path: Path, folder: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_folder_that_holds_no_model(tmp_path: Path, folder: Path) -> None:
     refused(str(folder), lambda: clipfast.load(str(folder), device="cpu"))
 
 
-def test_a_folder_without_weights_is_not_loaded_as_if_it_had_them(folder: Path) -> None:
+def test_a_folder_without_weights_is_refused(folder: Path) -> None:
     (folder / "open_clip_model.safetensors").unlink()
     refused(str(folder), lambda: clipfast.load(str(folder), device="cpu"))
 
@@ -440,7 +440,7 @@ def test_advice_names_another_model_that_exists() -> None:
             assert openclip_models.activation_mismatch(other, tag) is None
 
 
-def test_a_mismatch_is_warned_of_at_loading(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_activation_mismatch_is_warned_about(checkpoint: Path, tmp_path: Path) -> None:
     named = tmp_path / "openai.safetensors"
     named.symlink_to(checkpoint)
     with pytest.warns(UserWarning, match="was trained with QuickGELU, but ViT-S-32-alt is built with GELU") as caught:
@@ -457,7 +457,7 @@ def test_a_missing_extra_is_named() -> None:
         clipfast.load("roberta-ViT-B-32", device="cpu")
 
 
-def test_a_picture_is_no_checkpoint(tmp_path: Path) -> None:
+def test_an_image_as_checkpoint_is_refused(tmp_path: Path) -> None:
     picture = tmp_path / "weights.jpg"
     Image.new("RGB", (8, 8)).save(picture)
     with pytest.raises(ModelError, match=r"weights\.jpg: neither safetensors nor a file that torch wrote$"):

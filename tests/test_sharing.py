@@ -24,7 +24,7 @@ def test_every_parameter_is_shared_none_is_copied() -> None:
     assert all(torch.equal(state[name], tensor) for name, tensor in visual.state_dict().items())
 
 
-def test_images_are_left_alone() -> None:
+def test_decomposing_leaves_images_unchanged() -> None:
     visual = vision_tower()
     images = pixels(visual)
     before = images.clone()
@@ -32,7 +32,7 @@ def test_images_are_left_alone() -> None:
     assert torch.equal(images, before)
 
 
-def test_the_visual_and_the_whole_agree() -> None:
+def test_a_clip_and_its_visual_agree() -> None:
     clip = clip_model()
     images = pixels(clip.visual)
     whole, part = wrap(clip).decompose(images), wrap(clip.visual).decompose(images)
@@ -48,11 +48,11 @@ def test_a_later_dtype_is_followed() -> None:
     images = pixels(visual)
     assert model.decompose(images).heads().dtype == torch.float32
     visual.to(torch.float64)
-    found = model.decompose(images)
-    assert model.dtype == found.embedding.dtype == found.heads().dtype == torch.float64
-    assert found.max_error() <= FLOAT64
+    contributions = model.decompose(images)
+    assert model.dtype == contributions.embedding.dtype == contributions.heads().dtype == torch.float64
+    assert contributions.max_error() <= FLOAT64
     with torch.no_grad():
-        assert error(found.embedding, visual(images.double())) <= FLOAT64
+        assert error(contributions.embedding, visual(images.double())) <= FLOAT64
 
 
 def in_place(visual: nn.Module) -> None:
@@ -179,10 +179,17 @@ def test_text_weights_written_through_data_are_followed() -> None:
     assert torch.equal(after, wrap(clip).decompose(images, texts=["a forest"]).maps)
 
 
-def test_gradients_are_not_asked_for() -> None:
+def test_results_require_no_gradients() -> None:
     visual = vision_tower()
-    found = wrap(visual).decompose(pixels(visual), tokens=True)
-    for result in (found.embedding, found.codes, found.mlps, found.heads(), found.head(0, 0), found.tokens(0)):
+    contributions = wrap(visual).decompose(pixels(visual), tokens=True)
+    for result in (
+        contributions.embedding,
+        contributions.codes,
+        contributions.mlps,
+        contributions.heads(),
+        contributions.head(0, 0),
+        contributions.tokens(0),
+    ):
         assert not result.requires_grad
 
 
@@ -204,11 +211,11 @@ def test_mixed_precision_modules(name: str) -> None:
 
 def assert_decomposes_in_mixed_precision(visual: nn.Module) -> None:
     images = pixels(visual, dtype=torch.bfloat16)
-    found = wrap(visual).decompose(images, attention=True, tokens=True)
-    assert found.max_error() <= SUM_BFLOAT16
+    contributions = wrap(visual).decompose(images, attention=True, tokens=True)
+    assert contributions.max_error() <= SUM_BFLOAT16
     float32 = wrap(visual.float()).decompose(images.float())
-    assert relative_error(found.embedding, float32.embedding) <= EMBEDDING_BFLOAT16
-    assert relative_error(found.mlps, float32.mlps) <= EMBEDDING_BFLOAT16
+    assert relative_error(contributions.embedding, float32.embedding) <= EMBEDDING_BFLOAT16
+    assert relative_error(contributions.mlps, float32.mlps) <= EMBEDDING_BFLOAT16
 
 
 def test_a_model_created_in_mixed_precision() -> None:
@@ -217,13 +224,13 @@ def test_a_model_created_in_mixed_precision() -> None:
     visual = randomise(clip.visual, seed=0).eval()
     with torch.no_grad():
         plain = visual(pixels(visual, dtype=torch.bfloat16))
-    found = wrap(clip).decompose(pixels(visual))
-    assert found.embedding.dtype == torch.bfloat16
-    assert relative_error(found.embedding, plain) <= EMBEDDING_BFLOAT16
+    contributions = wrap(clip).decompose(pixels(visual))
+    assert contributions.embedding.dtype == torch.bfloat16
+    assert relative_error(contributions.embedding, plain) <= EMBEDDING_BFLOAT16
     assert_decomposes_in_mixed_precision(visual)
 
 
-def test_the_weights_decide_the_precision_not_what_surrounds_the_call() -> None:
+def test_autocast_does_not_change_the_precision() -> None:
     visual = vision_tower().float()
     images, texts = pixels(visual).float(), torch.eye(3, visual.output_dim)
     model = wrap(visual)

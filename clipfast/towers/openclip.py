@@ -87,7 +87,7 @@ def read(module: nn.Module, *, ignore_hooks: bool = False) -> Tower:
 
     Args:
         module: the model.
-        ignore_hooks: take forward hooks for ones that only read.
+        ignore_hooks: accept forward hooks.
 
     Raises:
         UnsupportedTower: with every reason.
@@ -149,7 +149,7 @@ def own_forward(module: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor 
 
 
 def _replaced_encoder(module: nn.Module) -> list[str]:
-    """The reason when a CLIP's ``encode_image`` is not the one that returns what its image tower does."""
+    """The reason for refusing a CLIP whose ``encode_image`` is not open_clip's own."""
     own = CLIP.encode_image if isinstance(module, CLIP) else CustomTextCLIP.encode_image
     subclassed = isinstance(module, CLIP | CustomTextCLIP) and type(module).encode_image is not own
     if subclassed or "encode_image" in vars(module):
@@ -194,7 +194,7 @@ def refusals(visual: nn.Module, *, ignore_hooks: bool = False) -> list[tuple[str
 
 
 def _block_settings(block: Any) -> list[str]:
-    """Settings of a block that cannot be decomposed."""
+    """Keys of the settings of a block that cannot be decomposed."""
     keys = []
     if plain_type(block) is CustomResidualAttentionBlock:
         attn = block.attn
@@ -222,7 +222,7 @@ Places = list[tuple[str, str]]  # (key of REFUSALS, place)
 
 
 def _expect(module: Any, kinds: tuple[type, ...], place: str) -> Places:
-    """A reason when a module is of none of some classes."""
+    """A reason, with its place, when a module is of none of the expected classes."""
     if isinstance(module, nn.Module) and plain_type(module) in kinds:
         return []
     return [(replacement(module), f"{place}: {type(module).__name__} in place of {kinds[0].__name__}")]
@@ -236,7 +236,7 @@ def _expect_norm(norm: Any, place: str) -> Places:
 
 
 def _replaced_around_blocks(vit: Any) -> Places:
-    """What stands around the blocks and is not what the class comes with."""
+    """Layers outside the blocks that are not those of open_clip's class."""
     wrong = _expect(vit.conv1, (nn.Conv2d,), "conv1") + _expect(vit.transformer, (Transformer,), "transformer")
     if not wrong and vit.conv1.bias is not None:
         wrong.append(("replaced", "conv1: a bias"))
@@ -246,7 +246,7 @@ def _replaced_around_blocks(vit: Any) -> Places:
 
 
 def _replaced_in_block(block: Any, place: str) -> Places:
-    """What stands in a block and is not what its class comes with: adapters, quantised layers, other classes."""
+    """Layers of a block that are not those of open_clip's class: adapters, quantised layers, other classes."""
     wrong = _expect(block, BLOCKS, place)
     if wrong:
         return wrong
@@ -276,7 +276,7 @@ def _replaced_in_block(block: Any, place: str) -> Places:
 
 
 def _have_equal_settings(blocks: list[Any]) -> bool:
-    """Whether all blocks have the same heads and activation, as a :class:`Tower` says of them."""
+    """Whether all blocks have the same number of heads and the same activation, as in a :class:`Tower`."""
     return len({(block.attn.num_heads, _activation(block.mlp.gelu)) for block in blocks}) <= 1
 
 

@@ -26,19 +26,26 @@ from clipfast.towers.openclip import REFUSALS, refusals, unwrap, vision_module
 logger = logging.getLogger("clipfast")
 
 CONFIG = "open_clip_config.json"
-"""A model folder describes its model under this name."""
+"""File of a model folder that describes the model."""
 
 MERGES = "bpe_merges.txt.gz"
-"""A model folder may bring its own byte-pair merges under this name."""
+"""File of a model folder with its own byte-pair merges; optional."""
 
 
 WEIGHTS = (".safetensors", ".bin", ".pth")
-"""Endings open_clip takes for weights in a model folder."""
+"""Endings of the weights in a model folder."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model of open_clip with what belongs to it."""
+    """A model of open_clip with its preprocessing and tokenizer.
+
+    Attributes:
+        module: the model, in eval mode.
+        preprocess: PIL image → ``[3, height, width]``.
+        tokenize: strings → tokens ``[T, context]``; None where no tokenizer could be loaded.
+        pretrained: whether weights were loaded; False means random ones.
+    """
 
     module: nn.Module
     preprocess: Callable[[Image.Image], Tensor]
@@ -119,14 +126,14 @@ def create(name: str, pretrained: str | None, device: torch.device, dtype: torch
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")
             root = logging.getLogger()
             level = root.level
-            root.setLevel(logging.CRITICAL)  # open_clip reports through the root logger; we say it ourselves
+            root.setLevel(logging.CRITICAL)  # open_clip logs to the root logger; clipfast logs the same itself
             try:
                 module, preprocess = _build(name, pretrained, device, dtype)
                 own_merges = {"bpe_path": str(local / MERGES)} if local and (local / MERGES).is_file() else {}
                 tokenizer = _tokenizer(name, own_merges)
             finally:
                 root.setLevel(level)
-    except Exception as error:  # open_clip, torch and safetensors each raise their own
+    except Exception as error:  # open_clip, torch and safetensors raise different types
         raise ModelError(_explain(name, pretrained or _checkpoint_in(local), error)) from error
     module = module.to(dtype).eval()
     has_weights = pretrained is not None or ":" in name
@@ -136,7 +143,7 @@ def create(name: str, pretrained: str | None, device: torch.device, dtype: torch
 
 
 def _config(name: str, folder: Path | None) -> Mapping[str, Any] | None:
-    """A model's config where it is at hand: of a known name, or in a folder."""
+    """A model's config where no download is needed: of a known name, or in a folder."""
     if folder is None:
         return open_clip.get_model_config(name) if ":" not in name else None
     path = folder / CONFIG
@@ -190,7 +197,7 @@ def _strip_wrappers(_module: nn.Module, state: dict[str, Tensor], *_: object) ->
 
 
 def resolve_name(name: str) -> str:
-    """A name as open_clip takes it, found without building or downloading anything.
+    """A name as open_clip takes it; nothing is built or downloaded.
 
     Raises:
         ModelError: no such name, with those that are near, or a folder that holds no model.
@@ -243,7 +250,7 @@ def _hugging_face_hint(folder: Path) -> str:
 
 
 def _explain(name: str, checkpoint: str | None, error: Exception) -> str:
-    """One line from whatever a loader raised."""
+    """One line about an error of a loader."""
     text = " ".join(str(error).split())
     source = f"{name} with {checkpoint}" if checkpoint else name
     if any(sign in text for sign in ("Error(s) in loading state_dict", "size mismatch", "width changed")):

@@ -41,7 +41,7 @@ class _Axes:
                     raise ValueError(f"{name}: axis {axis} is {size}, elsewhere {sizes[axis]}")
 
     def tensors(self) -> Iterator[Tensor]:
-        """Every tensor held, in the order of the fields."""
+        """Every tensor, in the order of the fields."""
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if isinstance(value, Tensor):

@@ -28,21 +28,21 @@ def test_decomposes_or_is_refused(name: str) -> None:
         ]
         return
     visual = named_tower(name, **shrink(vision))
-    refused = openclip.refusals(visual)
-    assert [key for key, _ in refused] == [key for key, _ in openclip_models.supports(name)]
-    if refused:
-        assert {key for key, _ in refused} <= set(openclip.REFUSALS)
+    reasons = openclip.refusals(visual)
+    assert [key for key, _ in reasons] == [key for key, _ in openclip_models.supports(name)]
+    if reasons:
+        assert {key for key, _ in reasons} <= set(openclip.REFUSALS)
         with pytest.raises(UnsupportedTower) as caught:
             wrap(visual)
-        assert caught.value.reasons == [text for _, text in refused]
+        assert caught.value.reasons == [text for _, text in reasons]
         return
     model, images = wrap(visual), pixels(visual)
     with torch.no_grad():
         plain = visual(images)
     plain = plain[0] if isinstance(plain, tuple) else plain
-    found = model.decompose(images)
-    assert found.max_error() <= SUM_FLOAT32
-    assert relative_error(found.embedding, plain) <= EMBEDDING_FLOAT32
+    contributions = model.decompose(images)
+    assert contributions.max_error() <= SUM_FLOAT32
+    assert relative_error(contributions.embedding, plain) <= EMBEDDING_FLOAT32
     assert torch.equal(model.encode_image(images, normalize=False), plain)
 
 

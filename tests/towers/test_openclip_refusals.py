@@ -127,7 +127,7 @@ def test_every_refusal_has_a_module() -> None:
 
 @pytest.mark.parametrize("key", MODULES)
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated", "ignore:torch.quantize_per_tensor")
-def test_is_refused_for_its_reason_alone(key: str) -> None:
+def test_each_reason_is_reached_alone(key: str) -> None:
     made = MODULES[key]()
     with made if key == "global_hook" else nullcontext(made) as visual:
         assert [reason for reason, _ in refusals(visual)] == [key]
@@ -172,8 +172,8 @@ def test_the_documentation_lists_every_reason_with_advice() -> None:
     assert set(rows) - set(REFUSALS.values()) == {"reason"}
 
 
-# What someone may have done to a tower before wrapping it. Each changes what the module computes, so a decomposition
-# must either refuse it or follow it; a tower that silently computes something else is the worst of all.
+# Changes of a tower before wrapping. Each changes what the module computes, so it must be refused, or be part of the
+# decomposition.
 
 
 class Doubled(nn.Module):
@@ -279,5 +279,5 @@ def test_a_changed_tower_is_refused_or_followed(change: Callable[[Any], None]) -
         model = wrap(visual)
     except UnsupportedTower:
         return
-    found = relative_error(model.decompose(images).embedding, after)
-    assert found <= EMBEDDING_FLOAT32, "taken for a plain tower, and decomposed into something else"
+    difference = relative_error(model.decompose(images).embedding, after)
+    assert difference <= EMBEDDING_FLOAT32, "decomposed as a plain tower, into another embedding"
