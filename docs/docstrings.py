@@ -1,10 +1,11 @@
-"""Docstrings as Markdown, for the API pages: Sphinx roles become code, ``>>>`` examples become code blocks."""
+"""Docstrings as Markdown, for the API pages: roles become code, ``::`` a colon, ``>>>`` examples code blocks."""
 
 import re
 
 from griffe import Extension, Object
 
 ROLE = re.compile(r":(?:class|meth|func|data|attr|mod|exc):`~?([^`]+)`")
+LITERAL = re.compile(r"(?<=[\w)`])::$", re.MULTILINE)
 EXAMPLE = re.compile(r"(?:^[ \t]*(?:>>>|\.\.\.) ?.*\n?)+", re.MULTILINE)
 
 
@@ -16,7 +17,7 @@ def as_markdown(docstring: str) -> str:
         indent = re.match(r"[ \t]*", match[0])[0]  # type: ignore[index]  # the pattern matches an empty string
         return "\n".join(f"{indent}{line}".rstrip() for line in ["", "```python", *lines, "```", "", ""])
 
-    return EXAMPLE.sub(block, ROLE.sub(r"`\1`", docstring))
+    return EXAMPLE.sub(block, LITERAL.sub(":", ROLE.sub(r"`\1`", docstring)))
 
 
 class Docstrings(Extension):

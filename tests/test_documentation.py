@@ -8,11 +8,15 @@ import torch
 from builders import ROOT
 from page_blocks import LANGUAGES, REASONS, Block, blocks, check, commands, pages, run
 
+from clipfast.cli.app import COMMANDS, app
 from clipfast.kernels.registration import operations
 
 PAGES = list(pages())
 BLOCKS = {page: blocks(page) for page in PAGES}
 OPERATIONS = "docs/kernels/operations.md"
+OPTIONS = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", app.generate_docs(output_format="markdown")))
+OTHER_OPTIONS = {"--pairs", "--threads", "--device", "--reference", "--write", "--commit"}
+"""Of the benchmarks."""
 
 
 def test_pages_are_found() -> None:
@@ -65,6 +69,22 @@ def test_links_to_files_lead_somewhere(page: str) -> None:
         and not (ROOT / page).parent.joinpath(target).exists()
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_sentences_exist(page: str) -> None:
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    if page == "CHANGELOG.md":  # has commands of earlier versions
+        return
+    for span in re.findall(r"`([^`\n]+)`", text):
+        words = span.split()
+        if span.startswith(("make ", "python -m ")):
+            check(shell(span))
+        elif len(words) > 1 and words[0] == "clipfast" and words[1][0].islower():
+            assert words[1] in COMMANDS, span
+            assert {word for word in words if word.startswith("--")} <= OPTIONS, span
+        elif words[0].startswith("--"):
+            assert words[0] in OPTIONS | OTHER_OPTIONS, f"{page}: {span}"
 
 
 def shell(code: str) -> Block:

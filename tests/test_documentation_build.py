@@ -61,5 +61,6 @@ def test_docstrings_become_markdown() -> None:
     pytest.importorskip("griffe")
     as_markdown = load("docstrings").as_markdown
     assert as_markdown("See :meth:`Model.decompose` and :class:`.Moments`.") == "See `Model.decompose` and `.Moments`."
+    assert as_markdown("The score::\n\n    a · b") == "The score:\n\n    a · b"
     example = ">>> for x in y:\n...     print(x)\n\nAfter."
     assert as_markdown(example) == "\n```python\nfor x in y:\n    print(x)\n```\n\n\nAfter."
