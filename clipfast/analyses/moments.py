@@ -108,7 +108,7 @@ class Moments:
         others = torch.cat([contributions.start_and_mlps(), contributions.rest[:, None]], 1).double()  # [B, terms, D]
         if not state.count:
             state = _begin(state, contributions, codes, shared)
-        sums = {name: tensor.clone() for name, tensor in state.sums.items()}
+        sums = {name: tensor.to(codes.device, copy=True) for name, tensor in state.sums.items()}
         centre = sums["centre"].to(codes)
         ops.moments(codes, shared, centre, sums["total"], sums["second"], backend=self.backend)
         sums["others"] += others.sum(0)

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -225,9 +226,7 @@ class CollectionWriter:
         self._shards.drop(state.waiting)
         moments = state.moments
         if contributions is not None:
-            moments = Moments(backend=state.moments.backend)
-            if state.count:
-                moments.merge(state.moments)  # into empty ones: a copy, to the bit
+            moments = copy(moments)  # an update replaces what it holds, so the state's own do not change
             moments.update(contributions)
             if self._keep:
                 places = self._shards.add(contributions)
