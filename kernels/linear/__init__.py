@@ -58,16 +58,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
     return result
 
 
+BACKENDS_WITH_LINEAR = ("native",)
+"""Backends besides eager that implement ``linear``: while a call is traced, its folder cannot be searched for them."""
+
+
 def _traced(x: Tensor, backend: str) -> bool:
     """Whether a compiled call is torch's own product, as :func:`dispatch.choose` would say where it can be traced."""
     if backend == AUTO:
         return x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float16)
-    return backend == dispatch.EAGER.name or not _has_linear(backend)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _has_linear(backend: str) -> bool:
-    return dispatch.implementation("linear", backend) is not None
+    return backend not in BACKENDS_WITH_LINEAR
 
 
 def linear_activation(

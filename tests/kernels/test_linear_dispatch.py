@@ -9,6 +9,7 @@ from contracting import draw
 from torch import Tensor
 
 from clipfast.kernels import dispatch, ops
+from clipfast.kernels.linear import BACKENDS_WITH_LINEAR
 
 NATIVE = next(backend for backend in dispatch.BACKENDS if backend.name == "native")
 NEEDS_NATIVE = pytest.mark.skipif(bool(NATIVE.unsupported_reasons()), reason=", ".join(NATIVE.unsupported_reasons()))
@@ -98,6 +99,12 @@ def test_a_compiler_sees_through_torchs_own_product(
     assert torch.equal(result, expected)
     called = [str(node.target) for node in graphs[0].graph.nodes if node.op == "call_function"]
     assert any("clipfast" in target for target in called) != traced
+
+
+def test_backends_with_linear_are_known_to_compiled_calls() -> None:
+    others = [backend for backend in dispatch.BACKENDS if backend is not dispatch.EAGER]
+    having = {backend.name for backend in others if backend.implementation("linear") is not None}
+    assert having == {*BACKENDS_WITH_LINEAR}
 
 
 def test_a_backend_that_has_no_linear_leaves_it_to_torch() -> None:
