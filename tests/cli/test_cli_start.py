@@ -1,6 +1,7 @@
 """Arguments, quick answers, and what reaches the terminal."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,25 @@ def test_help_needs_nothing_heavy() -> None:
     heavy = ("torch", "open_clip", "numpy", "PIL", "safetensors")
     loaded = python(f"import sys, clipfast.cli; print([name for name in {heavy} if name in sys.modules])")
     assert loaded.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_needs_nothing_heavy(name: str) -> None:
+    """In a process that refuses to import torch; every option has a help text."""
+    code = f"""
+import sys
+sys.modules |= dict.fromkeys(["torch", "numpy", "PIL", "open_clip"])
+from clipfast.cli.app import run
+raise SystemExit(run([{name!r}, "--help"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "300"}
+    )
+    options = [line for line in done.stdout.splitlines() if line.startswith(("│ --", "│ IMAGES", "│ FILTER"))]
+    assert options
+    for option in options:
+        names, _, text = option.strip("│ ").partition("  ")
+        assert text.strip(), names
 
 
 def test_parsing() -> None:
