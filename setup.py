@@ -5,11 +5,11 @@ installed as ``clipfast.kernels``. The committed link ``clipfast/kernels -> ../k
 checkers and to runs from the checkout.
 
 ``csrc`` becomes the extension module ``clipfast.kernels._native``, bound with pybind11: it needs a C++ compiler and no
-torch to be built, so it builds in pip's isolated environment. ``_native*.json`` beside it records its size and digest
-(``kernels/manifest.py``). ``csrc/cuda`` becomes ``_cuda.so``, a shared library of C functions, where there is ``nvcc``
-(in ``CUDA_HOME`` or on the ``PATH``), with or without a GPU; ``CLIPFAST_CUDA=1`` asks for it, ``CLIPFAST_CUDA=0``
-leaves it out. Both are optional: where one cannot be built everything else is installed, with the reason in
-``_native_failed.txt`` or ``_cuda_failed.txt`` for ``clipfast doctor``.
+torch to be built, so it builds in pip's isolated environment. ``csrc/cuda`` becomes ``_cuda.so``, a shared library of
+C functions, where there is ``nvcc`` (in ``CUDA_HOME`` or on the ``PATH``), with or without a GPU; ``CLIPFAST_CUDA=1``
+asks for it, ``CLIPFAST_CUDA=0`` leaves it out. Both are optional: where one cannot be built everything else is
+installed, with the reason in ``_native_failed.txt`` or ``_cuda_failed.txt`` for ``clipfast doctor``. A JSON file beside
+each library records its size and digest, which are checked before it is loaded (``kernels/manifest.py``).
 """
 
 import os
@@ -72,20 +72,21 @@ class Build(build_ext):
             if ext.name == CUDA.name:
                 self.build_cuda(ext, library)
             else:
-                self.build_native(ext, library)
+                self.build_native(ext)
+            if library.exists():
+                MANIFEST["write"](library, CSRC / "cuda" if ext.name == CUDA.name else CSRC)
         except Exception as error:  # compilers fail in their own ways
             library.unlink(missing_ok=True)
             failure.write_text(f"{' '.join(str(error).split())} (pip install -v shows more)\n", encoding="utf-8")
 
-    def build_native(self, ext: Extension, library: Path) -> None:
-        """With pybind11's headers, and a record of what was built."""
+    def build_native(self, ext: Extension) -> None:
+        """With pybind11's headers."""
         try:
             import pybind11
         except ImportError:
             raise OSError("pybind11 is not installed") from None
         ext.include_dirs = [pybind11.get_include()]
         super().build_extension(ext)
-        MANIFEST["write"](library, CSRC)
 
     def build_cuda(self, ext: Extension, library: Path) -> None:
         """Builds nothing where there is no nvcc, unless CLIPFAST_CUDA=1 asks for it."""

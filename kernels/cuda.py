@@ -11,6 +11,7 @@ from functools import cache
 
 import torch
 
+from clipfast.kernels import manifest
 from clipfast.kernels.native import HERE, Loaded
 
 LIBRARY = HERE / "_cuda.so"
@@ -44,19 +45,14 @@ def _missing() -> str:
     return f"{LIBRARY.name} was not built: install the package where nvcc is on the PATH or in CUDA_HOME"
 
 
-def _outdated() -> bool:
-    """Whether this is a checkout whose sources are newer than what was built from them."""
-    built = LIBRARY.stat().st_mtime
-    return any(source.stat().st_mtime > built for source in (HERE.parent / "csrc" / "cuda").glob("*"))
-
-
 @cache
 def load() -> Loaded[ctypes.CDLL]:
-    """Loads the library once."""
+    """Loads the library once, after its record was checked."""
     if not LIBRARY.is_file():
         return Loaded(None, _missing())
-    if _outdated():
-        return Loaded(None, "csrc/cuda/ was changed after the build: build again (pip install -e .)")
+    problem = manifest.problem(LIBRARY, HERE.parent / "csrc" / "cuda")
+    if problem:
+        return Loaded(None, f"{problem}: install the package again (pip install -e . in a checkout)")
     try:
         library = ctypes.CDLL(str(LIBRARY))
         for name, arguments in _ARGUMENTS.items():

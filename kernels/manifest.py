@@ -1,4 +1,4 @@
-"""The record that a build leaves beside the library: the file's size and digest, and the digest of its sources.
+"""The record that a build leaves beside a library: the file's size and digest, and the digest of its sources.
 
 A library that is damaged ends the process when it is mapped, and one that is older than its sources computes something
 else than they say. So both are compared with the record before the library is loaded: 1 MB to hash takes 1-3 ms.
@@ -16,9 +16,9 @@ def path_for(library: Path) -> Path:
 
 
 def sources_digest(csrc: Path) -> str:
-    """SHA-256 of the sources of the library for the CPU, names and contents, in order of their names."""
+    """SHA-256 of the sources in a folder, names and contents, in order of their names."""
     digest = hashlib.sha256()
-    for source in sorted((*csrc.glob("*.cpp"), *csrc.glob("*.h"))):
+    for source in sorted((*csrc.glob("*.cpp"), *csrc.glob("*.cu"), *csrc.glob("*.h"))):
         content = source.read_bytes()
         digest.update(f"{source.name} {len(content)}\n".encode())
         digest.update(content)
@@ -56,5 +56,5 @@ def problem(library: Path, csrc: Path) -> str:
     if hashlib.sha256(library.read_bytes()).hexdigest() != sha256:
         return f"{library.name} is damaged: its bytes are not those of its build"
     if csrc.is_dir() and sources_digest(csrc) != sources:
-        return f"csrc/ was changed after {library.name} was built"
+        return f"{csrc.name}/ was changed after {library.name} was built"
     return ""

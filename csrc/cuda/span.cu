@@ -23,12 +23,12 @@ __global__ void __launch_bounds__(THREADS, 3) span_heads(Span<Stored> span) {
 
 namespace {
 
-// Bytes of shared memory that a block may have.
+// The bytes of shared memory that a block can use.
 cudaError_t most_shared(int device, int* bytes) {
   return cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
 }
 
-// `heads` clusters of so many blocks.
+// A launch of `heads` clusters of `blocks` blocks.
 template <typename Stored>
 class Launch {
  public:
@@ -42,9 +42,9 @@ class Launch {
     config.stream = stream;
     config.attrs = &attribute;
     config.numAttrs = 1;
-    // The same for every launch, so that threads of the host do not disturb each other.
+    // These are the same for every launch, so threads of the host do not interfere.
     int most = 0;
-    error = cudaSetDevice(device);  // torch has its own runtime, where it is current already
+    error = cudaSetDevice(device);  // torch has a runtime of its own, in which it is current already
     if (error == cudaSuccess) error = most_shared(device, &most);
     allow(cudaFuncAttributeMaxDynamicSharedMemorySize, most);
     allow(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
@@ -86,8 +86,8 @@ CLIPFAST_EXPORT int clipfast_cuda_capability(int device, int* found) {
   return error;
 }
 
-// How many heads of `count` texts the device works on at once, with clusters of so many blocks: 0 where a head's texts
-// are too many for them.
+// How many heads of `count` texts the device computes at once, with clusters of `blocks` blocks: 0 where a head's texts do
+// not fit their shared memory.
 CLIPFAST_EXPORT int clipfast_cuda_span_clusters(int device, int is_double, int64_t count, int64_t rank, int blocks,
                                                 int* found) {
   using namespace clipfast;
@@ -102,8 +102,8 @@ CLIPFAST_EXPORT int clipfast_cuda_span_clusters(int device, int is_double, int64
   return Launch<float>(device, nullptr, count, rank, 1, blocks).at_once(found);
 }
 
-// TEXTSPAN of `heads` heads, as clipfast_span in csrc/span.cpp: pointers are the device's, results filled with −1 and 0
-// before. `blocks` is what clipfast_cuda_span_clusters found room for.
+// TEXTSPAN of `heads` heads, as span in csrc/span.cpp: pointers are the device's, results filled with −1 and 0
+// before. `blocks` is a number that clipfast_cuda_span_clusters accepts.
 CLIPFAST_EXPORT int clipfast_cuda_span(int device, void* stream, int is_double, const void* texts, int64_t head_stride,
                                        int64_t text_stride, int64_t rank_stride, const double* factor, int64_t heads,
                                        int64_t count, int64_t rank, int64_t size, double floor, int64_t* picks,

@@ -1,16 +1,17 @@
-// TEXTSPAN of a head by a cluster of blocks on neighbouring multiprocessors, whose shared memory holds all its texts.
+// TEXTSPAN of a head by a cluster of blocks on neighbouring multiprocessors, whose shared memory has all its texts.
 //
 // As in csrc/span_kernel.h text t explains v_t, and a pick with direction w, u = P S w and q = w·u changes that to
 //
 //     v_t − s_t (2 x_t − s_t q) / n,    s_t = A_t·w,  x_t = A_t·u,  n = w·w  (w and u are not scaled to length 1 here)
 //
-// A step reads every text, so where texts lie is what it takes: a head's 0.9 MB are loaded once, each block keeps its
-// share, and nothing but outputs goes to global memory until the head is done. The small matrices P (away from what was
-// picked) and P S P are shared out by rows and updated in place. A step has three barriers of the cluster: for the warps'
-// best texts, for P A_j, and for w = P P A_j (once more, which is exact to rounding) with u = P S P A_j.
+// A step reads every text, so its time depends on where the texts are: a head's 0.9 MB are loaded once, each block keeps
+// its share, and only results go to global memory until the head is done. The small matrices P (the projection away from
+// what was picked) and P S P are divided among the blocks by rows and updated in place. A step has three barriers of the
+// cluster: for the warps' best texts, for P A_j, and for w = P P A_j (projected twice, which is exact to rounding) with
+// u = P S P A_j.
 //
-// Everything but the texts in memory is float64. All blocks and warps reduce the same numbers in the same order, so they
-// agree, to the bit, on what was picked and on when to end.
+// Everything except the texts in memory is float64. All blocks and warps reduce the same values in the same order, so
+// they agree, to the bit, on what was picked and on when to end.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -23,10 +24,10 @@
 namespace clipfast {
 
 constexpr int WARP = 32, WARPS = 8, THREADS = WARP * WARPS;
-constexpr int COLUMNS = 8;       // of the factor at once
+constexpr int COLUMNS = 8;       // of the factor that are processed together
 constexpr int NOWHERE = INT32_MAX;
 constexpr unsigned ALL_LANES = 0xffffffff;
-// Variances that differ by less of the first pick's are equal (kernels/reference.py says why).
+// Variances that differ by less than this share of the first pick's count as equal (kernels/reference.py says why).
 constexpr double SPAN_EQUAL = 4e-15;
 
 template <typename Stored>
@@ -41,7 +42,7 @@ struct Span {
   Stored* directions;  // [heads, size, rank], filled with 0 before
 };
 
-// What a block keeps in shared memory: offsets in bytes.
+// The shared memory of a block: offsets in bytes.
 struct Layout {
   int share;  // texts of a block, even
   int rows;   // of each matrix
@@ -84,8 +85,8 @@ __device__ inline double warp_most(double x) {
   return x;
 }
 
-// One block's part of a head. Nothing waits for other blocks but meet(), which all of the cluster pass together. Loops
-// that neither read texts nor wait for memory are not unrolled: with 80 registers a thread three blocks share a
+// One block's part of a head. Only meet() waits for other blocks; all blocks of the cluster pass it together. Loops that
+// neither read texts nor wait for memory are not unrolled: with 80 registers per thread three blocks share a
 // multiprocessor, and one computes while another waits.
 template <typename Stored>
 class Head {
@@ -113,15 +114,15 @@ class Head {
     const double* factor = span.factor + head * rank * rank;
     load_texts(span.texts + head * span.head_stride);
     load_matrices(factor);
-    const bool lower = !__syncthreads_or(above_diagonal(factor));  // texts are there from here on
+    const bool lower = !__syncthreads_or(above_diagonal(factor));  // also waits for the texts
     first_variances(factor, lower);
-    meet();  // every block has begun: its memory may be written to
+    meet();  // every block has started: others may write to its shared memory
     best_of_block(0);
     double first = 0, limit = span.floor * DBL_MIN;
     for (int step = 0;; ++step) {
       meet();
       const double best = best_of_cluster();
-      if (!(best > limit) || best == INFINITY) return;  // of what overflowed nothing is picked
+      if (!(best > limit) || best == INFINITY) return;  // nothing is picked where variances overflowed
       if (step == 0) {
         first = best;
         limit = span.floor * fmax(first, DBL_MIN);
@@ -167,7 +168,7 @@ class Head {
     return cluster.map_shared_rank(own, other);
   }
 
-  // The share of this block, zero beyond the last text; neighbouring threads read what lies side by side.
+  // This block's share of the texts, zeros beyond the last; neighbouring threads read neighbouring addresses.
   __device__ void load_texts(const Stored* from) {
     const bool by_text = span.text_stride <= span.rank_stride;
     const int rows = by_text ? rank : layout.share, columns = by_text ? layout.share : rank;
@@ -202,8 +203,8 @@ class Head {
     return found;
   }
 
-  // v_t = ‖A_t L‖², −∞ for texts that there are not; ∞ where it is not a number, which ends the head. Columns of a
-  // triangular L begin below zeros, which are passed over.
+  // v_t = ‖A_t L‖²; −∞ beyond the last text; ∞ instead of NaN, which ends the head. The zeros that columns of a triangular
+  // L start with are skipped.
   __device__ void first_variances(const double* factor, bool lower) {
     for (int t = 2 * threadIdx.x; t < layout.share; t += 2 * THREADS) {
       double one = 0, other = 0;
@@ -234,7 +235,7 @@ class Head {
     return *reinterpret_cast<const typename Two<Stored>::type*>(texts + r * layout.share + t);
   }
 
-  // v ← v − s (2 x − s q / n) / n, and the best of them.
+  // v ← v − s (2 x − s q / n) / n, then the largest of them.
   __device__ void update_variances(double inverse, double ratio, double slack) {
     for (int t = 2 * threadIdx.x; t < layout.share; t += 2 * THREADS) {
       double s = 0, x = 0, other_s = 0, other_x = 0;
@@ -253,7 +254,7 @@ class Head {
     best_of_block(slack);
   }
 
-  // The largest variance of each warp's own texts, and the first text that comes within `slack` of it, to all blocks.
+  // Sends to all blocks: the largest variance of each warp's texts, and the first text that is within `slack` of it.
   __device__ void best_of_block(double slack) {
     double best = -INFINITY;
     int place = NOWHERE;
@@ -278,7 +279,7 @@ class Head {
     return warp_most(best);
   }
 
-  // The first text of those that the warps named whose variance is at least so much.
+  // The first text, of those that the warps sent, whose variance is at least `least`.
   __device__ int first_of_cluster(double least) const {
     int place = NOWHERE;
 #pragma unroll 4
@@ -287,7 +288,7 @@ class Head {
     return __reduce_min_sync(ALL_LANES, place);
   }
 
-  // The picked text from where it lies; it is not picked again.
+  // Fetches the picked text from its block; it is not picked again.
   __device__ void fetch_text(int pick) {
     const int owner = pick / layout.share, t = pick % layout.share;
     const Stored* from = of_block(texts, owner) + t;
@@ -303,7 +304,7 @@ class Head {
     return warp_sum(sum);
   }
 
-  // P A_j, this block's rows to all blocks.
+  // P A_j: this block computes its rows and sends them to all blocks.
   __device__ void multiply_once() {
 #pragma unroll 1
     for (int row = warp; row < own_rows; row += WARPS) {
@@ -312,7 +313,7 @@ class Head {
     }
   }
 
-  // w = P P A_j and u = P S P A_j, likewise.
+  // w = P P A_j and u = P S P A_j, in the same way.
   __device__ void multiply_twice() {
 #pragma unroll 1
     for (int row = warp; row < own_rows; row += WARPS) {

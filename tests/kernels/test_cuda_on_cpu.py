@@ -21,7 +21,7 @@ from contracting import draw, in_double
 from test_span import GAP, Drawn, misses
 from torch import Tensor
 
-from clipfast.kernels import cuda, dispatch, ops, reference
+from clipfast.kernels import cuda, dispatch, manifest, ops, reference
 from clipfast.kernels.span import cuda as span_cuda
 
 FOLDER = Path(__file__).parent / "cuda_on_cpu"
@@ -38,6 +38,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
     library = tmp_path_factory.mktemp("cuda") / cuda.LIBRARY.name
     sources = [ROOT / "csrc" / "cuda" / "span.cu", FOLDER / "device.cpp"]
     subprocess.run([COMPILER, *OPTIONS, f"-I{FOLDER}", *sources, "-o", library], check=True)
+    manifest.write(library, ROOT / "csrc" / "cuda")
     before = cuda.LIBRARY, cuda.DEVICE
     cuda.LIBRARY, cuda.DEVICE = library, "cpu"
     cuda.forget()

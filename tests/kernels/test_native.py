@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from contract import OpsContract
 from contract_layers import EVERY_ACTIVATION, LayersContract
 from contract_linear import LinearContract
 from contracting import LOW, draw
-from instructions import capped
+from instructions import capped, is_repetition
 
 from clipfast.kernels import ops, reference
 from clipfast.kernels.linear import native as native_linear
@@ -34,8 +35,8 @@ class NativeContract(OpsContract):
             yield
 
     @pytest.mark.parametrize("dtype", LOW)
-    def test_every_number_of_16_bits_is_read_and_rounded_as_torch_does(self, dtype: torch.dtype) -> None:
-        """Denormals, infinities and NaN among them: sums of each with numbers of its own size and of any other."""
+    def test_every_16_bit_value_is_read_and_rounded_as_torch_does(self, dtype: torch.dtype) -> None:
+        """Denormals, infinities and NaN among them: sums of each with values of its own size and of other sizes."""
         everything = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
         weight = torch.ones(256)
         for delta in (everything * 0.37, everything.roll(4321), everything.flip(0)):
@@ -45,8 +46,8 @@ class NativeContract(OpsContract):
             torch.testing.assert_close(x, want, rtol=0, atol=0, equal_nan=True)
 
     @EVERY_ACTIVATION
-    def test_activations_at_the_ends_of_float32(self, activation: reference.Activation) -> None:
-        """As the definition in float64: −∞ · 0 is NaN there, too."""
+    def test_activations_at_the_limits_of_float32(self, activation: reference.Activation) -> None:
+        """They agree with the definition in float64, where −∞ · 0 is NaN, too."""
         inf = torch.inf
         x = torch.tensor([inf, -inf, 3e38, -3e38, 1e-38, -1e-38, 1e-40, -1e-40, 1e-45, -1e-45])[:, None]
         have = ops.linear_activation(x, torch.ones(1, 1), torch.zeros(1), activation, backend="native")
@@ -66,6 +67,7 @@ class TestAvx2(NativeContract):
 
 class TestAvx512(NativeContract):
     isa = "avx512"
+    pytestmark: ClassVar[list[pytest.MarkDecorator]] = [pytest.mark.slow] if is_repetition(isa) else []
 
 
 class TestAvx512Bf16(NativeContract):
@@ -74,21 +76,21 @@ class TestAvx512Bf16(NativeContract):
 
 @pytest.fixture
 def no_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a CPU that multiplies no 16 bits, in pieces of a few rows of the weight."""
+    """As on a CPU without products of 16 bits, in chunks of a few rows of the weight."""
     monkeypatch.setattr(native_linear, "multiplies", lambda dtype: dtype not in (torch.bfloat16, torch.float16))
     monkeypatch.setattr(native_linear, "CHUNK_NUMEL", 500)
 
 
 @pytest.mark.usefixtures("no_product")
 class TestWidened(LinearContract, LayersContract):
-    """The same without a product of 16 bits, whatever this CPU has."""
+    """The contract without products of 16 bits, whatever this CPU has."""
 
     backend = "native"
     not_in_float64 = NativeContract.not_in_float64
 
     @pytest.mark.parametrize("dtype", LOW)
-    def test_rounded_once(self, dtype: torch.dtype) -> None:
-        """The result is the float32 product with everything that follows it, rounded."""
+    def test_results_are_rounded_once(self, dtype: torch.dtype) -> None:
+        """The result is that of float32, rounded at the end."""
         x, weight, bias = draw(0, 7, 40, dtype=dtype), draw(1, 90, 40, dtype=dtype), draw(2, 90, dtype=dtype)
         want = reference.linear(x.float(), weight.float(), bias.float())
         have = ops.linear(x, weight, bias, backend="native")

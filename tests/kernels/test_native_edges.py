@@ -1,6 +1,7 @@
-"""The library in C++ at its edges: denormals, infinities, one of everything, memory anywhere, any number of threads.
+"""The library in C++ at its edges: denormals, infinities, axes of length 1, any memory layout, any number of threads.
 
-What the contract and the fuzz test hold to the definition is here known beforehand, or another call's to the bit.
+Expected results are known in advance, or those of another call to the bit; the contract and the fuzz test compare with
+the definition.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ import pytest
 import torch
 from contracting import LOW, draw, poisoned
 from fuzzing import KINDS, between_elements, bits, lay, numbers
-from instructions import CORES, THREADS, capped, native_operations, threads
+from instructions import CORES, THREADS, capped, isa_parameters, native_operations, threads
 from measures import error, relative_error
 from tolerances import OP_FLOAT32
 from torch import Tensor
@@ -23,7 +24,7 @@ FORMATS = [pytest.param(torch.float32, id="fp32"), *LOW]
 INF, NAN = torch.inf, torch.nan
 
 
-@pytest.fixture(autouse=True, params=native.ISAS)
+@pytest.fixture(autouse=True, params=isa_parameters())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each test runs under every instruction set."""
     with capped(request.param) as used, poisoned("cpu"):
@@ -110,7 +111,7 @@ def assert_same(have: list[Tensor], want: list[Tensor]) -> None:
         assert torch.equal(bits(one), bits(other))
 
 
-def test_every_operation_is_here() -> None:
+def test_every_operation_has_arguments_here() -> None:
     assert ARGUMENTS.keys() == native_operations()
 
 
@@ -118,7 +119,7 @@ def test_every_operation_is_here() -> None:
 
 
 @pytest.mark.parametrize(("name", "dtype"), [call for call in CALLS if call.values[0] in OWN])
-def test_the_number_of_threads_changes_nothing(name: str, dtype: torch.dtype) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(name: str, dtype: torch.dtype) -> None:
     with threads(1):
         want = compute(name, ARGUMENTS[name](dtype))
     for count in THREADS[1:]:
@@ -127,7 +128,7 @@ def test_the_number_of_threads_changes_nothing(name: str, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
-def test_hard_numbers_do_not_depend_on_the_number_of_threads(kind: str) -> None:
+def test_results_of_extreme_values_do_not_depend_on_the_number_of_threads(kind: str) -> None:
     for name in OWN:
         dtype = TAKES[name][0]
         given = [
@@ -142,16 +143,16 @@ def test_hard_numbers_do_not_depend_on_the_number_of_threads(kind: str) -> None:
 
 
 @EVERY_CALL
-def test_it_does_not_matter_where_memory_starts(name: str, dtype: torch.dtype) -> None:
-    """Every element of a vector's width may be the first."""
+def test_results_do_not_depend_on_where_memory_starts(name: str, dtype: torch.dtype) -> None:
+    """A tensor may start at any element of a vector's width."""
     want = compute(name, ARGUMENTS[name](dtype))
     for offset in (1, 2, 3, 5, 8, 15):
         assert_same(compute(name, [laid(each, offset, 1) for each in ARGUMENTS[name](dtype)]), want)
 
 
 @EVERY_CALL
-def test_it_does_not_matter_how_memory_is_laid_out(name: str, dtype: torch.dtype) -> None:
-    """Axes in reverse order and with gaps, where an operation takes them so; one that is changed must be contiguous."""
+def test_results_do_not_depend_on_strides(name: str, dtype: torch.dtype) -> None:
+    """Axes in reverse order in memory and with gaps; an argument that is changed must be contiguous."""
     want = compute(name, ARGUMENTS[name](dtype))
     given = ARGUMENTS[name](dtype)
     spread = [each if at in mutated_arguments(name) else laid(each, 3, 2) for at, each in enumerate(given)]
@@ -172,7 +173,7 @@ def laid(each: Any, offset: int, step: int) -> Any:
 
 @EVERY_CALL
 def test_unaligned_tensors_are_left_to_other_backends(name: str, dtype: torch.dtype) -> None:
-    """Of an array in a file, say. C++ may not read them there; what `auto` takes instead gives the answer."""
+    """An array in a file may be unaligned, say. C++ must not read it there; `auto` takes another backend."""
     given = ARGUMENTS[name](dtype)
     for at, each in enumerate(given):
         if isinstance(each, Tensor):
@@ -181,7 +182,7 @@ def test_unaligned_tensors_are_left_to_other_backends(name: str, dtype: torch.dt
                 compute(name, arguments)
 
 
-# -------------------------------------------------------------------------------------------- one of everything
+# ------------------------------------------------------------------------------------------------ length 1 and 0
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
@@ -195,14 +196,14 @@ def test_attention_of_one_token_is_its_value(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
-def test_a_layer_norm_of_one_number_is_the_bias(dtype: torch.dtype) -> None:
+def test_layer_norm_of_width_1_is_the_bias(dtype: torch.dtype) -> None:
     x, bias = draw(0, 5, 1, dtype=dtype), draw(1, 1, dtype=dtype)
     for row in (x, x[0]):
         out = ops.add_layer_norm(row.clone(), row.clone(), bias, bias, 1e-5, backend="native")
         assert torch.equal(out, bias.expand_as(row))
 
 
-def test_moments_of_one_number() -> None:
+def test_moments_of_one_entry() -> None:
     total, second = torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, dtype=torch.float64)
     ops.moments(torch.tensor([[[5.0]]]), torch.zeros(1, 0), torch.tensor([[2.0]]), total, second, backend="native")
     assert (total.item(), second.item()) == (3, 9)
@@ -215,7 +216,7 @@ def test_span_of_one_text_and_one_coordinate() -> None:
     assert directions.tolist() == [[[-1], [0]]]
 
 
-def test_nothing_has_no_layer_norm_and_no_head_dim_no_attention() -> None:
+def test_empty_tensors_and_missing_axes() -> None:
     for shape in ((0,), (3, 0), (0, 3, 0), (2, 0, 3, 0)):
         empty = torch.zeros(shape)
         width = torch.ones(shape[-1])
@@ -230,10 +231,10 @@ def test_nothing_has_no_layer_norm_and_no_head_dim_no_attention() -> None:
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
-def test_attention_of_denormal_numbers(isa: str, dtype: torch.dtype) -> None:
-    """Weights are equal, and what they weigh is neither flushed to zero nor anything but rounded once.
+def test_attention_of_denormal_values(isa: str, dtype: torch.dtype) -> None:
+    """Weights are equal; values are not flushed to zero and rounded once.
 
-    Save for AVX512-BF16's instruction for pairs, to which denormal numbers are zero.
+    AVX512-BF16's products of pairs are the exception: they flush denormal values to zero.
     """
     unit = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     qkv = (torch.randint(-99, 99, (1, 16, 3, 2, 20), generator=torch.Generator().manual_seed(0)) * unit).to(dtype)
@@ -250,8 +251,8 @@ def test_attention_of_denormal_numbers(isa: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
-def test_a_layer_norm_of_denormal_numbers(dtype: torch.dtype) -> None:
-    """The sum is exact; beside eps they are nothing, beside an eps of their own size they are as large as any."""
+def test_layer_norm_of_denormal_values(dtype: torch.dtype) -> None:
+    """The sum is exact, and the variance vanishes beside eps."""
     unit = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     x, delta = (torch.randint(-50, 50, (4, 37), generator=torch.Generator().manual_seed(s)).float() for s in (0, 1))
     weight, bias = draw(0, 37, dtype=dtype), draw(1, 37, dtype=dtype)
@@ -262,7 +263,7 @@ def test_a_layer_norm_of_denormal_numbers(dtype: torch.dtype) -> None:
     assert error(out, want) <= torch.finfo(dtype).eps * float(want.abs().max())
 
 
-def test_moments_of_denormal_numbers_are_exact() -> None:
+def test_moments_of_denormal_values_are_exact() -> None:
     unit = 2.0**-149
     codes = torch.randint(-99, 99, (40, 2, 7), generator=torch.Generator().manual_seed(0)).double()
     small, zero = (codes * unit).float(), torch.zeros(2, 7)
@@ -272,7 +273,7 @@ def test_moments_of_denormal_numbers_are_exact() -> None:
     assert torch.equal(second, torch.einsum("bgi,bgj->gij", codes, codes) * unit**2)
 
 
-def test_span_of_denormal_texts_picks_what_it_picks_of_large_ones() -> None:
+def test_span_picks_the_same_of_denormal_texts_as_of_scaled_ones() -> None:
     texts = torch.randint(-99, 99, (2, 50, 6), generator=torch.Generator().manual_seed(0)).double()
     factor = draw(1, 2, 6, 6)
     want = ops.span(texts.float(), factor, 6, backend="native")
@@ -282,7 +283,7 @@ def test_span_of_denormal_texts_picks_what_it_picks_of_large_ones() -> None:
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
-def test_an_activation_of_denormal_numbers_is_half_of_them(dtype: torch.dtype) -> None:
+def test_gelu_halves_denormal_values(dtype: torch.dtype) -> None:
     unit = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     x = (torch.arange(-100, 101).double() * unit).to(dtype)[:, None]
     have = ops.linear_activation(x, x.new_ones(1, 1), x.new_zeros(1), "gelu", backend="native")
@@ -293,8 +294,8 @@ def test_an_activation_of_denormal_numbers_is_half_of_them(dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
-def test_infinities_in_attention_stay_where_they_belong(dtype: torch.dtype) -> None:
-    """A value that is infinite is so in its column; a key whose product is −∞ weighs nothing, +∞ has no softmax."""
+def test_infinities_in_attention_stay_in_their_head_and_column(dtype: torch.dtype) -> None:
+    """An infinite value makes its column infinite, a logit of −∞ has weight 0, and one of +∞ makes the softmax NaN."""
     qkv = draw(0, 3, 9, 3, 2, 20, dtype=dtype)
     qkv[:, :, 0] = 1
     qkv[0, 4, 2, 0, 3] = INF
@@ -316,7 +317,7 @@ def test_infinities_in_attention_stay_where_they_belong(dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("hard", [INF, -INF, NAN])
-def test_a_row_that_is_not_finite_has_no_layer_norm_and_others_have(dtype: torch.dtype, hard: float) -> None:
+def test_layer_norm_of_a_row_with_infinity_or_nan_is_nan_in_that_row_alone(dtype: torch.dtype, hard: float) -> None:
     x, weight = draw(0, 7, 50, dtype=dtype), draw(1, 50, dtype=dtype)
     want = ops.add_layer_norm(x.clone(), None, weight, weight, 1e-5, backend="native")
     x[3, 48] = hard
@@ -327,7 +328,7 @@ def test_a_row_that_is_not_finite_has_no_layer_norm_and_others_have(dtype: torch
 
 
 @pytest.mark.parametrize("hard", [INF, -INF, NAN])
-def test_a_code_that_is_not_finite_is_so_in_its_row_and_column(hard: float) -> None:
+def test_moments_of_infinity_or_nan_are_not_finite_in_its_row_and_column_alone(hard: float) -> None:
     codes, shared, centre = draw(0, 40, 2, 20), draw(1, 40, 3), draw(2, 2, 23)
     total, second = torch.zeros(2, 23, dtype=torch.float64), torch.zeros(2, 23, 23, dtype=torch.float64)
     codes[7, 1, 18] = hard
@@ -340,7 +341,7 @@ def test_a_code_that_is_not_finite_is_so_in_its_row_and_column(hard: float) -> N
 
 @pytest.mark.parametrize("hard", [INF, -INF, NAN])
 @pytest.mark.parametrize("at", [0, 1])
-def test_a_head_with_an_infinity_has_no_picks(at: int, hard: float) -> None:
+def test_span_picks_nothing_in_a_head_with_infinity_or_nan(at: int, hard: float) -> None:
     given = [draw(0, 2, 40, 9), draw(1, 2, 9, 9)]
     want = ops.span(*given, 5, backend="native")
     given[at][0, 8, 8] = hard

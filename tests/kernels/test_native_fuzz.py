@@ -1,8 +1,8 @@
-"""Fuzzing the library in C++: whatever it is called with, it is right or says no, and the process lives.
+"""Fuzzing the library in C++: every call either gives the right result or raises ValueError, and the process lives.
 
 Every operation that the backend has needs a line in :data:`OPERATIONS`. The draws are
-the same in every run; ``make fuzz`` makes more of them, and others each time. Under ``make sanitize`` a read or write
-beside any tensor ends the process.
+the same in every run; ``make fuzz`` makes more of them, different in every run. Under ``make sanitize`` a read or write
+outside a tensor ends the process.
 """
 
 import os
@@ -25,16 +25,23 @@ from clipfast.kernels.dispatch import BackendUnavailable
 from clipfast.kernels.registration import mutated_arguments
 
 MORE = int(os.environ.get("CLIPFAST_FUZZ", "0"))
-"""Examples per operation and property where a machine has time for more; then they differ from run to run."""
+"""Examples per operation and property for ``make fuzz``; they differ from run to run."""
 
-fuzzed = settings(
-    max_examples=MORE or 100,
-    derandomize=not MORE,
-    deadline=None,
-    database=None,
-    phases=(Phase.explicit, Phase.generate, Phase.shrink),
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+QUICK, FULL = 20, 100
+"""Examples where there is no time for more: of the quick tests, and of the slow ones that draw the same and go on."""
+
+
+def fuzzed(examples: int) -> settings:
+    return settings(
+        max_examples=MORE or examples,
+        derandomize=not MORE,
+        deadline=None,
+        database=None,
+        phases=(Phase.explicit, Phase.generate, Phase.shrink),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+
+
 pytestmark = pytest.mark.skipif(bool(native.unsupported_reasons()), reason="; ".join(native.unsupported_reasons()))
 
 ISAS = usable()
@@ -172,17 +179,15 @@ def assert_head(left: Tensor, factor: Tensor, floor: float, picks: Tensor, varia
 # ---------------------------------------------------------------------------------------------------- properties
 
 
-@EVERY_OPERATION
-@fuzzed
-@given(data=st.data())
-def test_right_whatever_the_instructions_and_threads(name: str, data: st.DataObject) -> None:
+def check_result(name: str, data: st.DataObject) -> None:
+    """Right with every instruction set, and the same on any number of threads."""
     drawn = Drawn(data.draw)
     given = OPERATIONS[name].draw(drawn)
     isa, count = data.draw(st.sampled_from(ISAS)), data.draw(st.sampled_from(THREADS))
     try:
         have = compute(name, given, isa, count)
-    except BackendUnavailable as refusal:
-        if "x has strides" not in str(refusal):
+    except BackendUnavailable as error:
+        if "x has strides" not in str(error):
             raise
         reject()
     assert_right(name, given, have, drawn.kinds)
@@ -191,11 +196,8 @@ def test_right_whatever_the_instructions_and_threads(name: str, data: st.DataObj
             assert torch.equal(bits(got), bits(one))
 
 
-@EVERY_OPERATION
-@fuzzed
-@given(data=st.data())
-def test_wrong_arguments_are_refused_or_no_matter(name: str, data: st.DataObject) -> None:
-    """Where the definition has no answer either, a ValueError; where it has one, that or a ValueError."""
+def check_wrong_argument(name: str, data: st.DataObject) -> None:
+    """Where the definition has no result either, a ValueError; where it has one, that or a ValueError."""
     drawn = Drawn(data.draw)
     given = OPERATIONS[name].draw(drawn)
     place = data.draw(st.sampled_from([at for at, each in enumerate(given) if isinstance(each, Tensor)]))
@@ -205,3 +207,35 @@ def test_wrong_arguments_are_refused_or_no_matter(name: str, data: st.DataObject
     except ValueError:
         return
     assert_right(name, given, have, drawn.kinds)
+
+
+@EVERY_OPERATION
+@fuzzed(QUICK)
+@given(data=st.data())
+def test_results_are_right(name: str, data: st.DataObject) -> None:
+    check_result(name, data)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(MORE > 0, reason="the quick test draws as many already")
+@EVERY_OPERATION
+@fuzzed(FULL)
+@given(data=st.data())
+def test_results_of_more_examples_are_right(name: str, data: st.DataObject) -> None:
+    check_result(name, data)
+
+
+@EVERY_OPERATION
+@fuzzed(QUICK)
+@given(data=st.data())
+def test_wrong_arguments_are_refused_or_computed_right(name: str, data: st.DataObject) -> None:
+    check_wrong_argument(name, data)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(MORE > 0, reason="the quick test draws as many already")
+@EVERY_OPERATION
+@fuzzed(FULL)
+@given(data=st.data())
+def test_more_wrong_arguments_are_refused_or_computed_right(name: str, data: st.DataObject) -> None:
+    check_wrong_argument(name, data)
