@@ -1,4 +1,4 @@
-"""Contributions.save and .load: the same bits come back, and what is not such a file is refused."""
+"""Contributions.save and .load: the same bits come back, and other files are refused."""
 
 import subprocess
 import sys
@@ -52,10 +52,10 @@ def assert_same(have: Contributions, want: Contributions) -> None:
     ],
     ids=["bare", "everything", "class token", "termwise", "one layer", "no layer"],
 )
-def test_what_is_saved_comes_back(model: Model, options: dict, tmp_path: Path) -> None:
-    found = model.decompose(pixels(model.module.visual), **options)
-    found.save(tmp_path / "found.safetensors")
-    assert_same(Contributions.load(tmp_path / "found.safetensors"), found)
+def test_saved_contributions_are_loaded_to_the_bit(model: Model, options: dict, tmp_path: Path) -> None:
+    contributions = model.decompose(pixels(model.module.visual), **options)
+    contributions.save(tmp_path / "file.safetensors")
+    assert_same(Contributions.load(tmp_path / "file.safetensors"), contributions)
 
 
 def test_saving_what_was_loaded_gives_the_same_file(model: Model, tmp_path: Path) -> None:
@@ -66,51 +66,51 @@ def test_saving_what_was_loaded_gives_the_same_file(model: Model, tmp_path: Path
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_dtypes_come_back(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_other_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
     visual = vision_tower(dtype=dtype)
-    found = wrap(visual).decompose(pixels(visual, dtype=dtype), attention=True, tokens=True)
-    found.save(tmp_path / "found")
-    assert_same(Contributions.load(tmp_path / "found"), found)
+    contributions = wrap(visual).decompose(pixels(visual, dtype=dtype), attention=True, tokens=True)
+    contributions.save(tmp_path / "file")
+    assert_same(Contributions.load(tmp_path / "file"), contributions)
 
 
-def test_no_images_come_back(model: Model, tmp_path: Path) -> None:
-    found = model.decompose(pixels(model.module.visual, 0), texts=["a"], attention=True)
-    found.save(tmp_path / "none")
-    assert_same(Contributions.load(tmp_path / "none"), found)
+def test_contributions_of_no_images(model: Model, tmp_path: Path) -> None:
+    contributions = model.decompose(pixels(model.module.visual, 0), texts=["a"], attention=True)
+    contributions.save(tmp_path / "none")
+    assert_same(Contributions.load(tmp_path / "none"), contributions)
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("once", "again"):
         model = wrap(clip_model(seed=4))
-        found = model.decompose(
+        contributions = model.decompose(
             pixels(model.module.visual), texts=["a", "b"], maps="per_head", attention=True, tokens=True
         )
-        found.save(tmp_path / name)
+        contributions.save(tmp_path / name)
     assert (tmp_path / "once").read_bytes() == (tmp_path / "again").read_bytes()
 
 
 def test_a_loaded_file_can_be_deleted(model: Model, tmp_path: Path) -> None:
-    path = tmp_path / "found"
-    found = model.decompose(pixels(model.module.visual))
-    found.save(path)
+    path = tmp_path / "file"
+    contributions = model.decompose(pixels(model.module.visual))
+    contributions.save(path)
     loaded = Contributions.load(path)
     path.unlink()
-    assert torch.equal(loaded.heads(), found.heads())
+    assert torch.equal(loaded.heads(), contributions.heads())
 
 
 def test_a_loaded_file_can_be_overwritten(model: Model, tmp_path: Path) -> None:
     """What was loaded does not change, or vanish, with the file."""
-    path = tmp_path / "found"
-    found = model.decompose(pixels(model.module.visual))
-    found.save(path)
+    path = tmp_path / "file"
+    contributions = model.decompose(pixels(model.module.visual))
+    contributions.save(path)
     loaded = Contributions.load(path)
     model.decompose(pixels(model.module.visual, seed=1)).save(path)
-    assert_same(loaded, found)
+    assert_same(loaded, contributions)
 
 
 def test_a_file_can_be_saved_back_where_it_came_from(model: Model, tmp_path: Path) -> None:
     """In a process of its own: reading memory of a file that has been cut off ends the process."""
-    path = tmp_path / "found"
+    path = tmp_path / "file"
     model.decompose(pixels(model.module.visual), tokens=True).save(path)
     before = path.read_bytes()
     script = "import sys, clipfast; clipfast.Contributions.load(sys.argv[1]).save(sys.argv[1])"
@@ -123,12 +123,12 @@ def test_a_file_can_be_saved_back_where_it_came_from(model: Model, tmp_path: Pat
 
 
 def test_a_truncated_file(model: Model, tmp_path: Path) -> None:
-    path = tmp_path / "found"
+    path = tmp_path / "file"
     model.decompose(pixels(model.module.visual)).save(path)
     whole = path.read_bytes()
     for size in (0, 4, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(InputError, match=r"found is damaged or not a safetensors file \("):
+        with pytest.raises(InputError, match=r"file is damaged or not a safetensors file \("):
             Contributions.load(path)
 
 
@@ -139,7 +139,7 @@ def test_another_kind_of_file(tmp_path: Path) -> None:
         Contributions.load(path)
 
 
-def test_somebody_elses_safetensors(tmp_path: Path) -> None:
+def test_safetensors_of_another_program(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     for metadata in (None, {"format": "pt"}):
         save_file({"weight": torch.ones(2)}, path, metadata=metadata)
@@ -147,7 +147,7 @@ def test_somebody_elses_safetensors(tmp_path: Path) -> None:
             Contributions.load(path)
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
+def test_a_file_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Contributions.load(tmp_path / "nowhere")
 
@@ -157,6 +157,6 @@ def test_a_folder(tmp_path: Path) -> None:
         Contributions.load(tmp_path)
 
 
-def test_a_place_that_cannot_be_written(model: Model, tmp_path: Path) -> None:
+def test_a_folder_that_does_not_exist(model: Model, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="nowhere"):
-        model.decompose(pixels(model.module.visual)).save(tmp_path / "nowhere" / "found")
+        model.decompose(pixels(model.module.visual)).save(tmp_path / "nowhere" / "file")

@@ -27,7 +27,7 @@ def options(model: Path) -> list[object]:
     return ["--model", model, "--labels", "folder", "--batch-size", 3]
 
 
-def test_a_collection_holds_what_the_model_says(images: Path, model_folder: Path, tmp_path: Path) -> None:
+def test_a_collection_has_the_contributions_of_the_model(images: Path, model_folder: Path, tmp_path: Path) -> None:
     done = clipfast("stats", images, *options(model_folder), "--out", tmp_path / "c", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -39,16 +39,16 @@ def test_a_collection_holds_what_the_model_says(images: Path, model_folder: Path
     assert [entry.label for entry in collection.entries] == ["cats"] * 4 + ["dogs"] * 4
     assert collection.header["complete"] is True
     model = package.load(str(model_folder))
-    wanted = model.decompose([entry.file for entry in collection.entries], class_token=True)
-    kept = package.Contributions.cat([found for _, found in collection.batches()])
-    assert error(kept.heads(), wanted.heads()) <= FLOAT32
-    assert error(kept.class_token(), wanted.class_token()) <= FLOAT32
+    expected = model.decompose([entry.file for entry in collection.entries], class_token=True)
+    kept = package.Contributions.cat([contributions for _, contributions in collection.batches()])
+    assert error(kept.heads(), expected.heads()) <= FLOAT32
+    assert error(kept.class_token(), expected.class_token()) <= FLOAT32
     moments = Moments(model)
-    moments.update(wanted)
+    moments.update(expected)
     assert error(collection.moments.means(), moments.means()) <= FLOAT32
 
 
-def test_a_collection_takes_the_place_of_images(images: Path, model_folder: Path, tmp_path: Path) -> None:
+def test_a_collection_in_place_of_images(images: Path, model_folder: Path, tmp_path: Path) -> None:
     assert clipfast("stats", images, *options(model_folder), "--out", tmp_path / "c").returncode == 0
     again = clipfast("stats", tmp_path / "c", "--json")
     assert again.returncode == 0, again.stderr
@@ -84,7 +84,7 @@ def test_images_that_cannot_be_read_are_left_out(images: Path, model_folder: Pat
         (["images/cats", "--labels", "shard"], "no image has a label from shard"),
     ],
 )
-def test_what_does_not_fit(images: Path, model_folder: Path, arguments: list[str], message: str) -> None:
+def test_errors_in_one_line(images: Path, model_folder: Path, arguments: list[str], message: str) -> None:
     done = inside("stats", *arguments, "--model", model_folder, "--out", images.parent / "o", cwd=images.parent)
     assert done.returncode == 2
     (line,) = messages(done.stderr)

@@ -1,4 +1,4 @@
-"""Collections on disk: no interruption spoils one, and whatever is not as the pass wrote it is noticed."""
+"""Collections on disk: every interruption leaves one to go on with, and changes of its files are noticed."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def whole(batches: list[tuple[list[Entry], Contributions]], tmp_path_factory: py
     return folder
 
 
-def test_what_is_written_comes_back(whole: Path, batches: list[tuple[list[Entry], Contributions]]) -> None:
+def test_a_collection_is_read_as_it_was_written(whole: Path, batches: list[tuple[list[Entry], Contributions]]) -> None:
     """Names with line separators and undecodable bytes too."""
     entries, sums, codes = contents(whole)
     assert entries == [entry for some, _ in batches for entry in some]
@@ -302,9 +302,9 @@ def read_everything(folder: Path) -> None:
 
 def test_swapped_files_are_noticed(divided: Path) -> None:
     first, second = (divided / f"contributions-0000{number}.safetensors" for number in (1, 2))
-    held = first.read_bytes()
+    first_bytes = first.read_bytes()
     first.write_bytes(second.read_bytes())
-    second.write_bytes(held)
+    second.write_bytes(first_bytes)
     with pytest.raises(InputError, match=r"contributions-00001.safetensors is not the file that this pass wrote"):
         read_everything(divided)
 

@@ -10,7 +10,7 @@ from typing import Final
 import torch
 from safetensors.torch import save_file
 
-from clipfast.files import write_text
+from clipfast.files import atomic_write, write_text
 from clipfast.scenes.tokenizer import MERGES_FILE, write_merges
 from clipfast.scenes.training.curve import write_curve
 from clipfast.scenes.training.network import MEAN, STD, model_config
@@ -28,7 +28,8 @@ def export(run: Run, config: Path, folder: Path) -> None:
         name: value.to(torch.float16).contiguous() if value.is_floating_point() else value
         for name, value in weights.items()
     }
-    save_file(packed, str(folder / WEIGHTS_FILE))
+    with atomic_write(folder / WEIGHTS_FILE) as partial:
+        save_file(packed, str(partial))
     settings = {
         "model_cfg": model_config(run.config.network, run.tokenizer.vocab_size),
         "preprocess_cfg": {
