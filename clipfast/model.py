@@ -101,6 +101,10 @@ class Model:
             raise InputError(f"weights of {self.name} are on the meta device and have no values: load them first")
         if len(devices) > 1:
             raise InputError(f"weights of {self.name} are on {', '.join(sorted(devices))}: move them to one device")
+        factors = (tensor for tensor in tower.tensors() if tensor.ndim > 1 and tensor is not tower.positional_embedding)
+        dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in factors})
+        if len(dtypes) > 1:
+            raise InputError(f"weights of {self.name} are in {' and '.join(dtypes)}: convert them to one dtype")
         return tower
 
     @property
@@ -534,6 +538,8 @@ def wrap(
         UnsupportedTower: a vision tower that cannot be decomposed, with every reason.
         InputError: weights on the meta device or on several devices.
     """
+    if not isinstance(module, nn.Module):
+        raise InputError(f"wrap takes a torch.nn.Module, not a {type(module).__name__}: clipfast.load takes names")
     return Model(
         module,
         preprocess=openclip_models.default_preprocess(module),

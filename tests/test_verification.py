@@ -122,6 +122,12 @@ def test_verifying_leaves_no_hooks_and_takes_a_tolerance() -> None:
     assert model.verify(pixels(visual, 1)).ok
 
 
+def test_an_autocast_around_it_does_not_count() -> None:
+    visual = vision_tower()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert wrap(visual).verify(pixels(visual)).ok
+
+
 def test_no_images_cannot_be_compared() -> None:
     with pytest.raises(InputError, match=r"^no images were given"):
         wrap(vision_tower()).verify([])

@@ -16,7 +16,6 @@ from open_clip.transformer import (
     CustomResidualAttentionBlock,
     LayerNormFp32,
     LayerScale,
-    PatchDropout,
     QuickGELU,
     ResidualAttentionBlock,
     Transformer,
@@ -26,7 +25,7 @@ from open_clip.transformer import LayerNorm as OpenClipLayerNorm
 from torch import Tensor, nn
 
 from clipfast.errors import UnsupportedTower
-from clipfast.towers.patches import patches, plain_type, replacement, sentence
+from clipfast.towers.patches import drops_now, patches, plain_type, replacement, sentence
 from clipfast.towers.tower import Activation, Block, LayerNorm, Pooling, Tower
 
 REFUSALS: dict[str, str] = {
@@ -44,7 +43,7 @@ REFUSALS: dict[str, str] = {
     "scale_fc": "a LayerNorm inside the MLP",
     "activation": "an activation other than GELU and QuickGELU",
     "projection": "no linear projection to the joint space",
-    "training": "patch dropout in training mode: call .eval() first",
+    "training": "dropout in training mode: call .eval() first",
     "replaced": "a layer that is not the one its class comes with",
     "adapter": "an adapter such as LoRA: merge it into the weights first (in peft: merge_and_unload)",
     "quantised": "quantised weights: load the model in floating point",
@@ -141,7 +140,8 @@ def own_forward(module: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor 
 
     handles = [part.register_forward_hook(hook(index)) for index, part in enumerate(parts)]
     try:
-        out = visual._call_impl(images)  # a forward that was compiled in place would not run the hooks
+        with torch.autocast(images.device.type, enabled=False):
+            out = visual._call_impl(images)  # a forward that was compiled in place would not run the hooks
     finally:
         for handle in handles:
             handle.remove()
@@ -176,7 +176,7 @@ def refusals(visual: nn.Module, *, ignore_hooks: bool = False) -> list[tuple[str
         reasons["norm_before_pool"] = []
     if vit.proj is None:
         reasons["projection"] = []
-    if isinstance(vit.patch_dropout, PatchDropout) and vit.training:
+    if drops_now(vit):
         reasons["training"] = []
     blocks = list(vit.transformer.resblocks)
     for index, block in enumerate(blocks):
@@ -225,7 +225,9 @@ def _expect(module: Any, kinds: tuple[type, ...], place: str) -> Places:
     """A reason, with its place, when a module is of none of the expected classes."""
     if isinstance(module, nn.Module) and plain_type(module) in kinds:
         return []
-    return [(replacement(module), f"{place}: {type(module).__name__} in place of {kinds[0].__name__}")]
+    kind, expected = type(module), kinds[0].__name__
+    name = f"{kind.__module__}.{kind.__name__}" if kind.__name__ == expected else kind.__name__
+    return [(replacement(module), f"{place}: {name} in place of {expected}")]
 
 
 def _expect_norm(norm: Any, place: str) -> Places:

@@ -21,6 +21,9 @@ from torch.nn.utils.weight_norm import WeightNorm
 METHODS = ("forward", "__call__", "attention", "get_weight_dtype", "_embeds", "_pool", "_global_pool")
 """Methods of a tower's modules that a forward pass runs."""
 
+SETTINGS = ("eps", "num_heads", "pool_type", "final_ln_after_pool", "approximate", "scaled_cosine", "dropout", "p")
+"""Attributes of a tower's modules that a decomposition depends on."""
+
 QUANTISED = ("torch.ao.nn.", "torch.nn.quantized.", "bitsandbytes.", "torchao.", "optimum.quanto.", "quanto.")
 ADAPTERS = ("peft.", "loralib.", "adapters.")
 _OLD_STYLE = {WeightNorm: "weight_norm", SpectralNorm: "spectral_norm", BasePruningMethod: "pruning"}
@@ -73,7 +76,9 @@ def patches(root: nn.Module, *, ignore_hooks: bool = False) -> list[Patch]:
 
 
 class Signature:
-    """Detects modules that were replaced or patched, and parameters that are other tensors, since it was made.
+    """Detects modules that were replaced, patched or set otherwise, and parameters that are other tensors.
+
+    Everything is compared with what it was when this was made.
 
     Checked at every call; it takes 50 µs for a tower of twelve blocks.
 
@@ -87,6 +92,8 @@ class Signature:
         self._modules = modules
         self._states = [vars(module) for module in modules]
         kinds = {plain_type(module): None for module in modules}
+        self._settings = [(state, name) for state in self._states for name in SETTINGS if name in state]
+        self._settings += [(state, "training") for state in self._states if _drops(state)]
         self._methods = [(kind, name) for kind in kinds for name in METHODS if hasattr(kind, name)]
         self._known = self._current()
 
@@ -105,9 +112,20 @@ class Signature:
             list(map(len, states)),  # a method replaced on an instance is one attribute more
             list(map(len, map(itemgetter("_forward_hooks"), states))),
             list(map(len, map(itemgetter("_forward_pre_hooks"), states))),
+            [state.get(name) for state, name in self._settings],
             [getattr(kind, name) for kind, name in self._methods],
             [self.root.training, len(torch_module._global_forward_hooks), len(torch_module._global_forward_pre_hooks)],
         ]
+
+
+def _drops(state: dict[str, Any]) -> bool:
+    """Whether a module, given its attributes, drops values at random in training mode."""
+    return any(isinstance(state.get(name), float) and state[name] > 0 for name in ("dropout", "p", "prob"))
+
+
+def drops_now(root: nn.Module) -> bool:
+    """Whether a module in ``root`` is in training mode and drops values at random."""
+    return any(module.training and _drops(vars(module)) for module in root.modules())
 
 
 def _modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:

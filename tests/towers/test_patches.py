@@ -253,6 +253,63 @@ def test_backward_hooks_are_accepted() -> None:
     assert len(wrap(visual).decompose(pixels(visual))) == 2
 
 
+def set_eps(visual: Any) -> None:
+    visual.ln_post.eps = 0.5
+
+
+def set_eps_in_a_block(visual: Any) -> None:
+    block(visual).ln_2.eps = 0.5
+
+
+def set_pooling(visual: Any) -> None:
+    visual.pool_type, visual.final_ln_after_pool = "avg", True
+
+
+def set_activation(visual: Any) -> None:
+    for layer in visual.transformer.resblocks:
+        layer.mlp.gelu.approximate = "tanh"
+
+
+@pytest.mark.parametrize("change", [set_eps, set_eps_in_a_block, set_pooling, set_activation])
+def test_settings_changed_after_wrapping_are_followed(change: Callable[[Any], None]) -> None:
+    visual = vision_tower()
+    model, images = wrap(visual), pixels(visual)
+    before = model.decompose(images).embedding
+    change(visual)
+    after = model.decompose(images).embedding
+    with torch.no_grad():
+        assert relative_error(after, visual(images)) <= EMBEDDING_FLOAT32
+    assert relative_error(after, before) > EMBEDDING_FLOAT32
+
+
+def set_heads(visual: Any) -> None:
+    block(visual).attn.num_heads, block(visual).attn.head_dim = 4, 8
+
+
+def drop_attention(visual: Any) -> None:
+    block(visual).attn.dropout = 0.5
+    block(visual).attn.train()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"), [(set_heads, "blocks with different heads"), (drop_attention, "dropout in training mode")]
+)
+def test_settings_that_cannot_be_followed_are_refused(change: Callable[[Any], None], reason: str) -> None:
+    visual = vision_tower()
+    model, images = wrap(visual), pixels(visual)
+    model.decompose(images)
+    change(visual)
+    for work in (lambda: wrap(visual), lambda: model.decompose(images)):
+        with pytest.raises(UnsupportedTower, match=reason):
+            work()
+
+
+@pytest.mark.parametrize("thing", [None, "ViT-B-32", torch.ones(2), {"state_dict": 1}])
+def test_only_modules_are_wrapped(thing: Any) -> None:
+    with pytest.raises(InputError, match=r"^wrap takes a torch\.nn\.Module, not a \w+: clipfast\.load takes names$"):
+        wrap(thing)
+
+
 # -------------------------------------------------------------------------------------------- wrappers around modules
 
 
@@ -326,6 +383,13 @@ def test_weights_that_lose_their_values_later_are_refused() -> None:
     for work in (lambda: model.decompose(images), lambda: model.fingerprint()):
         with pytest.raises(InputError, match=r"are on the meta device and have no values"):
             work()
+
+
+def test_weights_in_two_dtypes_are_refused() -> None:
+    mixed = vision_tower()
+    block(mixed).mlp.half()
+    with pytest.raises(InputError, match=r"are in float16 and float32: convert them to one dtype$"):
+        wrap(mixed)
 
 
 @pytest.mark.skipif(os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not torch.cuda.is_available(), reason="no GPU")
