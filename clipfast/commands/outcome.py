@@ -4,7 +4,7 @@
 code  meaning
 ====  ==================================================================================================
 0     done
-1     a fault of clipfast; a traceback follows
+1     an error inside clipfast; a traceback follows
 2     something that the user can correct: arguments, files, memory; or some images failed
 130   interrupted with Ctrl-C (SIGINT); 143 after SIGTERM, 129 after SIGHUP. What was computed is saved first
 ====  ==================================================================================================
@@ -104,7 +104,7 @@ def _signals(ending: Ending) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exit_codes() -> Iterator[Ending]:
-    """Runs a command's body, which sets ``code``; an exception that is no fault of clipfast sets it too."""
+    """Runs a command's body, which sets ``code``; an exception that the user can act on sets it too."""
     ending = Ending()
     try:
         console.set_up()

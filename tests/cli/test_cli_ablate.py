@@ -84,7 +84,7 @@ def test_every_row_is_what_an_ablated_encoder_gets(data: Path, model_folder: Pat
     assert len({row["accuracy"] for row in rows}) > 1  # or the comparison says nothing
 
 
-def test_the_papers_ablations_come_without_options(data: Path, tmp_path: Path) -> None:
+def test_default_ablations_are_those_of_the_paper(data: Path, tmp_path: Path) -> None:
     done = clipfast("ablate", *options(data), "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     names = [line.split("\t")[0] for line in done.stdout.splitlines()[2:]]
@@ -155,7 +155,7 @@ def test_heads_replaced_by_texts(data: Path, tmp_path: Path) -> None:
         (["other", "--pool", "nowhere.txt"], "neither a file nor one of"),
     ],
 )
-def test_what_does_not_fit(data: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_bad_options_are_refused_with_one_line(data: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     done = inside("ablate", *arguments, "--out", tmp_path / "o", cwd=data)
     assert done.returncode == 2
     (line,) = messages(done.stderr)

@@ -103,7 +103,7 @@ def test_comparing_two_files(written: Path, tmp_path: Path) -> None:
     assert any(line.startswith("- machine device_name:") and line.endswith("another in B") for line in lines)
 
 
-def test_comparing_what_cannot_be_compared_is_one_line(written: Path, tmp_path: Path) -> None:
+def test_files_that_cannot_be_compared_are_refused_with_one_line(written: Path, tmp_path: Path) -> None:
     good, other = written / "out" / "bench.json", tmp_path / "other.json"
     other.write_text('{"format": "clipfast.benchmark/1"}')
     for pair, said in (
@@ -169,7 +169,7 @@ def test_an_interrupted_run_keeps_what_is_done(tmp_path: Path, model_folder: Pat
 # ------------------------------------------------------------ the same code without a process of its own
 
 
-def test_a_wrong_result_has_no_speed_and_is_a_fault_of_ours(
+def test_a_wrong_result_is_not_timed_and_exits_with_1(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     right = outputs.heads_only
@@ -189,7 +189,7 @@ def test_a_wrong_result_has_no_speed_and_is_a_fault_of_ours(
     assert rows(read(tmp_path / "out" / "bench.json"))[0].images_per_second is not None
 
 
-def test_running_out_of_memory_is_mended_by_the_user(
+def test_out_of_memory_exits_with_2(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(outputs, "heads_only", lambda model, images: torch.empty(1 << 60))
@@ -197,7 +197,7 @@ def test_running_out_of_memory_is_mended_by_the_user(
     assert "heads: out of memory: try a smaller --batch" in capsys.readouterr().err
 
 
-def test_a_fault_of_ours_keeps_what_was_measured(
+def test_an_internal_error_keeps_what_was_measured(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = iter(bench.measure_plan(bench.plan_of(options(tmp_path, model_folder))))
@@ -226,7 +226,7 @@ def test_a_fault_of_ours_keeps_what_was_measured(
         ({"out": Path("/proc/clipfast")}, "cannot write to /proc/clipfast"),
     ],
 )
-def test_what_does_not_fit_is_one_line_before_anything_is_measured(
+def test_bad_options_are_refused_before_anything_is_measured(
     tmp_path: Path, model_folder: Path, changes: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ClipfastError) as caught:

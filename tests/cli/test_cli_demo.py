@@ -30,7 +30,7 @@ def test_scenes_and_photographs(tmp_path: Path, model_folder: Path, capsys: pyte
     assert "sum check" in captured.out
 
 
-def test_nothing_to_show(tmp_path: Path) -> None:
+def test_no_scenes_and_no_photographs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         run(Options(photos=(), out=tmp_path, scenes=0))
 

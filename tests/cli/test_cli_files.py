@@ -102,7 +102,7 @@ def test_exit_codes(
     assert capsys.readouterr().err.splitlines() == [line]
 
 
-def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "set_up", lambda: None)
     with pytest.raises(KeyError), exit_codes():
         raise KeyError("x")

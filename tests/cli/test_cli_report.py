@@ -184,7 +184,7 @@ def test_shares_texts_and_best_images(
     assert "maps of 1 of 4 heads: --maps is 3" in page.by_id("summary").text
 
 
-def test_names_are_shown_and_nothing_of_them_runs(page: Parsed) -> None:
+def test_names_are_escaped(page: Parsed) -> None:
     assert page.all("h1")[0].text == NASTY
     assert any((shot.attributes["title"] or "").startswith(NASTY) for shot in page.all("span", class_="t"))
     assert not any(name.startswith("on") for element in page.elements for name in element.attributes)
@@ -263,7 +263,7 @@ def test_ctrl_c_leaves_the_page_as_it_was(images: Path, model_folder: Path, tmp_
     assert out.read_text() == "before"
 
 
-def test_what_does_not_fit(written: Path, images: Path, model_folder: Path, tmp_path: Path) -> None:
+def test_bad_options_are_refused_with_one_line(written: Path, images: Path, model_folder: Path, tmp_path: Path) -> None:
     done = clipfast("report", images, "--model", model_folder, "--prompt", "a {}", "--out", tmp_path / "o")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
@@ -294,7 +294,7 @@ def test_without_jinja2_nothing_begins(images: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "o").exists()
 
 
-def test_thumbnails_are_kept_where_they_are_missed_most() -> None:
+def test_order_of_thumbnails() -> None:
     """Best images of every head's first text, then of its second; then the second bests."""
     rows = {(1, 0): [[7, 1], [2, 3]], (0, 0): [[4, 7], [5]]}
     assert in_turn(rows) == [7, 4, 2, 5, 1, 3]

@@ -143,7 +143,7 @@ def test_some_heads_and_a_sample(
     assert len(Collection(collection).entries) == COUNT
 
 
-def test_a_query_is_found_by_what_the_user_calls_it(tmp_path: Path) -> None:
+def test_queries_are_found_by_path_or_name(tmp_path: Path) -> None:
     entries = [
         Entry("data/a/1.png", "a__1", str(tmp_path / "data/a/1.png")),
         Entry("data/b/1.png", "b__1", str(tmp_path / "data/b/1.png")),
@@ -159,7 +159,7 @@ def test_a_query_is_found_by_what_the_user_calls_it(tmp_path: Path) -> None:
     assert find_query(entries, str(tmp_path / "new.png")) is None
 
 
-def test_pictures_that_are_gone_do_not_hide_the_neighbours(
+def test_deleted_images_do_not_change_the_neighbours(
     images: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(images, tmp_path / "images")
@@ -184,7 +184,9 @@ def test_pictures_that_are_gone_do_not_hide_the_neighbours(
         ({"faiss": True}, "--faiss searches for queries"),
     ],
 )
-def test_what_does_not_fit(collection: Path, tmp_path: Path, given: dict[str, Any], message: str) -> None:
+def test_bad_options_are_refused_with_one_line(
+    collection: Path, tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
     with pytest.raises(package.InputError, match=message):
         run(Options(collecting(collection), out=tmp_path, **given))
     assert not (tmp_path / "retrieve.json").exists()
@@ -206,7 +208,7 @@ def test_faiss(images: Path, model_folder: Path, collection: Path, tmp_path: Pat
     assert [len(near) for near in found[0]] == [4, 4]
 
 
-def test_labels_that_tell_nothing(collection: Path, images: Path, tmp_path: Path) -> None:
+def test_a_single_label_is_refused(collection: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / "one.csv").write_text("file,label\n" + "".join(f"{number}.png,same\n" for number in range(COUNT)))
     with pytest.raises(package.InputError, match="all labelled images have the label 'same'"):
         run(Options(collecting(collection, labels=str(tmp_path / "one.csv")), out=tmp_path))

@@ -98,7 +98,7 @@ def test_background_texts(data: Path) -> None:
         ({"group_column": "group"}, "--group-column is not supported"),
     ],
 )
-def test_what_does_not_fit(data: Path, tmp_path: Path, given: dict[str, Any], message: str) -> None:
+def test_bad_options_are_refused_with_one_line(data: Path, tmp_path: Path, given: dict[str, Any], message: str) -> None:
     """Said before a model is loaded: there is none of that name."""
     (data / "labels.csv").write_text(
         "file,label\n" + "".join(f"images/{kind}/0.png,fox\n" for kind in KINDS[:1]) + "images/dog/0.png,cat\n"

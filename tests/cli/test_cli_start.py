@@ -63,7 +63,7 @@ def test_parsing() -> None:
         assert line.startswith("error: "), wrong
 
 
-def test_only_our_own_warnings_reach_the_terminal() -> None:
+def test_only_warnings_of_clipfast_are_shown() -> None:
     code = """
 import logging, warnings
 from clipfast.commands import console
@@ -82,7 +82,7 @@ console.error("[bold]x" + "y" * 1000)
     assert len(lines[2]) < 450
 
 
-def test_an_interrupt_that_a_library_turns_into_an_error_is_one_still() -> None:
+def test_an_interrupt_that_a_library_turns_into_an_error_exits_with_130() -> None:
     code = """
 import os, signal
 from clipfast.commands.outcome import exit_codes
@@ -149,7 +149,7 @@ def test_demo(tmp_path: Path) -> None:
     assert twice.stdout.splitlines()[:-1] == done.stdout.splitlines()[:-1]  # the last line names the folder
 
 
-def test_a_demo_of_nothing_readable_shows_no_figures(tmp_path: Path) -> None:
+def test_demo_without_readable_images_prints_no_results(tmp_path: Path) -> None:
     done = clipfast("demo", tmp_path / "nowhere.jpg", "--scenes", 0, "--out", tmp_path / "out")
     assert (done.returncode, done.stdout) == (2, "")
     assert "nowhere.jpg: no such file" in done.stderr

@@ -84,7 +84,7 @@ def test_from_weights_alone(texts: Path, model_folder: Path, tmp_path: Path) -> 
         (["--method", "somp"], "somp sums absolute projections"),
     ],
 )
-def test_what_does_not_fit(
+def test_bad_options_are_refused_with_one_line(
     images: Path, model_folder: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     pool = [] if "--pool" in arguments else ["--pool", "random"]

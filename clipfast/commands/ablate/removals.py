@@ -1,4 +1,4 @@
-"""Choosing heads to remove: by words in their texts, or on labelled images that are not those of the test."""
+"""Heads to remove, chosen by words in their texts, or by labelled images that are not in the test set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ class Removal:
     """A set of terms to ablate.
 
     Attributes:
-        name: what the user reads.
+        name: for tables and JSON.
         terms: the set.
-        heads: where heads were chosen, which, with their scores.
+        heads: the chosen heads with their scores; empty where terms were named.
     """
 
     name: str
@@ -40,51 +40,51 @@ def removals(options: Options, test: Labelled, means: Moments, texts: Sequence[s
 
     Args:
         options: which heads to choose.
-        test: the images they will be judged by, of which no label is looked at.
+        test: the images that the result is measured on; their labels are not used here.
         means: of the images that heads are named by and means are taken of.
         texts: of the pool.
 
     Raises:
         InputError: options that do not fit, or a validation set that does not or that shares images with the test.
     """
-    choosing = options.selection
-    made: list[Removal] = []
-    if choosing.words:
+    selection = options.selection
+    chosen: list[Removal] = []
+    if selection.words:
         picked = _by_words(options, test, means, texts)
-        made.append(Removal(f"{len(picked)} heads by their texts", terms_of(picked, means), tuple(picked)))
-    if choosing.contrast is None and choosing.greedy is None:
-        if choosing.validation is not None:
+        chosen.append(Removal(f"{len(picked)} heads by their texts", terms_of(picked, means), tuple(picked)))
+    if selection.contrast is None and selection.greedy is None:
+        if selection.validation is not None:
             raise InputError("--validation is for --contrast and --greedy: give one of them")
-        return made
-    if choosing.validation is None:
-        raise InputError("--contrast and --greedy look at labelled images of their own: give --validation FOLDER")
-    contributions, labels, groups = _validation(choosing.validation, test)
-    heads = chosen_heads(choosing.heads, means.basis, means.layers)
-    if choosing.contrast is not None:
+        return chosen
+    if selection.validation is None:
+        raise InputError("--contrast and --greedy need labelled images other than the test: give --validation FOLDER")
+    contributions, labels, groups = _validation(selection.validation, test)
+    heads = chosen_heads(selection.heads, means.basis, means.layers)
+    if selection.contrast is not None:
         ranked = by_contrast(contributions, labels, groups, test.classifier)
-        picked = [head for head in ranked if (head.layer, head.head) in heads][: choosing.contrast]
-        made.append(Removal(f"{len(picked)} heads by contrast of groups", terms_of(picked, means), tuple(picked)))
-    if choosing.greedy is not None:
-        picked = greedy(contributions, labels, groups, test.classifier, means, choosing.greedy, heads=heads)
+        picked = [head for head in ranked if (head.layer, head.head) in heads][: selection.contrast]
+        chosen.append(Removal(f"{len(picked)} heads by contrast of groups", terms_of(picked, means), tuple(picked)))
+    if selection.greedy is not None:
+        picked = greedy(contributions, labels, groups, test.classifier, means, selection.greedy, heads=heads)
         if not picked:
             console.warn("no head raises the worst group of the validation images: greedy removes none")
-        made.append(Removal(f"{len(picked)} heads, greedily", terms_of(picked, means), tuple(picked)))
-    return made
+        chosen.append(Removal(f"{len(picked)} heads, greedily", terms_of(picked, means), tuple(picked)))
+    return chosen
 
 
 def _by_words(options: Options, test: Labelled, means: Moments, texts: Sequence[str]) -> list[Chosen]:
-    choosing, pool = options.selection, options.naming.pool
+    selection, pool = options.selection, options.naming.pool
     if pool == RANDOM:
         raise InputError("--words needs a pool of texts: random vectors have none")
-    matches = matching(texts, choosing.words)
+    matches = matching(texts, selection.words)
     if not matches:
-        raise InputError(f"no text of the pool {pool} contains any of {', '.join(choosing.words)}")
-    heads, top = chosen_heads(choosing.heads, means.basis, means.layers), choosing.top
+        raise InputError(f"no text of the pool {pool} contains any of {', '.join(selection.words)}")
+    heads, top = chosen_heads(selection.heads, means.basis, means.layers), selection.top
     features = pool_features(test.model, texts, options.naming)
-    picked = by_texts(means.textspan(features, top, heads), matches, top=top, at_least=choosing.at_least)
+    picked = by_texts(means.textspan(features, top, heads), matches, top=top, at_least=selection.at_least)
     if not picked:
-        named = ", ".join(choosing.words)
-        console.warn(f"no head of {len(heads)} has {choosing.at_least} of its first {top} texts with any of {named}")
+        named = ", ".join(selection.words)
+        console.warn(f"no head of {len(heads)} has {selection.at_least} of its first {top} texts with any of {named}")
     return picked
 
 

@@ -1,4 +1,4 @@
-"""``clipfast retrieve``: the nearest images by what some heads write, or how well every head finds images alike.
+"""``clipfast retrieve``: the nearest images by the outputs of heads, or how well each head finds images of one label.
 
 With queries ``--out`` gets ``retrieve.json`` with the neighbours and ``sheets/``, a picture per query. Without queries
 it gets, for images with labels, the share of every head's nearest images that have the query's label: a head that
@@ -24,7 +24,7 @@ from clipfast.commands.files import write_json
 from clipfast.commands.heads import chosen_heads
 from clipfast.commands.outcome import FAILED, INTERRUPTED
 from clipfast.commands.results import prepare_results
-from clipfast.commands.retrieve.agreement import Head, Judged, embedding_share, head_shares
+from clipfast.commands.retrieve.agreement import Head, LabelQueries, embedding_share, head_shares
 from clipfast.commands.retrieve.options import Options
 from clipfast.commands.sheets import Tile, sheet
 from clipfast.commands.text_features import encode_texts
@@ -215,13 +215,13 @@ def _sheet(query: _Query, neighbours: Sequence[dict[str, Any]], sources: Sequenc
 
 def _judge(options: Options, collected: Collected, heads: Sequence[Head], result: dict[str, Any]) -> int:
     collection: Collection = collected.collection
-    judged = Judged.of(collection, options.top, options.sample)
+    queries = LabelQueries.of(collection, options.top, options.sample)
     rows: list[dict[str, Any]] = []
-    whole = embedding_share(collection, judged, options.measure, options.centred)
+    whole = embedding_share(collection, queries, options.measure, options.centred)
     complete = False
     try:
         with console.progress("judging heads", len(heads)) as advance:
-            for row in head_shares(collection, heads, judged, options.measure, options.centred, advance):
+            for row in head_shares(collection, heads, queries, options.measure, options.centred, advance):
                 rows.append(row)
         complete = True
     except KeyboardInterrupt:
@@ -231,10 +231,10 @@ def _judge(options: Options, collected: Collected, heads: Sequence[Head], result
         "complete": complete,
         "labels": options.inputs.labels or collection.header["labels"],
         "label_column": options.inputs.label_column if options.inputs.labels else None,
-        "labelled": len(judged.labels),
-        "queried": len(judged.queries),
-        "neighbours": judged.top,
-        "chance": rounded(judged.chance),
+        "labelled": len(queries.labels),
+        "queried": len(queries.positions),
+        "neighbours": queries.top,
+        "chance": rounded(queries.chance),
         EMBEDDING: rounded(whole),
         "heads": rows,
     }
@@ -243,9 +243,9 @@ def _judge(options: Options, collected: Collected, heads: Sequence[Head], result
         console.say((options.out / "retrieve.json").read_text(encoding="utf-8").rstrip())
     else:
         shown = [(f"L{row['layer']}.H{row['head']}", f"{row['share']:.1%}") for row in rows[:_SHOWN]]
-        counted = f"{len(judged.queries)} of {len(judged.labels)} images, {len(judged.names)} labels"
-        title = f"{counted}: how many of the {judged.top} nearest have the same label"
-        shown += [("whole embedding", f"{whole:.1%}"), ("chance", f"{judged.chance:.1%}")]
+        counted = f"{len(queries.positions)} of {len(queries.labels)} images, {len(queries.names)} labels"
+        title = f"{counted}: how many of the {queries.top} nearest have the same label"
+        shown += [("whole embedding", f"{whole:.1%}"), ("chance", f"{queries.chance:.1%}")]
         console.table(("head", "same label"), shown, title=title)
     console.note(f"{len(rows)} heads judged; results are in {options.out}/retrieve.json")
     return INTERRUPTED if not complete else FAILED if collected.failed else 0
