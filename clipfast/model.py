@@ -147,19 +147,19 @@ class Model:
         """The model's part of every contribution, made once per centring and again when weights change."""
         if torch.compiler.is_compiling():  # made anew in the graph: its weights may change between calls
             return fold(self.tower, check_centring(centring))
-        return self._basis(check_centring(centring), self._weights_state())
-
-    def _weights_state(self) -> tuple[int, int]:
-        """Two numbers, one of which changes when a vision weight does."""
         tower = self.tower
+        return self._basis(tower, check_centring(centring), self._weights_state(tower))
+
+    def _weights_state(self, tower: Tower) -> tuple[int, int]:
+        """Two numbers, one of which changes when a vision weight does."""
         return self._weights.basis(tower), self._weights.all(tower.tensors())
 
-    def _basis(self, centring: Centring, state: tuple[int, int]) -> FoldedTower:
+    def _basis(self, tower: Tower, centring: Centring, state: tuple[int, int]) -> FoldedTower:
         key = (centring, *state)
         if key not in self._bases:
             self._bases = {old: basis for old, basis in self._bases.items() if old[1:] == state}
-            read_fingerprint = partial(_fingerprint_of, self.tower, self._weights, state[1])
-            self._bases[key] = fold(self.tower, centring, read_fingerprint=read_fingerprint)
+            read_fingerprint = partial(_fingerprint_of, tower, self._weights, state[1])
+            self._bases[key] = fold(tower, centring, read_fingerprint=read_fingerprint)
         return self._bases[key]
 
     def text_basis(self, text_features: Tensor, centring: Centring = "uniform") -> Basis:
@@ -171,12 +171,13 @@ class Model:
         """
         if torch.compiler.is_compiling():
             return fold(self.tower, check_centring(centring), text_features)
-        return self._folded_texts(text_features, check_centring(centring), self._weights_state())
+        tower = self.tower
+        return self._folded_texts(tower, text_features, check_centring(centring), self._weights_state(tower))
 
-    def _folded_texts(self, text_features: Tensor, centring: Centring, state: tuple[int, int]) -> Basis:
+    def _folded_texts(self, tower: Tower, text_features: Tensor, centring: Centring, state: tuple[int, int]) -> Basis:
         kept = self._text_basis
         if kept is None or kept[1:3] != (centring, state) or not _same(kept[0], text_features):
-            basis = fold(self.tower, centring, text_features)
+            basis = fold(tower, centring, text_features)
             self._text_basis = kept = (text_features.clone(), centring, state, basis)
         return kept[3]
 
@@ -190,7 +191,10 @@ class Model:
             ImageError: a file that cannot be read.
             InputError: a tensor of another shape.
         """
-        height, width = self.tower.image_size
+        return self._prepare(images, self.tower)
+
+    def _prepare(self, images: Images, tower: Tower) -> Tensor:
+        height, width = tower.image_size
         if isinstance(images, Tensor):
             if images.ndim != 4 or images.shape[1:] != (3, height, width):
                 raise InputError(
@@ -198,12 +202,12 @@ class Model:
                 )
             if not images.is_floating_point():
                 raise InputError(f"images are {images.dtype}: preprocess them to floating point first")
-            return images.to(self.device, self.dtype)
+            return images.to(tower.device, tower.dtype)
         if isinstance(images, Image.Image | str | PathLike):
             images = [images]
         pictures = _pictures(images)
         if not pictures:
-            return torch.empty(0, 3, height, width, device=self.device, dtype=self.dtype)
+            return torch.empty(0, 3, height, width, device=tower.device, dtype=tower.dtype)
         (batch,) = self.batches(pictures, len(pictures))
         return batch
 
@@ -328,7 +332,8 @@ class Model:
             ImageError: a file that cannot be read.
             InputError: an argument that does not fit, or one that requires gradients: there are none.
         """
-        pixels = self.prepare(images)
+        tower = self.tower  # looked up once: every time it is checked for changes
+        pixels = self._prepare(images, tower)
         if texts is None and (maps is not None or labels is not None):
             raise InputError(f"maps={maps!r} needs texts" if maps is not None else "labels name texts: give texts, too")
         if maps not in (None, "summed", "per_head"):
@@ -336,18 +341,18 @@ class Model:
         if texts is not None and not isinstance(texts, Tensor):
             texts = _strings(texts)
             labels = texts if labels is None else labels
-        features = None if texts is None else self._features(texts)
+        features = None if texts is None else self._features(texts, tower)
         refuse_gradients(images=pixels, texts=features)
         names = None if labels is None else _strings(labels)
         if features is not None and names is not None and len(names) != len(features):
             raise InputError(f"{len(names)} labels for {len(features)} texts: give one per text")
-        count, text_basis = self.tower.layers, self.text_basis
+        count, text_basis = tower.layers, self.text_basis
         if torch.compiler.is_compiling():
             basis = self.basis(centring)
         else:  # weights are read for changes once
-            state = self._weights_state()
-            basis = self._basis(check_centring(centring), state)
-            text_basis = partial(self._folded_texts, state=state)
+            state = self._weights_state(tower)
+            basis = self._basis(tower, check_centring(centring), state)
+            text_basis = partial(self._folded_texts, tower, state=state)
         request = Request(
             layers=tuple(range(count)) if layers is None else resolve_layers(layers, count),
             text_basis=None if features is None else text_basis(features, centring),
@@ -358,7 +363,7 @@ class Model:
             centring=check_centring(centring),
             backend=self.backend,
         )
-        result = self._run(pixels, request, basis)
+        result = self._run(tower, pixels, request, basis)
         return result if names is None else replace(result, texts=names)
 
     def verify(self, images: Images, *, tolerance: float | None = None) -> Verification:
@@ -384,8 +389,7 @@ class Model:
             self.tower, pixels, embedding, own_embedding, own_stream, backend=self.backend, tolerance=tolerance
         )
 
-    def _run(self, images: Tensor, request: Request, basis: FoldedTower) -> Contributions:
-        tower = self.tower
+    def _run(self, tower: Tower, images: Tensor, request: Request, basis: FoldedTower) -> Contributions:
         if not self._graphs.takes(images):
             if torch.compiler.is_compiling() or tower.device.type != "cpu":
                 return decompose(tower, images, request, basis)
@@ -395,16 +399,16 @@ class Model:
         key = (request, basis, tower.version())
         return self._graphs.run(images, key, lambda static: decompose(tower, static, request, basis))
 
-    def _features(self, texts: tuple[str, ...] | Tensor) -> Tensor:
+    def _features(self, texts: tuple[str, ...] | Tensor, tower: Tower) -> Tensor:
         """Text features ``[T, D]`` on the model's device; those of the last strings are kept."""
         if isinstance(texts, Tensor):
-            if texts.ndim != 2 or texts.shape[1] != self.tower.embed_dim:
-                raise InputError(f"texts has shape {list(texts.shape)}, expected [texts, {self.tower.embed_dim}]")
+            if texts.ndim != 2 or texts.shape[1] != tower.embed_dim:
+                raise InputError(f"texts has shape {list(texts.shape)}, expected [texts, {tower.embed_dim}]")
             if not texts.is_floating_point():
                 raise InputError(f"texts are {texts.dtype}: give strings, or features in floating point")
             if not len(texts):
                 raise InputError("no texts were given: leave texts out for no maps")
-            return texts.to(self.device)
+            return texts.to(tower.device)
         if torch.compiler.is_compiling():
             raise InputError("compiled code reads no strings: pass texts=model.encode_text(texts)")
         version = self._text_weights.all(self.module.parameters())
