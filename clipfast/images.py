@@ -8,6 +8,8 @@ budget for decoded images (:func:`decoding`). Conversions work on strips of an i
 larger than the RGB image itself.
 """
 
+import ctypes
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -49,6 +51,8 @@ _TGA = ".tga"
 """TGA is decoded too, but only in files with this ending: it has no signature, so other data can look like it."""
 _STRIP_PIXELS = 1 << 20
 _BUDGET = 640 << 20  # 13 photographs of 12 megapixels, which take 4 bytes a pixel
+_LARGE = 128 << 20
+"""Images of so many bytes leave no free memory behind."""
 _UNIT_RANGE, _BYTE_RANGE = 1.0, 255.0
 _OVERSHOOT = 0.5
 """How far floating-point pixels may leave their range, in ranges: resampling overshoots at edges."""
@@ -296,11 +300,25 @@ class MemoryBudget:
         """Ends a scope of this thread, and returns what it took if it was the outermost."""
         self._thread.depth -= 1
         if self._thread.depth == 0 and self._thread.taken:
+            if self._thread.taken >= _LARGE:
+                _return_free_memory()
             with self._changed:
                 self._free += self._thread.taken
                 self._thread.taken = 0
                 if self._waiting:
                     self._changed.notify_all()
+
+
+def _return_free_memory() -> None:
+    """Returns free memory to the system: glibc keeps what a thread freed for that thread, up to a whole image each."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], object] | None:
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 class _Scope(AbstractContextManager[None]):

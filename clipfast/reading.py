@@ -29,6 +29,7 @@ from torch import Tensor
 
 from clipfast.errors import ClipfastError, ImageError, InputError
 from clipfast.images import as_rgb, open_image, with_memory
+from clipfast.inputs import printable
 from clipfast.preprocessing import Prepare, Transform
 
 Item = TypeVar("Item")
@@ -280,11 +281,19 @@ def prepared(
         image = item.image
 
         def read_image() -> Tensor:
-            return prepare(as_rgb(image) if isinstance(image, Image.Image) else open_image(image), item.name)
+            rgb = _convert(image, item.name) if isinstance(image, Image.Image) else open_image(image)
+            return prepare(rgb, item.name)
 
         return with_memory(read_image, item.name)
 
     return ImageBatches(read_ahead(read, _items(images), size), on_error, convert)
+
+
+def _convert(image: Image.Image, name: str) -> Image.Image:
+    try:
+        return as_rgb(image)
+    except ImageError as error:
+        raise ImageError(f"{printable(name)}: {error}") from None
 
 
 def _items(images: Iterable[Picture]) -> Iterator[_Item]:

@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "clipfast.inputs": set(),
     "clipfast.images": {"clipfast.inputs", "clipfast.errors"},
     "clipfast.preprocessing": {"clipfast.inputs", "clipfast.errors"},
-    "clipfast.reading": {"clipfast.images", "clipfast.preprocessing", "clipfast.errors"},
+    "clipfast.reading": {"clipfast.images", "clipfast.inputs", "clipfast.preprocessing", "clipfast.errors"},
     "clipfast.indices": {"clipfast.errors"},
     "clipfast.fingerprint": {"clipfast.towers.tower", "clipfast.errors"},
     "clipfast.basis": {"clipfast.towers.tower", "clipfast.fingerprint", "clipfast.kernels", "clipfast.errors"},

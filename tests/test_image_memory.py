@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from platform import libc_ver
 
 import numpy as np
 import pytest
@@ -225,6 +226,30 @@ def test_converting_large_images_makes_no_wider_copies(tmp_path: Path, mode: str
     size, peak = done.stdout.splitlines()
     assert size == "(5000, 5000)"
     assert int(peak) <= 3 * 25e6 * bytes_each / MEGABYTES + 60
+
+
+RETURNED = """
+import resource, sys
+from clipfast.images import open_image, with_memory
+from concurrent.futures import ThreadPoolExecutor
+def used():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() >> 20
+with_memory(lambda: open_image(sys.argv[2]).size, "")
+before = used()
+with ThreadPoolExecutor(3) as pool:
+    list(pool.map(lambda _: with_memory(lambda: open_image(sys.argv[1]).size, ""), range(6)))
+    print(used() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or libc_ver()[0] != "glibc", reason="about glibc's allocator")
+def test_reading_threads_keep_no_freed_memory_of_large_images(tmp_path: Path) -> None:
+    path, small = tmp_path / "large.png", tmp_path / "small.png"
+    Image.new("RGBA", (5000, 5000)).save(path, compress_level=1)
+    Image.new("RGBA", (5, 5)).save(small)
+    command = [sys.executable, "-c", RETURNED, str(path), str(small)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert int(done.stdout) <= 60
 
 
 # ------------------------------------------------------------------------------------------------------------- strips

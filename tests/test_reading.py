@@ -413,6 +413,12 @@ def test_a_pil_image_that_is_damaged_raises_an_image_error(model: Model, paths: 
     assert readers() == []
 
 
+def test_pixels_of_a_pil_image_that_cannot_be_converted(model: Model, paths: list[Path]) -> None:
+    images = [paths[0], Image.new("F", (30, 30), 70_000.0)]
+    with pytest.raises(ImageError, match=r"^image 1: floating-point pixels from 70000 to 70000"):
+        list(prepared(model.preprocess, images, 2))
+
+
 def test_what_is_neither_a_path_nor_an_image_is_refused(model: Model, paths: list[Path]) -> None:
     with pytest.raises(InputError, match="image 1 is a ndarray: expected a path or a PIL image"):
         list(prepared(model.preprocess, [paths[0], np.zeros((4, 4, 3))], 2))  # type: ignore[list-item]
