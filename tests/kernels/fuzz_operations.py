@@ -1,4 +1,4 @@
-"""What the fuzz test knows of each operation: arguments to draw, and the definition that its results are held to."""
+"""What the fuzz test knows of each operation: arguments to draw, and the definition that results are compared with."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ class Operation:
     Attributes:
         draw: its arguments.
         define: everything that it returns and changes, from arguments of any precision.
-        terms: how large what is summed for each of them is; of sums that cancel nothing is left to be relative to.
-        settle: the arguments that its results are a function of, where rounding in between is part of the definition.
-        exact: computes in float64 whatever it is given.
-        product: what of it torch computes, on which it may be no better: MKL's sums depend on the number of threads.
+        terms: the magnitude of what is summed for each of them; errors are relative to it, as sums may cancel.
+        settle: the arguments after the rounding that is part of the definition.
+        exact: computes in float64 for arguments of any dtype.
+        product: the part that torch computes; MKL's sums may depend on the number of threads, and so may results.
     """
 
     draw: Callable[[Drawn], list[Any]]

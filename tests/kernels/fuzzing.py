@@ -1,4 +1,4 @@
-"""What the fuzz test draws: numbers of every kind, wherever in memory a tensor may lie, and wrong arguments."""
+"""What the fuzz test draws: values of every kind, in any memory layout, and wrong arguments."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,21 +8,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 16, 17, 23, 31, 32, 33, 37, 48, 63, 64, 65, 67, 96, 127, 128, 129, 300)
-"""One, primes, and what stands around the widths of vectors and tiles."""
+"""One, primes, and numbers around the widths of vectors and tiles."""
 
 KINDS = ("plain", "zero", "denormal", "infinite", "nan", "huge")
-"""Numbers from −1 to 1, and those of them that are hard."""
+"""Values from −1 to 1, and extreme ones."""
 
 
 def size(draw: st.DrawFn, most: int, least: int = 0) -> int:
-    """The length of an axis, seldom 0."""
+    """The length of an axis, 0 in one draw of 16."""
     if not least and draw(st.integers(0, 15)) == 15:
         return 0
     return draw(st.sampled_from([each for each in SIZES if least <= each <= most]))
 
 
 def numbers(shape: tuple[int, ...], dtype: torch.dtype, kind: str, seed: int) -> Tensor:
-    """Of one kind; what is infinite or NaN is one entry in ten."""
+    """Values of one kind; of "infinite" and "nan" one entry in ten is."""
     generator = torch.Generator().manual_seed(seed)
     plain = torch.rand(shape, dtype=torch.float64, generator=generator) * 2 - 1
     if kind in ("infinite", "nan"):
@@ -34,12 +34,12 @@ def numbers(shape: tuple[int, ...], dtype: torch.dtype, kind: str, seed: int) ->
 
 
 def lay(values: Tensor, order: Sequence[int], steps: list[int], gaps: list[int], offset: int) -> Tensor:
-    """The same numbers in memory of their own, in which all else is NaN, and which ends with the last of them.
+    """Copies values to memory of their own, in which everything else is NaN and which ends with the last value.
 
     Args:
-        values: the numbers.
+        values: what to copy.
         order: axes from the outermost in memory to the innermost.
-        steps: elements from one number of an axis to the next, where those within lie close.
+        steps: by how many times its dense stride each axis is spread.
         gaps: elements left free after each axis.
         offset: elements before the first.
     """
@@ -54,7 +54,7 @@ def lay(values: Tensor, order: Sequence[int], steps: list[int], gaps: list[int],
 
 
 class Drawn:
-    """Tensors of one call, whose kinds of numbers are known afterwards."""
+    """Draws the tensors of one call and records the kinds of their values."""
 
     def __init__(self, draw: st.DrawFn) -> None:
         self.draw = draw
@@ -64,12 +64,12 @@ class Drawn:
     def tensor(
         self, *shape: int, dtype: torch.dtype = torch.float32, rows: bool = False, packed: bool = False
     ) -> Tensor:
-        """Anywhere in memory, and with axes that hold one number for all.
+        """A tensor in any memory layout, some of its axes with stride 0.
 
         Args:
             shape: of the tensor.
-            dtype: of its numbers.
-            rows: whether its last axis is contiguous and no number stands for several, as where something is added.
+            dtype: of its values.
+            rows: whether its last axis is contiguous and no axis has stride 0, as for an argument that is changed.
             packed: whether it is contiguous.
         """
         kind = self.draw(st.sampled_from(("plain", self.hard)))
@@ -94,12 +94,12 @@ def has_memory(tensor: Tensor) -> bool:
 
 
 def memory(tensor: Tensor) -> Tensor:
-    """All that the memory holds in which a tensor lies."""
+    """The whole storage of a tensor."""
     return torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
 
 
 def again(tensor: Tensor) -> Tensor:
-    """The same tensor in memory of its own that looks the same."""
+    """A copy of a tensor with a copy of its storage: same strides, same offset."""
     if not has_memory(tensor):
         return tensor
     if tensor.is_neg():
@@ -110,7 +110,7 @@ def again(tensor: Tensor) -> Tensor:
 
 
 def bits(tensor: Tensor) -> Tensor:
-    """What stands in memory for each number, NaN and the sign of zero too."""
+    """The bytes of each value, which distinguish NaNs and the signs of zero."""
     return tensor.clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8)
 
 
@@ -121,7 +121,7 @@ OTHER_DTYPES += (torch.complex64, torch.float8_e4m3fn)
 
 
 def between_elements(tensor: Tensor) -> Tensor:
-    """The same numbers one byte after where they could lie."""
+    """The same values at an address that is not aligned to their size."""
     if not tensor.numel():
         return tensor
     held = bytearray(1) + bytearray(bits(tensor).tolist())
@@ -157,4 +157,4 @@ WRONGS: dict[str, Any] = {
     "sparse": lambda draw, tensor: tensor.to_sparse(),
     "between elements": lambda draw, tensor: between_elements(tensor),
 }
-"""What makes a tensor one that does not fit, or still does."""
+"""Changes to a tensor, most of which make it invalid."""

@@ -1,7 +1,7 @@
-"""Attention of bfloat16 by pairs: AVX512-BF16 has instructions for it, and where they are missing they are emulated.
+"""Attention of bfloat16 by pairs: AVX512-BF16 has instructions for it, and on other CPUs tests emulate them.
 
-The contract's tests of attention are in float32 for the most part, which is not multiplied in pairs. Here they are in
-bfloat16, with what only pairs can get wrong.
+Most of the contract's tests of attention are in float32, which is not multiplied in pairs. Here they are in bfloat16,
+with the cases that only pairs can get wrong.
 """
 
 import os
@@ -19,11 +19,11 @@ from torch import Tensor
 from clipfast.kernels import native, ops, reference
 
 SHAPES = [*product((1, 2, 6, 17, 50, 197), (64, 80)), (257, 64), (19, 88), (19, 96), (19, 104), (19, 128)]
-SHAPES += [(7, 1), (12, 20), (33, 33), (16, 2), (65, 7), (5, 129)]  # of a pair, or of 16 bytes, there is a part
+SHAPES += [(7, 1), (12, 20), (33, 33), (16, 2), (65, 7), (5, 129)]  # widths that leave a part of a pair, or of 16 bytes
 ATTENTIONS = [(*shape, row) for shape, row in product(SHAPES, ("cls", "mean")) if shape[0] > 1 or row == "cls"]
 ATTENTIONS += [(577, 64, "cls"), (577, 80, "mean")]
 NORMAL = 2.0**-126
-"""The instructions take what is smaller for zero."""
+"""The instructions flush smaller values to zero."""
 
 
 def attention(qkv: Tensor, row: reference.Row | None = "cls") -> tuple[Tensor, Tensor | None]:
@@ -31,7 +31,7 @@ def attention(qkv: Tensor, row: reference.Row | None = "cls") -> tuple[Tensor, T
 
 
 def assert_close(have: tuple[Tensor, Tensor | None], qkv: Tensor, row: reference.Row) -> None:
-    """Values as exact as the definition in bfloat16; weights of float32, whatever the values are multiplied with."""
+    """Values are as accurate as the definition in bfloat16, and the weights returned are those of float32."""
     (out, alpha), (want, want_alpha) = have, reference.attention(qkv.double(), row)
     assert out.dtype == torch.bfloat16
     assert alpha is not None
@@ -64,8 +64,8 @@ class Pairs(Contract):
         assert_close(attention(qkv, row), qkv, row)
         assert torch.equal(qkv, before)
 
-    def test_is_not_the_kernel_of_floats(self) -> None:
-        """Or these tests would test nothing: weights rounded to bfloat16 give other values."""
+    def test_pairs_are_in_use(self) -> None:
+        """Weights rounded to bfloat16 give larger errors than the kernel of floats."""
         if self.isa == "avx512_bf16":
             pytest.skip("no other kernel of bfloat16 runs there")
         qkv = draw(0, 1, 50, 3, HEADS, 64, dtype=torch.bfloat16)
@@ -75,7 +75,7 @@ class Pairs(Contract):
         assert relative_norm(attention(qkv)[0], want) < 0.9 * pairs
 
     @pytest.mark.parametrize("tokens", [50, 197, 257, 577])
-    def test_errs_as_torchs_own_attention_does(self, tokens: int) -> None:
+    def test_errors_are_those_of_torchs_attention(self, tokens: int) -> None:
         """Both multiply bfloat16, sum in float32, and round weights and results."""
         ours, torchs = 0.0, 0.0
         for seed in range(4):
@@ -97,7 +97,7 @@ class Pairs(Contract):
     @EITHER_ROW
     @ORDERS
     def test_any_strides(self, order: tuple[int, ...], row: reference.Row) -> None:
-        """Axes in any order in memory, rows apart that no pair fills, and a start between two pairs."""
+        """Axes in any order in memory, rows with gaps, and a start between two pairs."""
         contiguous = draw(0, IMAGES, 17, 3, HEADS, 64, dtype=torch.bfloat16)
         shape = [*(contiguous.shape[axis] for axis in order[:-1]), 73]
         wide = torch.full(shape, torch.nan, dtype=torch.bfloat16)
@@ -127,8 +127,8 @@ class Pairs(Contract):
     @pytest.mark.parametrize("what", [torch.inf, -torch.inf, torch.nan])
     @pytest.mark.parametrize("part", [0, 1, 2])
     @pytest.mark.parametrize("head_dim", [20, 33])
-    def test_infinities_and_nan_as_floats_give_them(self, what: float, part: int, head_dim: int) -> None:
-        """Whichever entry of a pair they are in, and where a pair is half empty."""
+    def test_infinities_and_nan_are_those_of_floats(self, what: float, part: int, head_dim: int) -> None:
+        """In either entry of a pair, and where a pair is half empty."""
         for token, entry in ((0, 0), (3, 1), (16, head_dim - 1)):
             qkv = draw(0, 1, 17, 3, HEADS, head_dim, dtype=torch.bfloat16)
             qkv[0, token, part, 0, entry] = what
@@ -139,8 +139,8 @@ class Pairs(Contract):
                 assert torch.equal(got.isposinf(), exact.isposinf())
                 assert torch.equal(got.isneginf(), exact.isneginf())
 
-    def test_denormals_count_as_zero_and_no_more(self) -> None:
-        """Of values, queries and keys; what follows from it is smaller than the smallest number that is none."""
+    def test_denormal_values_count_as_zero(self) -> None:
+        """Of values, queries and keys; the error is below the smallest normal number per token."""
         tokens = 17
         tiny = torch.tensor([2.0**-127, -(2.0**-130), 2.0**-133, NORMAL, -NORMAL, 2.0**-120], dtype=torch.bfloat16)
         assert tiny.double()[2] != 0
@@ -155,7 +155,7 @@ class Pairs(Contract):
             qkv[:, :, part, :, ::3] = tiny[0]
             assert_close(attention(qkv), qkv, "cls")
 
-    def test_threads_change_nothing(self) -> None:
+    def test_results_do_not_depend_on_the_number_of_threads(self) -> None:
         qkv = draw(0, 3, 19, 3, 2, 24, dtype=torch.bfloat16)
         before = torch.get_num_threads()
         try:
@@ -181,11 +181,11 @@ class TestAvx512Bf16(Pairs):
     isa = "avx512_bf16"
 
     @pytest.mark.parametrize("tokens", [17, 50, 197])
-    def test_the_emulation_is_the_instruction(self, tokens: int) -> None:
-        """Sums of the same products in the same order: only those of a softmax's weights run over more lanes."""
+    def test_emulation_agrees_with_the_instruction(self, tokens: int) -> None:
+        """Products are summed in the same order; only the sums of the softmax run over other numbers of lanes."""
         qkv = draw(0, IMAGES, tokens, 3, HEADS, 64, dtype=torch.bfloat16)
         out, alpha = attention(qkv)
         native.limit("avx2")
         emulated, same = attention(qkv)
         assert relative_error(alpha, same) <= OP_FLOAT32
-        assert float((out != emulated).float().mean()) <= 0.01  # where the sum's last bit turned a rounding
+        assert float((out != emulated).float().mean()) <= 0.01  # where the sum's last bit changed a rounding
