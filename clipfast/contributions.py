@@ -465,7 +465,7 @@ class Contributions:
         return sum(tensor.nbytes for tensor in self._tensors().values())
 
     def select(self, images: Sequence[int]) -> "Contributions":
-        """Some images of the batch, by number, in the order given."""
+        """Some images of the batch, by number, in that order."""
         index = torch.tensor(list(images), dtype=torch.long, device=self.codes.device)
         return self._with({name: tensor[index] for name, tensor in self._tensors().items()})
 

@@ -116,27 +116,27 @@ class _Collector:
             else:
                 self.maps = x.new_empty((images, layers, heads, tokens, texts), dtype=acc_dtype)
 
-    def wants_alpha(self, layer: int) -> bool:
+    def needs_attention_row(self, layer: int) -> bool:
         parts = (self.attention, self.maps, self.class_codes)
         return layer in self.request.layers and any(part is not None for part in parts)
 
-    def wants_values(self, layer: int) -> bool:
+    def needs_values(self, layer: int) -> bool:
         return layer in self.request.layers and (self.request.tokens or self.maps is not None)
 
-    def wants_class_value(self, layer: int) -> bool:
+    def needs_class_value(self, layer: int) -> bool:
         return layer in self.request.layers and self.class_codes is not None
 
-    def attended(
+    def add_attention(
         self, layer: int, z: Tensor, alpha: Tensor | None, value: Tensor | None, class_value: Tensor | None
     ) -> None:
-        """Takes what one layer's attention gives.
+        """Records the pooled row of one layer's attention.
 
         Args:
             layer: which.
             z: ``[B, H, E]``.
-            alpha: ``[B, H, N]``, where wanted.
-            value: ``[B, N, H, E]``, where wanted.
-            class_value: ``[B, H, E]``, the class token's row of the values, where wanted.
+            alpha: ``[B, H, N]``, where it is needed.
+            value: ``[B, N, H, E]``, where it is needed.
+            class_value: ``[B, H, E]``, the class token's row of the values, where it is needed.
         """
         if layer not in self.request.layers:
             block = self.tower.blocks[layer]
@@ -164,7 +164,9 @@ class _Collector:
             else:
                 self.maps[:, position] = ops.head_maps(alpha, value, text_basis, backend=self.request.backend)
 
-    def map_tokens(self, layer: int, alpha: Tensor, tokens: Tensor, value_weight: Tensor, value_bias: Tensor) -> None:
+    def add_maps_from_tokens(
+        self, layer: int, alpha: Tensor, tokens: Tensor, value_weight: Tensor, value_bias: Tensor
+    ) -> None:
         """Adds one layer to summed maps without its values, from what they are projected from, ``[B, N, W]``."""
         if self.maps is None or self.request.text_basis is None:
             return
@@ -209,14 +211,14 @@ class _Collector:
         )
 
 
-def _last_attention(tower: Tower, normed: Tensor, kept: _Collector) -> Tensor:
-    """Attention of the last block for the class token alone, ``[B, N, W] → [B, W]``, reported to ``kept``.
+def _last_attention(tower: Tower, normed: Tensor, collector: _Collector) -> Tensor:
+    """Attention of the last block for the class token alone, ``[B, N, W] → [B, W]``, recorded in ``collector``.
 
     Keys are never formed (``q·W_K x = (W_Kᵀq)·x``), values only for tokens and maps per head, and one row of them for
     the class token's own part.
     """
     layer = tower.layers - 1
-    block, heads, backend = tower.blocks[-1], tower.heads, kept.request.backend
+    block, heads, backend = tower.blocks[-1], tower.heads, collector.request.backend
     query_weight, key_weight, value_weight = block.in_weight.chunk(3)
     query_bias, _, value_bias = (None, None, None) if block.in_bias is None else block.in_bias.chunk(3)
 
@@ -228,15 +230,15 @@ def _last_attention(tower: Tower, normed: Tensor, kept: _Collector) -> Tensor:
     bias = (value_weight.new_zeros(len(value_weight)) if value_bias is None else value_bias).view(heads, -1)
     z, alpha = ops.query_row_from_tokens(query, normed, key_by_head, value_by_head, bias, backend=backend)
     value = None
-    if kept.wants_values(layer):
-        if kept.request.tokens or kept.request.maps == "per_head":
+    if collector.needs_values(layer):
+        if collector.request.tokens or collector.request.maps == "per_head":
             value = by_head(normed, value_weight, value_bias)
         else:
-            kept.map_tokens(layer, alpha, normed, value_by_head, bias)
+            collector.add_maps_from_tokens(layer, alpha, normed, value_by_head, bias)
     class_value = None
-    if kept.wants_class_value(layer):
+    if collector.needs_class_value(layer):
         class_value = by_head(normed[:, 0], value_weight, value_bias)
-    kept.attended(layer, z, alpha, value, class_value)
+    collector.add_attention(layer, z, alpha, value, class_value)
     return project_out(z.flatten(1).to(normed.dtype), block, backend)
 
 
@@ -260,7 +262,7 @@ def decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTower
 def _decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTower) -> Contributions:
     backend = request.backend
     x = embed(tower, images, backend)  # [B, N, W], the residual stream
-    kept = _Collector(tower, request, x)
+    collector = _Collector(tower, request, x)
     added: Tensor | None = None  # what the last MLP gives to the stream: added where the next LayerNorm reads it
     full_blocks = tower.layers - 1 if tower.pooling == "cls" else tower.layers
     for layer, block in enumerate(tower.blocks[:full_blocks]):
@@ -269,10 +271,10 @@ def _decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTowe
         qkv = ops.linear(normed, block.in_weight, block.in_bias, backend=backend)
         del normed
         qkv = qkv.view(*x.shape[:2], 3, tower.heads, tower.head_dim)  # [B, N, 3, H, E]
-        row = tower.pooling if kept.wants_alpha(layer) else None
+        row = tower.pooling if collector.needs_attention_row(layer) else None
         out, alpha = ops.attention(qkv, row, backend=backend)  # [B, N, H, E], [B, H, N]
-        value = qkv[:, :, 2] if kept.wants_values(layer) else None
-        kept.attended(layer, pool(tower, out), alpha, value, qkv[:, 0, 2])
+        value = qkv[:, :, 2] if collector.needs_values(layer) else None
+        collector.add_attention(layer, pool(tower, out), alpha, value, qkv[:, 0, 2])
         del qkv, value
         attended = project_out(out.flatten(2), block, backend)
         del out
@@ -280,21 +282,21 @@ def _decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTowe
         del attended
         added = feed_forward(normed, block, tower.activation, backend)
         del normed
-        kept.residual[:, 1 + layer] = pool(tower, added)
+        collector.residual[:, 1 + layer] = pool(tower, added)
     if tower.pooling == "cls":
-        pooled = _last_block(tower, x, added, kept)
+        pooled = _last_block(tower, x, added, collector)
     else:
         pooled = pool(tower, x if added is None else x.add_(added))
     mean, std = ops.layer_statistics(pooled, tower.ln_post.eps, backend=backend)
     embedding = add_norm(pooled.to(x.dtype), None, tower.ln_post, backend) @ tower.projection
-    return kept.finish(embedding, mean, std, basis)
+    return collector.finish(embedding, mean, std, basis)
 
 
-def _last_block(tower: Tower, x: Tensor, added: Tensor | None, kept: _Collector) -> Tensor:
+def _last_block(tower: Tower, x: Tensor, added: Tensor | None, collector: _Collector) -> Tensor:
     """The last block for the class token alone, ``[B, N, W] → [B, W]``."""
-    block, backend = tower.blocks[-1], kept.request.backend
-    attended = _last_attention(tower, add_norm(x, added, block.ln_1, backend), kept)
+    block, backend = tower.blocks[-1], collector.request.backend
+    attended = _last_attention(tower, add_norm(x, added, block.ln_1, backend), collector)
     pooled = x[:, 0].contiguous()  # [B, W]
     term = feed_forward(add_norm(pooled, attended, block.ln_2, backend), block, tower.activation, backend)
-    kept.residual[:, -1] = term
+    collector.residual[:, -1] = term
     return pooled + term

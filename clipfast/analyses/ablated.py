@@ -118,7 +118,7 @@ class Ablated(nn.Module):
         return self._model.encode_text(text, normalize)
 
     def forward(self, image: Images | None = None, text: Tensor | Sequence[str] | None = None) -> tuple[Any, ...]:
-        """Unit image features, unit text features (None for what was not given), scale, and bias where there is one."""
+        """Unit image features, unit text features (None for what was not passed), scale, and bias if there is one."""
         features = None if image is None else self.encode_image(image, normalize=True)
         texts = None if text is None else self.encode_text(text, normalize=True)
         bias = getattr(self.module, "logit_bias", None)

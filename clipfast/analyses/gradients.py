@@ -139,8 +139,8 @@ def check_images(tower: Tower, images: Tensor) -> Tensor:
     """Images on the tower's device and in its dtype, or an :class:`InputError` if their shape is another."""
     height, width = tower.image_size
     if images.ndim != 4 or tuple(images.shape[1:]) != (3, height, width) or not images.is_floating_point():
-        found = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
-        raise InputError(f"images is {found}, expected floating point [images, 3, {height}, {width}], preprocessed")
+        shape = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
+        raise InputError(f"images is {shape}, expected floating point [images, 3, {height}, {width}], preprocessed")
     return images.to(tower.device, tower.dtype)
 
 
@@ -154,9 +154,9 @@ def check_targets(tower: Tower, images: Tensor, text_features: Tensor) -> Tensor
     if text_features.shape == (width,):
         text_features = text_features.expand(count, -1)
     if text_features.shape != (count, width):
-        found = list(text_features.shape)
+        shape = list(text_features.shape)
         raise InputError(
-            f"text_features has shape {found}: expected one text [{width}] or one per image [{count}, {width}]"
+            f"text_features has shape {shape}: expected one text [{width}] or one per image [{count}, {width}]"
         )
     acc_dtype = torch.promote_types(images.dtype, torch.float32)
     with torch.inference_mode(False):

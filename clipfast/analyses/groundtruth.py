@@ -77,10 +77,10 @@ class Geometry:
         if not isinstance(steps, list | tuple):
             raise _unknown(f"a {type(model.preprocess).__name__}", (height, width))
         moving = [step for step in steps if _name(step) not in _COLOURS]
-        found = _resize_of(moving, (height, width))
-        if found is None:
+        resize = _resize_of(moving, (height, width))
+        if resize is None:
             raise _unknown(" + ".join(_described(step) for step in moving) or "no resize", (height, width))
-        return cls((height, width), found)
+        return cls((height, width), resize)
 
     def resized(self, size: Box) -> Box:
         """Height and width to which an image of a height and width is resized, before it is cropped or padded."""
@@ -170,12 +170,12 @@ def truth(
     size = geometry.image_size if protocol == "published" else geometry.resized((mask.height, mask.width))
     nearest = mask.resize(size[::-1], Image.Resampling.NEAREST)
     labels = torch.from_numpy(np.array(nearest, dtype=np.int64))
-    given = labels
+    original = labels
     if foreground is not None:
-        wanted = [foreground] if isinstance(foreground, int) else sorted(foreground)
-        labels = torch.isin(given, torch.tensor(wanted, dtype=torch.int64)).long()
+        values = [foreground] if isinstance(foreground, int) else sorted(foreground)
+        labels = torch.isin(original, torch.tensor(values, dtype=torch.int64)).long()
     if ignore is not None:
-        labels = labels.masked_fill(given == ignore, IGNORE)
+        labels = labels.masked_fill(original == ignore, IGNORE)
     return _centred(labels, geometry.image_size)
 
 

@@ -59,13 +59,13 @@ def head_scores(contributions: Contributions, directions: Mapping[tuple[int, int
     Raises:
         InputError: no heads, a head that does not exist or was not kept, or directions that differ in number or width.
     """
-    rows = {pair: _rows(each, contributions) for pair, each in directions.items()}
-    sizes = {len(each) for each in rows.values()}
+    rows = {pair: _rows(own, contributions) for pair, own in directions.items()}
+    sizes = {len(own) for own in rows.values()}
     if len(sizes) != 1:
-        found = f"between {min(sizes)} and {max(sizes)} directions" if sizes else "no directions"
-        raise InputError(f"the heads have {found}: give every head the same number")
+        counts = f"between {min(sizes)} and {max(sizes)} directions" if sizes else "no directions"
+        raise InputError(f"the heads have {counts}: give every head the same number")
     with autocast_disabled(contributions.codes):
-        parts = [contributions.head(*pair) @ each.to(contributions.codes).T for pair, each in rows.items()]
+        parts = [contributions.head(*pair) @ own.to(contributions.codes).T for pair, own in rows.items()]
     return torch.stack(parts, 1)
 
 

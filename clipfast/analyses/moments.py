@@ -79,7 +79,7 @@ class Moments:
         """The model's part of the contributions.
 
         Raises:
-            InputError: no model was given and nothing was seen.
+            InputError: no model was passed and no images were added.
         """
         if self._state.basis is None:
             raise InputError("these moments are empty: update them with contributions first")
@@ -169,7 +169,7 @@ class Moments:
             InputError: no images yet.
             NotKept: the images were decomposed without ``class_token=True``.
         """
-        self._seen()
+        self._require()
         if "class" not in self._sums:
             raise NotKept("the class token was not kept: update with contributions decomposed with class_token=True")
         return self._expanded(self._sums["class"] / self.count)
@@ -184,7 +184,7 @@ class Moments:
         Raises:
             InputError: no images yet.
         """
-        self._seen()
+        self._require()
         others = self._sums["others"] / self.count
         return others[:-1], others[-1]
 
@@ -267,16 +267,16 @@ class Moments:
 
     def heads(self) -> list[tuple[int, int]]:
         """Every (layer, head) covered, in order."""
-        self._seen()
+        self._require()
         return [(layer, head) for layer in self.layers for head in range(self.basis.heads)]
 
-    def _seen(self, images: int = 1) -> None:
+    def _require(self, images: int = 1) -> None:
         if self.count < images:
             raise InputError(f"the moments of {self.count} images were asked for: at least {images} are needed")
 
     def _resolve(self, heads: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """(layer, head) pairs with layers counted from 0."""
-        self._seen()
+        self._require()
         return resolve_heads(heads, self.basis.layers, self.basis.heads, self.layers)
 
     def _group(self, layer: int, head: int) -> int:
@@ -299,12 +299,12 @@ class Moments:
 
     def _mean(self) -> Tensor:
         """``[G, X]``."""
-        self._seen()
+        self._require()
         return self._sums["centre"] + self._sums["total"] / self.count
 
     def _covariances(self) -> Tensor:
         """``[G, X, X]``, unbiased."""
-        self._seen(2)
+        self._require(2)
         total = self._sums["total"]
         return (self._sums["second"] - total[:, :, None] * total[:, None] / self.count) / (self.count - 1)
 
@@ -315,7 +315,7 @@ class Moments:
             InputError: no images yet.
             OSError: the file cannot be written.
         """
-        self._seen()
+        self._require()
         header = {
             "format": FORMAT,
             "count": self.count,

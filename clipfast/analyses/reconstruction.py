@@ -96,7 +96,7 @@ class _Replaced:
         for rows, span in zip(self._directions, spans.values(), strict=True):
             rows[: len(span.directions)] = span.directions
         with autocast_disabled(like):
-            self._seen = self._directions @ self._classifier.T  # [G, M, C]
+            self._direction_logits = self._directions @ self._classifier.T  # [G, M, C]
         terms = Terms.of(basis) if ablated is None else as_terms(ablated, basis)
         twice = [(layer, head) for layer, head in self._heads if (layer, head) in terms.heads]
         twice += [(layer, head) for layer, head in self._heads if layer in terms.class_tokens]
@@ -117,5 +117,5 @@ class _Replaced:
             varying = outputs - self._means  # [B, G, D]
             along = torch.einsum("bgd,gmd->bgm", varying, self._directions)
             start = base - varying.sum(1) @ self._classifier.T  # every head at its mean
-            steps = torch.einsum("bgm,gmc->bmc", along, self._seen)
+            steps = torch.einsum("bgm,gmc->bmc", along, self._direction_logits)
             return whole, torch.cat([start[:, None], steps], 1).cumsum(1)

@@ -119,7 +119,7 @@ def chefer(tower: Tower, images: Tensor, text_features: Tensor) -> Tensor:
     """Generic attention explainability (Chefer, Gur & Wolf, ICCV 2021), its rule for self-attention.
 
     ``R ← R + Ā R`` from the first layer to the last, beginning with ``R = I``, where ``Ā`` is the mean over heads of
-    ``(gradient ⊙ attention)⁺``. Only the pooled token's row of ``R`` is wanted, and it follows from the last layer
+    ``(gradient ⊙ attention)⁺``. Only the pooled token's row of ``R`` is needed, and it follows from the last layer
     back: ``r ← r + r Ā``, in the order in which gradients come. The first-order part of ``R`` grows with the gradient,
     the second with its square, and so on: unlike the other methods this one depends on how long the text is.
 
@@ -143,7 +143,7 @@ def accumulated(row: Tensor, steps: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """A row through ``(I + Ā_L) ⋯ (I + Ā_1)``, ``[N] → [B, N]``, ``Ā`` the mean of ``(gradient ⊙ attention)⁺``.
 
     Args:
-        row: which tokens' relevance is wanted, ``[N]``.
+        row: whose relevance is accumulated, a weight per token, ``[N]``.
         steps: attention and gradient, ``[B, H, N, N]`` each, of one layer or more, the *last* layer first.
     """
     rows = row[None, None]

@@ -213,14 +213,14 @@ class Index:
             raise InputError("the query has values that are not finite")
         with autocast_disabled(rows):
             search = self._by_faiss if engine == "faiss" else partial(nearest_rows, self._all())
-            found = search(
+            scores, images = search(
                 rows,
                 min(count, len(self) - (own is not None)),
                 own,
                 lambda block: self._comparable(block, measure, centred),
             )
-        names = tuple(tuple(self.names[image] for image in row) for row in found[1].tolist()) if self.names else None
-        return Neighbours(found[1], found[0], names)
+        names = tuple(tuple(self.names[image] for image in row) for row in images.tolist()) if self.names else None
+        return Neighbours(images, scores, names)
 
     def _all(self) -> Tensor:
         """All that is kept, ``[N, W]``."""
@@ -255,11 +255,11 @@ class Index:
         index = import_faiss().IndexFlatIP(queries.shape[1])
         for start in range(0, len(self), IMAGES_AT_ONCE):
             index.add(prepared(self._all()[start : start + IMAGES_AT_ONCE]).float().cpu().contiguous().numpy())
-        wanted = count + (own is not None)
+        searched = count + (own is not None)
         if not count or not len(queries):
             empty = queries.new_empty(len(queries), count)
             return empty, empty.long()
-        scores, images = map(torch.from_numpy, index.search(queries.float().cpu().contiguous().numpy(), wanted))
+        scores, images = map(torch.from_numpy, index.search(queries.float().cpu().contiguous().numpy(), searched))
         if own is not None:
             others = (images != own.cpu()[:, None]).to(torch.uint8)  # each query itself goes to the end, then away
             order = others.sort(dim=1, descending=True, stable=True).indices[:, :count]
@@ -352,7 +352,7 @@ def nearest_rows(
         some = queries[first : first + QUERIES_AT_ONCE]
         selves = None if own is None else own[first : first + QUERIES_AT_ONCE]
         best = some.new_empty(len(some), 0)
-        found = torch.empty(len(some), 0, dtype=torch.long, device=some.device)
+        nearest = torch.empty(len(some), 0, dtype=torch.long, device=some.device)
         for start in range(0, len(rows), IMAGES_AT_ONCE):
             block = prepared(rows[start : start + IMAGES_AT_ONCE])
             places = torch.arange(start, start + len(block), device=some.device)
@@ -360,11 +360,11 @@ def nearest_rows(
             if selves is not None:
                 scores.masked_fill_(places == selves[:, None], -torch.inf)
             # The best so far stand before the block, in order: of equal scores the lower row stays first.
-            found = torch.cat([found, places.expand(len(some), -1)], 1)
+            nearest = torch.cat([nearest, places.expand(len(some), -1)], 1)
             best, order = largest(torch.cat([best, scores], 1), count)
-            found = found.gather(1, order)
-        results.append((best, found))
+            nearest = nearest.gather(1, order)
+        results.append((best, nearest))
     if not results:
         nothing = queries.new_empty(0, count)
         return nothing, nothing.long()
-    return torch.cat([scores for scores, _ in results]), torch.cat([found for _, found in results])
+    return torch.cat([scores for scores, _ in results]), torch.cat([nearest for _, nearest in results])

@@ -186,7 +186,7 @@ class ClassScores:
     Attributes:
         count: how many classes, ``K``.
         ignore: truth of this label is left out.
-        confusion: ``[K, K]`` pixels by true class and by label given.
+        confusion: ``[K, K]`` pixels by true class and by predicted class.
     """
 
     count: int
@@ -215,8 +215,8 @@ class ClassScores:
         for name, values in (("labels", labels[kept]), ("truth", truth[kept])):
             wrong = values[(values < 0) | (values >= self.count)]
             if len(wrong):
-                found = sorted({int(value) for value in wrong.unique()[:5]})
-                raise InputError(f"{name} has {found}: expected 0 to {self.count - 1}, or {self.ignore} to ignore")
+                unknown = sorted({int(value) for value in wrong.unique()[:5]})
+                raise InputError(f"{name} has {unknown}: expected 0 to {self.count - 1}, or {self.ignore} to ignore")
         pairs = truth[kept] * self.count + labels[kept]
         self.confusion += torch.bincount(pairs, minlength=self.count**2).view(self.count, self.count).cpu()
 
@@ -305,11 +305,11 @@ class Scores:
         Raises:
             InputError: shapes that differ, heat that is not from 0 to 1, or another label.
         """
-        found = masks(heat, self.threshold)
+        predicted = masks(heat, self.threshold)
         if not bool(((heat >= 0) & (heat <= 1)).all()):
             raise InputError("heat is not from 0 to 1 throughout: give what heat() or normalise() return")
         truth = (truth.long() if truth.dtype == torch.bool else truth).to(heat.device)
-        self.pixels.update(found.long(), truth)
+        self.pixels.update(predicted.long(), truth)
         self.images += len(heat)
         for scores, labels in zip(heat.double(), truth, strict=True):
             kept = labels != IGNORE

@@ -33,7 +33,7 @@ class Chosen(NamedTuple):
 
 def terms_of(chosen: Iterable[Chosen], moments: Moments) -> Terms:
     """The chosen heads as terms to ablate."""
-    return Terms.of(moments.basis, heads=[(each.layer, each.head) for each in chosen])
+    return Terms.of(moments.basis, heads=[(choice.layer, choice.head) for choice in chosen])
 
 
 # ------------------------------------------------------------------------------------------------- from their texts
@@ -57,15 +57,15 @@ def matching(texts: Sequence[str], words: Iterable[str]) -> frozenset[int]:
 
 
 def by_texts(
-    spans: Mapping[tuple[int, int], TextSpan], wanted: Collection[int], *, top: int = 5, at_least: int = 1
+    spans: Mapping[tuple[int, int], TextSpan], matches: Collection[int], *, top: int = 5, at_least: int = 1
 ) -> list[Chosen]:
-    """Heads of whose first texts enough are among the wanted ones.
+    """Heads with enough matching texts among their first ones.
 
     Args:
         spans: each head's texts, by (layer, head): :meth:`.Moments.textspan`.
-        wanted: indices into the pool that the texts were picked from, as :func:`matching` gives them.
+        matches: indices into the pool that the texts were picked from, as :func:`matching` gives them.
         top: how many of a head's texts count, the first picked first.
-        at_least: how many of these must be wanted.
+        at_least: how many of these must match.
 
     Returns:
         Heads by how many of their texts match (the score), most first; equal ones by layer and head.
@@ -75,12 +75,12 @@ def by_texts(
     """
     if not 1 <= at_least <= top:
         raise InputError(f"at_least is {at_least} and top {top}: at_least must be from 1 to top")
-    wanted = frozenset(wanted)
+    matches = frozenset(matches)
     counted = [
-        Chosen(layer, head, float(sum(pick in wanted for pick in span.picks[:top])))
+        Chosen(layer, head, float(sum(pick in matches for pick in span.picks[:top])))
         for (layer, head), span in spans.items()
     ]
-    return _sorted(each for each in counted if each.score >= at_least)
+    return _sorted(choice for choice in counted if choice.score >= at_least)
 
 
 # --------------------------------------------------------------------------------------- from a small labelled set
@@ -179,9 +179,9 @@ def greedy(
     right = labels.to(logits.device)
     members = [(groups == group).to(logits.device) for group in groups.unique().tolist()]
 
-    def judge(found: Tensor) -> list[tuple[float, float]]:
+    def judge(logits: Tensor) -> list[tuple[float, float]]:
         """Worst-group accuracy and mean of groups for each of ``[candidates, B, C]``."""
-        hits = (found.argmax(2) == right).double()
+        hits = (logits.argmax(2) == right).double()
         by_group = torch.stack([hits[:, member].mean(1) for member in members], 1)
         return [(min(row), sum(row) / len(row)) for row in by_group.tolist()]
 
@@ -210,4 +210,4 @@ def _checked(contributions: Contributions, labels: Tensor, groups: Tensor, class
 
 
 def _sorted(chosen: Iterable[Chosen]) -> list[Chosen]:
-    return sorted(chosen, key=lambda each: (-each.score, each.layer, each.head))
+    return sorted(chosen, key=lambda choice: (-choice.score, choice.layer, choice.head))

@@ -58,7 +58,7 @@ def numerical_rank(values: Tensor, share: float, rank: int | None) -> tuple[int,
     Args:
         values: ``[R]``, descending.
         share: of the largest, below which they are noise.
-        rank: the most that is wanted; None for all.
+        rank: the largest rank to keep; None for all.
     """
     real = int((values > share * values[:1].clamp_min(0)).sum()) if len(values) else 0
     if rank is None or rank <= real:
@@ -91,7 +91,7 @@ def of_codes(
         moment: ``[H, X, X]``, uncentred second moment of the codes.
         covariance: ``[H, X, X]`` of the codes.
         share: what part of the largest variance is rounding.
-        rank: the most that is wanted.
+        rank: the largest rank to keep; None for all.
     """
     orthonormal, triangular = _orthonormal(folded)  # [H, R, D], [H, X, R]
     turned = triangular.transpose(1, 2)

@@ -59,7 +59,7 @@ class Terms:
         mlps: Iterable[int] = (),
         class_tokens: Iterable[int] = (),
     ) -> "Terms":
-        """The set of these terms; the empty one where none is given.
+        """The set of these terms; the empty set for none.
 
         Args:
             model: a model, or its tower or basis.
@@ -186,7 +186,7 @@ class Terms:
 
 
 def as_terms(terms: Terms | str, model: Source) -> Terms:
-    """Terms given as such or as text, for this model.
+    """Terms, or their text, as terms of this model.
 
     Raises:
         InputError: text that is wrong, or terms of a model with other layers or heads.

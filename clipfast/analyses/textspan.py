@@ -133,8 +133,8 @@ def pursue(
         explained, directions = _held(part, rows)
         for group, own in enumerate(picks):
             own = own[own >= 0]
-            held = explained[group, : len(own)].clone(), directions[group, : len(own)].clone()
-            result = _result(part, group, first[own].tolist(), *held, size)
+            copies = explained[group, : len(own)].clone(), directions[group, : len(own)].clone()
+            result = _result(part, group, first[own].tolist(), *copies, size)
             notes = (*result.notes, f"{repeated} texts stand twice: the first counts") if repeated else result.notes
             results.append(replace(result, notes=notes))
     return results

@@ -18,7 +18,7 @@ class Shown:
     Attributes:
         image: its number in the data set.
         score: of the head along the text.
-        name: if it was given one.
+        name: the name that was pushed with it, if any.
     """
 
     image: int
@@ -69,7 +69,7 @@ class Tops:
 
         Raises:
             InputError: shapes or lengths that do not fit, scores that are not finite, or an image that was pushed
-                before (found where it is among those kept).
+                before (noticed only if it is among those kept).
         """
         if scores.ndim != 3 or (self._scores is not None and scores.shape[1:] != self._scores.shape[:2]):
             expected = ["images", "heads", "texts"] if self._scores is None else ["images", *self._scores.shape[:2]]
@@ -83,12 +83,12 @@ class Tops:
             return
         if not bool(scores.isfinite().all()):
             raise InputError("a score is not finite: the image or a weight is not, or an embedding is zero")
-        held = scores.detach().cpu()
+        scores_on_cpu = scores.detach().cpu()
         places = torch.tensor(numbers, dtype=torch.long)
         order = places.argsort()
-        values, positions = largest(held[order].permute(1, 2, 0), self.count)
+        values, positions = largest(scores_on_cpu[order].permute(1, 2, 0), self.count)
         self._refuse(numbers)
-        self._draw(dict(zip(numbers, held, strict=True)))
+        self._draw(dict(zip(numbers, scores_on_cpu, strict=True)))
         self._take(values, places[order][positions])
         if names is not None:
             self._names |= dict(zip(numbers, names, strict=True))
@@ -100,7 +100,7 @@ class Tops:
 
         Raises:
             InputError: other sizes, seed, heads or texts, or an image that both have seen
-                (found where it is among those kept).
+                (noticed only if it is among those kept).
         """
         if (self.count, self.random, self.seed) != (other.count, other.random, other.seed):
             raise InputError("only tops of the same count, sample size and seed can be merged")

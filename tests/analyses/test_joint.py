@@ -154,6 +154,7 @@ def head_by_hand(outputs: list[Tensor]) -> Moments:
         torch.zeros(4, dtype=torch.float64),
         len(outputs),
         "uniform",
+        "by hand",
         {0: torch.eye(4, dtype=torch.float64).expand(len(outputs), 4, 4).contiguous()},
     )
     found.codes, found.basis = torch.stack(outputs, 1)[:, None].double(), basis
