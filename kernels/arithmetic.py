@@ -1,4 +1,4 @@
-"""Arithmetic that kernels share, exact on a GPU and in Triton's interpreter, which needs it said otherwise."""
+"""Arithmetic that Triton kernels share, with the same result in the interpreter, which rounds differently."""
 
 import torch
 import triton
@@ -18,7 +18,7 @@ def dot_precision(dtype: torch.dtype) -> str:
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """``acc + a @ b`` in float32.
 
-    The interpreter multiplies the raw bits of bfloat16 as if they were integers: there, and only there, upcast.
+    The interpreter multiplies the raw bits of bfloat16 as if they were integers, so there both are upcast.
     """
     if _INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
@@ -41,7 +41,7 @@ def fma(a, b, c):
 def rounded(b, DTYPE: tl.constexpr):
     """Float32 as ``DTYPE``, to the nearest, ties to even.
 
-    The interpreter cuts off what does not fit bfloat16: there, and only there, round the bits by hand.
+    The interpreter truncates to bfloat16, so there the bits are rounded by hand.
     """
     if _INTERPRETED and DTYPE == tl.bfloat16:  # noqa: SIM300
         bits = b.to(tl.uint32, bitcast=True)

@@ -1,4 +1,4 @@
-"""The library in CUDA (``csrc/cuda``): where it is, whether it can be used here, and if not, why.
+"""The CUDA library (``csrc/cuda``): where it is, and whether it can be used here or why not.
 
 Like :mod:`clipfast.kernels.native` a shared library of C functions on raw pointers. ``setup.py`` builds it where it
 finds ``nvcc``, or is asked to with ``CLIPFAST_CUDA=1``; no GPU is needed for that, and torch is not. It brings CUDA's
@@ -26,11 +26,11 @@ MOST_BLOCKS = 16
 """Blocks of a cluster: 8 anywhere, 16 on Hopper."""
 
 _INT, _SIZE, _DOUBLE, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
-_FOUND = ctypes.POINTER(_INT)
+_RESULT = ctypes.POINTER(_INT)
 _ARGUMENTS: dict[str, list[type]] = {
     "clipfast_cuda_error": [_INT],
-    "clipfast_cuda_capability": [_INT, _FOUND],
-    "clipfast_cuda_span_clusters": [_INT, _INT, *[_SIZE] * 2, _INT, _FOUND],
+    "clipfast_cuda_capability": [_INT, _RESULT],
+    "clipfast_cuda_span_clusters": [_INT, _INT, *[_SIZE] * 2, _INT, _RESULT],
     "clipfast_cuda_span": [
         *[_INT, _POINTER, _INT, _POINTER],
         *[*[_SIZE] * 3, _POINTER, *[_SIZE] * 4, _DOUBLE],
@@ -69,7 +69,7 @@ def _current(device: int) -> AbstractContextManager[object]:
 
 
 class CudaError(RuntimeError):
-    """What CUDA says of a call that failed."""
+    """CUDA reported an error."""
 
 
 def _call(name: str, *arguments: object) -> None:
@@ -80,10 +80,10 @@ def _call(name: str, *arguments: object) -> None:
         raise CudaError(f"{name}: {library.clipfast_cuda_error(status).decode(errors='replace')}")
 
 
-def _found(name: str, *arguments: object) -> int:
-    found = _INT(0)
-    _call(name, *arguments, ctypes.byref(found))
-    return found.value
+def _query(name: str, *arguments: object) -> int:
+    result = _INT(0)
+    _call(name, *arguments, ctypes.byref(result))
+    return result.value
 
 
 @cache
@@ -91,22 +91,23 @@ def unsupported_reasons() -> list[str]:
     """Why the library cannot be used on this machine, empty when it can on at least one of its GPUs."""
     reason = load().reason
     if DEVICE == "cuda" and not torch.cuda.is_available():
-        return ["no GPU", reason] if FAILURE.is_file() else ["no GPU"]  # without one nobody misses the library
+        return ["no GPU", reason] if FAILURE.is_file() else ["no GPU"]  # without a GPU the library is not needed
     if reason:
         return [reason]
     try:
-        capabilities = [_found("capability", device) for device in range(_found("capability", -1))]
+        capabilities = [_query("capability", device) for device in range(_query("capability", -1))]
     except CudaError as error:
         return [str(error)]
     if CAPABILITY in capabilities:
         return []
-    return [f"compiled for GPUs of compute capability {CAPABILITY / 10}: found {[each / 10 for each in capabilities]}"]
+    others = ", ".join(str(capability / 10) for capability in capabilities)
+    return [f"compiled for GPUs of compute capability {CAPABILITY / 10}: found [{others}]"]
 
 
 @cache
 def capability(device: int) -> int:
     """Compute capability of a device, 90 for 9.0."""
-    return _found("capability", device)
+    return _query("capability", device)
 
 
 @cache
@@ -123,11 +124,11 @@ def clusters(device: int, stored: torch.dtype, texts: int, rank: int) -> dict[in
     for blocks in range(1, MOST_BLOCKS + 1):
         try:
             with _current(device):
-                found = _found("span_clusters", device, stored == torch.float64, texts, rank, blocks)
+                heads = _query("span_clusters", device, stored == torch.float64, texts, rank, blocks)
         except CudaError:  # a size that this device does not launch
             continue
-        if found:
-            at_once[blocks] = found
+        if heads:
+            at_once[blocks] = heads
     return at_once
 
 
@@ -142,13 +143,13 @@ def call(name: str, device: torch.device, *arguments: object) -> None:
     Raises:
         CudaError: the launch failed.
     """
-    plain = [given.data_ptr() if isinstance(given, torch.Tensor) else given for given in arguments]
+    plain = [argument.data_ptr() if isinstance(argument, torch.Tensor) else argument for argument in arguments]
     with _current(device.index or 0):
         stream = torch.cuda.current_stream().cuda_stream if DEVICE == "cuda" else None
         _call(name, device.index or 0, stream, *plain)
 
 
 def forget() -> None:
-    """Looks for the library and its devices anew."""
-    for each in (load, unsupported_reasons, capability, clusters):
-        each.cache_clear()
+    """Clears what is cached about the library and its devices."""
+    for function in (load, unsupported_reasons, capability, clusters):
+        function.cache_clear()

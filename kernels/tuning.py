@@ -1,10 +1,10 @@
-"""The fastest of several ways to compute the same, found by running them once and remembered on disk.
+"""Finds the fastest variant of an operation by timing, and remembers it on disk.
 
-Which kernel wins depends on the device, the shapes and the versions of torch and Triton, and no rule of thumb holds
-everywhere. Where an operation has several ways, the first call of each kind runs every way a few times on the call's
-own arguments and remembers the fastest: in memory, and in one JSON file per device and versions in
-``$CLIPFAST_CACHE`` (default ``~/.cache/clipfast``). ``CLIPFAST_TUNE=0`` takes the preferred way untimed. Images are
-counted in powers of two, so that a smaller last batch is not timed anew.
+Which kernel is fastest depends on the device, the shapes and the versions of torch and Triton, and no rule of thumb
+holds everywhere. Where an operation has several variants, the first call of each kind runs every variant a few times
+on the call's own arguments and remembers the fastest: in memory, and in one JSON file per device and versions in
+``$CLIPFAST_CACHE`` (default ``~/.cache/clipfast``). ``CLIPFAST_TUNE=0`` takes the preferred variant untimed. The number
+of images is rounded up to a power of two, so that a smaller last batch is not timed again.
 """
 
 import json
@@ -23,22 +23,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipfast.kernels.dispatch import VariantKey
 from clipfast.kernels.registration import mutated_arguments
 
 logger = logging.getLogger("clipfast")
 
-Way = tuple[str, str]
-"""A backend's name and which of its variants."""
-
 ROUNDS = 7
-"""Timed rounds per way, in turn; their median counts."""
+"""Timed rounds per variant, in turn; their median counts."""
 _RUNS = 4  # per round: the first hides the launch of the next
 _WARMUP = 3
 _PACKAGES = ("torch", "triton", "clipfast")
 
 
 def enabled() -> bool:
-    """Whether ways are timed at all; not while a CUDA graph is captured, where nothing else may run."""
+    """Whether variants are timed at all (``CLIPFAST_TUNE``)."""
     return os.environ.get("CLIPFAST_TUNE", "1") != "0"
 
 
@@ -66,7 +64,7 @@ def file_for(device: torch.device) -> Path:
 
 
 def key(operation: str, arguments: Sequence[Any]) -> str:
-    """What must be alike for a choice to hold: shapes (images in powers of two), dtypes, layout, other arguments."""
+    """What calls of one kind share: shapes (images as a power of two), dtypes, layout, other arguments."""
     return f"{operation}({', '.join(_describe(argument) for argument in arguments)})"
 
 
@@ -93,17 +91,17 @@ class Choices:
 
     def _read(self) -> dict[str, Any]:
         try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
+            content = json.loads(self.path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except (OSError, ValueError, RecursionError) as error:
-            logger.warning("the choices of kernels in %s cannot be read (%s): timing them again", self.path, error)
+            logger.warning("the choices of kernels in %s cannot be read (%s): timing again", self.path, error)
             return {}
-        return found if isinstance(found, dict) else {}
+        return content if isinstance(content, dict) else {}
 
-    def get(self, wanted: str) -> Way | None:
-        """The way chosen for a key, None when it was never timed."""
-        entry = self._known.get(wanted)
+    def get(self, call: str) -> VariantKey | None:
+        """The variant chosen for a call, None when it was never timed."""
+        entry = self._known.get(call)
         try:
             backend, variant = entry["chosen"]  # type: ignore[index]
         except (TypeError, KeyError, ValueError):
@@ -114,13 +112,13 @@ class Choices:
         """Everything known: key → ``{"chosen": [backend, variant], "milliseconds": {…}}``."""
         return self._known
 
-    def put(self, wanted: str, chosen: Way, seconds: Mapping[Way, float]) -> None:
-        """Remembers a choice with the times it rests on."""
-        milliseconds = {"/".join(way).rstrip("/"): round(1e3 * taken, 5) for way, taken in seconds.items()}
-        self._known[wanted] = {"chosen": list(chosen), "milliseconds": milliseconds}
+    def put(self, call: str, chosen: VariantKey, seconds: Mapping[VariantKey, float]) -> None:
+        """Remembers a choice with the times it is based on."""
+        milliseconds = {"/".join(variant).rstrip("/"): round(1e3 * taken, 5) for variant, taken in seconds.items()}
+        self._known[call] = {"chosen": list(chosen), "milliseconds": milliseconds}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            merged = self._read() | self._known  # another process may have timed something else meanwhile
+            merged = self._read() | self._known  # another process may have added others meanwhile
             with tempfile.NamedTemporaryFile(
                 "w", dir=self.path.parent, suffix=".tmp", delete=False, encoding="utf-8"
             ) as file:
@@ -137,50 +135,54 @@ def choices(path: Path) -> Choices:
 
 
 def fastest(
-    operation: str, arguments: Sequence[Any], ways: Mapping[Way, Callable[..., Any]], *, known: Choices | None = None
-) -> tuple[Way, bool]:
-    """The fastest of ``ways`` for these arguments, timed at the first call of their kind.
+    operation: str,
+    arguments: Sequence[Any],
+    variants: Mapping[VariantKey, Callable[..., Any]],
+    *,
+    known: Choices | None = None,
+) -> tuple[VariantKey, bool]:
+    """The fastest of ``variants`` for these arguments, timed at the first call of their kind.
 
     Args:
         operation: its name.
-        arguments: what each way is called with; what the operation changes is copied before.
-        ways: the computations, the preferred first.
+        arguments: what each variant is called with; those that the operation changes are copied before.
+        variants: the computations, the preferred first.
         known: where choices are kept; default the file of the first argument's device.
 
     Returns:
-        The way, and whether it rests on a timing (else it is the preferred one).
+        The variant, and whether it was found by timing (else it is the preferred one).
     """
-    preferred = next(iter(ways))
+    preferred = next(iter(variants))
     device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
     known = choices(file_for(device)) if known is None else known
-    wanted = key(operation, arguments)
-    found = known.get(wanted)
-    if found in ways:
-        return found, True  # type: ignore[return-value]
+    call = key(operation, arguments)
+    chosen = known.get(call)
+    if chosen in variants:
+        return chosen, True  # type: ignore[return-value]
     if not enabled() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
         return preferred, False
     try:
         changed = mutated_arguments(operation)
         own = [argument.clone() if i in changed else argument for i, argument in enumerate(arguments)]
-        seconds = time_each(ways, own)
+        seconds = time_each(variants, own)
     except torch.OutOfMemoryError:
-        logger.debug("no memory to time %s: taking %s", wanted, "/".join(preferred))
+        logger.debug("no memory to time %s: taking %s", call, "/".join(preferred))
         return preferred, False
-    best = min(seconds, key=lambda way: seconds[way])
-    known.put(wanted, best, seconds)
+    best = min(seconds, key=lambda variant: seconds[variant])
+    known.put(call, best, seconds)
     return best, True
 
 
-def time_each(ways: Mapping[Way, Callable[..., Any]], arguments: Sequence[Any]) -> dict[Way, float]:
-    """Median seconds of every way, run in turn on the arguments themselves.
+def time_each(variants: Mapping[VariantKey, Callable[..., Any]], arguments: Sequence[Any]) -> dict[VariantKey, float]:
+    """Median seconds of every variant; they run in turn on the arguments themselves.
 
-    A way that fails (a kernel that needs more shared memory than this device has) is logged and left out, unless all
-    fail.
+    A variant that fails (a kernel that needs more shared memory than this device has) is logged and left out, unless
+    all fail.
     """
     device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
-    working: dict[Way, Callable[..., Any]] = {}
+    working: dict[VariantKey, Callable[..., Any]] = {}
     failed: list[Exception] = []
-    for way, run in ways.items():
+    for variant, run in variants.items():
         try:
             for _ in range(_WARMUP):
                 run(*arguments)
@@ -189,17 +191,17 @@ def time_each(ways: Mapping[Way, Callable[..., Any]], arguments: Sequence[Any]) 
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            logger.debug("%s cannot run here: %s", "/".join(way), error)
+            logger.debug("%s cannot run here: %s", "/".join(variant), error)
             failed.append(error)
         else:
-            working[way] = run
+            working[variant] = run
     if not working:
         raise failed[0]
-    seconds: dict[Way, list[float]] = {way: [] for way in working}
+    seconds: dict[VariantKey, list[float]] = {variant: [] for variant in working}
     for _ in range(ROUNDS):
-        for way, run in working.items():
-            seconds[way].append(_seconds(run, arguments, device))
-    return {way: statistics.median(times) for way, times in seconds.items()}
+        for variant, run in working.items():
+            seconds[variant].append(_seconds(run, arguments, device))
+    return {variant: statistics.median(times) for variant, times in seconds.items()}
 
 
 def _seconds(run: Callable[..., Any], arguments: Sequence[Any], device: torch.device) -> float:

@@ -87,7 +87,7 @@ def _mean_row_kernel(
     tl.store(p_alpha + row * N + o_m, b_alpha / (N - 1), mask=o_m < N)
 
 
-# Modelled; no GPU has timed them yet. Few registers, so that several programs hide each other's latency.
+# From a model; not timed on a GPU yet. Few registers, so that several programs hide each other's latency.
 CONFIG = Config({"BLOCK_M": 64, "BLOCK_N": 64}, warps=4, stages=3)
 FLOAT32_CONFIG = Config({"BLOCK_M": 32, "BLOCK_N": 32}, warps=8, stages=2)
 _INTERPRETED_CONFIG = Config({"BLOCK_M": 256, "BLOCK_N": 64})

@@ -7,8 +7,8 @@ A vision transformer has N = 2ᵏ + 1 tokens or so: 257, 577. Cut into tiles of 
 row and a column of tiles: at N = 257 more than half of the products are of padding. Here the class token stands apart:
 tiles cover the N − 1 patches, and their online softmax *starts* from the class token's key (its score is the first
 maximum, its value the first sum). The class token's own query is one more program of the same launch, in float32
-without tensor cores, and what it computes anyway is ``alpha``. Where that saves no tile (N = 50, 197) the class
-token is a row like the others, and the program more computes ``alpha`` alone, if it is asked for.
+without tensor cores, and what it computes anyway is ``alpha``. Where that saves no tile (N = 50, 197), the class
+token is a row like the others, and the additional program computes ``alpha`` alone, if it is requested.
 
 A head is cut into two parts where its size is no power of two, 80 = 64 + 16: padded to 128 it would cost 1.6 times the
 products.
@@ -86,7 +86,7 @@ CONFIGS: Mapping[tuple[int, int], Sequence[Config]] = {
     (100, 128): [_config(64, 32, 0, 4, 3), _config(64, 64, 1, 4, 2), _config(128, 128, 1, 8, 2)],
     (100, 256): [_config(64, 64, 0, 8, 2), _config(64, 32, 1, 4, 2)],
 }
-"""By architecture and columns of a head. Modelled; no GPU has timed them yet. On sm_90 two programs of 8 warps share a
+"""By architecture and columns of a head. From a model; not timed on a GPU yet. On sm_90 two programs of 8 warps share a
 multiprocessor at up to 128 registers, and a tile of 64 keys keeps them there. Where the compiler aims at 128 it spills
 one register in a few cases (sm_80 at head_dim 64, sm_100 at N = 197), before the loop."""
 
@@ -142,15 +142,15 @@ def configs(qkv: Tensor, arch: int | None = None) -> list[Config]:
         return [_INTERPRETED_CONFIG if INTERPRETED else FLOAT32_CONFIG]
     arch = capability(qkv) if arch is None else arch
     family = {9: 90, 10: 100, 11: 100}.get(arch // 10, 80)
-    wanted = sum(head_parts(qkv.shape[4], qkv.dtype))
-    columns = min(size for known, size in CONFIGS if known == family and size >= wanted)
-    found = [c for c in CONFIGS[family, columns] if not c.blocks["DESCRIPTORS"] or describable(qkv)]
+    needed = sum(head_parts(qkv.shape[4], qkv.dtype))
+    columns = min(size for architecture, size in CONFIGS if architecture == family and size >= needed)
+    usable = [c for c in CONFIGS[family, columns] if not c.blocks["DESCRIPTORS"] or describable(qkv)]
 
     def computed(config: Config) -> int:
         return scores(qkv.shape[1] - apart(qkv.shape[1], config), config)
 
-    least = min(map(computed, found))
-    return sorted((config for config in found if computed(config) <= CLOSE * least), key=computed)
+    least = min(map(computed, usable))
+    return sorted((config for config in usable if computed(config) <= CLOSE * least), key=computed)
 
 
 # ---------------------------------------------------------------------------------------------------------- kernels
@@ -355,7 +355,7 @@ def plan(qkv: Tensor, row: Row | None, config: Config | None = None) -> tuple[li
 
     Args:
         qkv: ``[B, N, 3, H, E]``.
-        row: which attention row is wanted.
+        row: the attention row to return.
         config: how programs are cut; None for the preferred one.
     """
     config = configs(qkv)[0] if config is None else config
@@ -429,7 +429,7 @@ def through_torch(qkv: Tensor, row: Row | None, backend: SDPBackend | None = Non
 
 
 def unsupported_reasons(qkv: Tensor, row: Row | None) -> list[str]:
-    """The reasons why :func:`run` cannot take these arguments."""
+    """The reasons why :func:`run` does not support these arguments."""
     reasons = unsupported_dtypes(qkv=qkv)
     if not 0 < qkv.shape[4] <= LARGEST_HEAD:
         reasons.append(f"head_dim {qkv.shape[4]} is not between 1 and {LARGEST_HEAD}")

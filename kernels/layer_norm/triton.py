@@ -16,7 +16,7 @@ from clipfast.kernels.arithmetic import rounded
 from clipfast.kernels.dispatch import Implementation, Variant
 from clipfast.kernels.launch import INTERPRETED, Config, Launch, power_of_two, unsupported_dtypes
 
-# Modelled; no GPU has timed them yet. Bound by memory, so bytes in flight count: threads load 16 bytes at a time where
+# From a model; not timed on a GPU yet. Bound by memory, so bytes in flight count: threads load 16 bytes at a time where
 # rows allow it. The fewer warps share a row, the less they wait for each other. The preferred first.
 COLUMNS_PER_WARP = (1024, 512, 256)
 LARGEST_WIDTH = 1 << 14
@@ -72,7 +72,7 @@ def _rows(tensor: Tensor) -> Tensor | None:
 
 @cache
 def configs(width: int) -> tuple[Config, ...]:
-    """The configurations worth trying for rows of this width, the preferred first."""
+    """The configurations worth timing for rows of this width, the preferred first."""
     block = power_of_two(width)
     warps = dict.fromkeys(min(16, max(1, block // columns)) for columns in COLUMNS_PER_WARP)
     return tuple(Config({"BLOCK": block}, warps=count, stages=1) for count in warps)
@@ -119,7 +119,7 @@ def run(
 
 
 def unsupported_reasons(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> list[str]:
-    """The reasons why :func:`run` cannot take these tensors."""
+    """The reasons why :func:`run` does not support these tensors."""
     reasons = unsupported_dtypes(x=x, delta=delta, weight=weight, bias=bias)
     if _rows(x) is None:
         reasons.append(f"x has strides {list(x.stride())}: its rows are not contiguous, or not at one distance")
@@ -129,9 +129,9 @@ def unsupported_reasons(x: Tensor, delta: Tensor | None, weight: Tensor, bias: T
 
 
 def variants(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Sequence[Variant]:
-    """:func:`run` in every way worth trying for these tensors, the preferred first."""
-    found = configs(x.shape[-1])[: 1 if INTERPRETED else None]
-    return [(str(config), partial(run, config=config)) for config in found]
+    """:func:`run` in every configuration worth timing for these tensors, the preferred first."""
+    worth_timing = configs(x.shape[-1])[: 1 if INTERPRETED else None]
+    return [(str(config), partial(run, config=config)) for config in worth_timing]
 
 
 IMPLEMENTATIONS = {"add_layer_norm": Implementation(run, unsupported_reasons, variants)}

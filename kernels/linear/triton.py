@@ -28,7 +28,7 @@ from clipfast.kernels.dispatch import Implementation, Variant
 from clipfast.kernels.launch import DTYPES, INTERPRETED, Config, Launch, capability
 from clipfast.kernels.reference import Activation
 
-# Modelled; no GPU has timed them yet. Eight warps on a multiprocessor, in one program or two, leave every thread 255
+# From a model; not timed on a GPU yet. Eight warps on a multiprocessor, in one program or two, leave every thread 255
 # registers, which the sums need. SLICES, DEFERRED: how many parts of a tile are activated and stored one by one.
 DEFERRED = Config({"BLOCK_R": 128, "BLOCK_M": 256, "BLOCK_K": 64, "DEFERRED": 8}, warps=8, stages=4)
 PAIRED = Config({"BLOCK_R": 128, "BLOCK_M": 128, "BLOCK_K": 64, "SLICES": 2}, warps=4, stages=3)
@@ -311,7 +311,7 @@ def _flat(tensor: Tensor, aligned: bool) -> Tensor:
 
 
 def configs(x: Tensor, weight: Tensor, gpu: int | None = None) -> tuple[Config, ...]:
-    """The configurations worth trying for ``x [..., K]`` and ``weight [M, K]``, the preferred first.
+    """The configurations worth timing for ``x [..., K]`` and ``weight [M, K]``, the preferred first.
 
     ``gpu`` is a compute capability as of :func:`.launch.capability`, of the tensors' own device for None.
     """
@@ -385,7 +385,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation, config:
 
 
 def unsupported_reasons(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> list[str]:
-    """The reasons why :func:`run` cannot take these tensors."""
+    """The reasons why :func:`run` does not support these tensors."""
     x_dtype, *others = (str(tensor.dtype).removeprefix("torch.") for tensor in (x, weight, bias))
     reasons = [] if x.dtype in DTYPES else [f"x is {x_dtype}"]
     if others != [x_dtype, x_dtype]:
@@ -394,7 +394,7 @@ def unsupported_reasons(x: Tensor, weight: Tensor, bias: Tensor, activation: Act
 
 
 def variants(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Sequence[Variant]:
-    """:func:`run` in every way worth trying for these tensors, the preferred first."""
+    """:func:`run` in every configuration worth timing for these tensors, the preferred first."""
     return [(str(config), partial(run, config=config)) for config in configs(x, weight)]
 
 

@@ -22,8 +22,8 @@ from clipfast.kernels.arithmetic import dot
 from clipfast.kernels.dispatch import Implementation, Variant
 from clipfast.kernels.launch import INTERPRETED, Config, Launch, unsupported_dtypes
 
-# Modelled; no GPU has timed them yet. BLOCK_C: columns of a tile. A code of 64 with three shared entries is 67 columns:
-# tiles of 16 compute 1.7 times what is needed, tiles of 32 compute 2.7 times and read half as often.
+# From a model; not timed on a GPU yet. BLOCK_C: columns of a tile. A code of 64 with three shared entries has 67
+# columns: tiles of 16 compute 1.7 times what is needed, tiles of 32 compute 2.7 times and read half as often.
 CONFIGS = (
     Config({"BLOCK_C": 16, "BLOCK_B": 32}, warps=1, stages=1),
     Config({"BLOCK_C": 32, "BLOCK_B": 32}, warps=4, stages=1),
@@ -185,12 +185,12 @@ def run(
 
 
 def unsupported_reasons(codes: Tensor, shared: Tensor, centre: Tensor, total: Tensor, second: Tensor) -> list[str]:
-    """The reasons why :func:`run` cannot take these tensors."""
+    """The reasons why :func:`run` does not support these tensors."""
     return unsupported_dtypes(codes=codes, shared=shared, centre=centre)
 
 
 def variants(codes: Tensor, shared: Tensor, centre: Tensor, total: Tensor, second: Tensor) -> Sequence[Variant]:
-    """One way per configuration."""
+    """One variant per configuration."""
     configs = CONFIGS[:1] if INTERPRETED else CONFIGS
     return [(str(config), partial(run, config=config)) for config in configs]
 

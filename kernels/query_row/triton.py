@@ -28,7 +28,7 @@ from clipfast.kernels.launch import (
 )
 from clipfast.kernels.query_row import triton_from_tokens
 
-# Modelled; no GPU has timed them yet. Bound by memory: small programs, many on a multiprocessor, each with next tiles
+# From a model; not timed on a GPU yet. Bound by memory: small programs, many on a multiprocessor, each with next tiles
 # on the way. TILE is how many elements of the keys make a tile, and as many of the values.
 CONFIGS = (Config({"TILE": 2048}, warps=4, stages=1), Config({"TILE": 4096}, warps=4, stages=1))
 
@@ -217,12 +217,12 @@ def alpha_alone(query: Tensor, key: Tensor, config: Config = CONFIGS[0]) -> Tens
 
 
 def unsupported_reasons(query: Tensor, key: Tensor, value: Tensor) -> list[str]:
-    """The reasons why :func:`run` cannot take these tensors."""
+    """The reasons why :func:`run` does not support these tensors."""
     return unsupported_dtypes(query=query, key=key, value=value) + unsupported_head_dim(key.shape[3], LARGEST_HEAD)
 
 
 def variants(query: Tensor, key: Tensor, value: Tensor) -> Sequence[Variant]:
-    """One way per configuration."""
+    """One variant per configuration."""
     configs = CONFIGS[:1] if INTERPRETED else CONFIGS
     return [(str(config), partial(run, config=config)) for config in configs]
 

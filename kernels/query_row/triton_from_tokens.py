@@ -26,7 +26,7 @@ from clipfast.kernels.launch import INTERPRETED, Config, Launch, power_of_two, u
 Cut = tuple[Config, Config]
 """How the programs of the first and of the second product are cut."""
 
-# Modelled; no GPU has timed them yet. Small tiles: a batch of 8 has to fill the GPU too.
+# From a model; not timed on a GPU yet. Small tiles: a batch of 8 has to fill the GPU too.
 CUTS: tuple[Cut, ...] = (
     (Config({"BLOCK_N": 64, "BLOCK_W": 64}, warps=4, stages=4), Config({"BLOCK_W": 128, "BLOCK_N": 32}, 4, 4)),
     (Config({"BLOCK_N": 16, "BLOCK_W": 64}, warps=4, stages=4), Config({"BLOCK_W": 64, "BLOCK_N": 32}, 4, 4)),
@@ -176,7 +176,7 @@ def plan(folded: Tensor, tokens: Tensor, alpha: Tensor, mixed: Tensor, cut: Cut)
 
 
 def cuts(tokens: Tensor) -> tuple[Cut, ...]:
-    """The ways worth timing to cut programs for ``tokens``, the preferred first."""
+    """The cuts worth timing for ``tokens``, the preferred first."""
     return {torch.float32: FLOAT32_CUTS, torch.float16: FLOAT16_CUTS}.get(tokens.dtype, CUTS)
 
 
@@ -201,7 +201,7 @@ def run(
 def unsupported_reasons(
     query: Tensor, tokens: Tensor, key_weight: Tensor, value_weight: Tensor, value_bias: Tensor
 ) -> list[str]:
-    """The reasons why :func:`run` cannot take these tensors."""
+    """The reasons why :func:`run` does not support these tensors."""
     weights = {"key_weight": key_weight, "value_weight": value_weight, "value_bias": value_bias}
     reasons = unsupported_dtypes(query=query, tokens=tokens, **weights)
     if query.shape[1] > MOST_HEADS:
@@ -212,9 +212,9 @@ def unsupported_reasons(
 def variants(
     query: Tensor, tokens: Tensor, key_weight: Tensor, value_weight: Tensor, value_bias: Tensor
 ) -> Sequence[Variant]:
-    """:func:`run` in every way worth timing."""
-    found = cuts(tokens)[: 1 if INTERPRETED else None]
-    return [(f"{first}+{second}", partial(run, cut=(first, second))) for first, second in found]
+    """One variant per cut."""
+    worth_timing = cuts(tokens)[: 1 if INTERPRETED else None]
+    return [(f"{first}+{second}", partial(run, cut=(first, second))) for first, second in worth_timing]
 
 
 IMPLEMENTATION = Implementation(run, unsupported_reasons, variants)

@@ -1,6 +1,6 @@
-"""The operations in CUDA: which of them, how their arguments become pointers, and what they refuse.
+"""TEXTSPAN in CUDA: a cluster of blocks works on a head.
 
-The mathematics is in ``csrc/cuda``; here are allocation, strides, and the choice of how many blocks work on a head.
+The mathematics is in ``csrc/cuda``; here are allocation, strides, and the choice of how many blocks a cluster has.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def span(
         factor: ``[G, R, R]``.
         size: how many to pick.
         floor: share of the first pick's variance at which picking ends.
-        blocks: of a cluster; None for the preferred of :func:`sizes`.
+        blocks: in a cluster; None for the preferred of :func:`sizes`.
     """
     groups, count, rank = texts.shape
     picks = torch.full((groups, size), -1, dtype=torch.long, device=texts.device)
@@ -50,37 +50,37 @@ def span(
 
 
 def sizes(texts: Tensor) -> list[int]:
-    """How many blocks of a cluster are worth timing: the most, and fewer where more heads are worked on at once then.
+    """Cluster sizes worth timing: the largest, and each smaller one with which more heads are computed at once.
 
-    The more blocks, the shorter is a pick, and the fewer heads fit on the device; those that leave the fewest rounds of
+    The more blocks, the shorter a pick takes, and the fewer heads fit on the device. Sizes with the fewest rounds of
     heads come first.
     """
     groups, count, rank = texts.shape
-    kept: list[int] = []
+    worth_timing: list[int] = []
     fewest = groups + 1
     for blocks, at_once in sorted(cuda.clusters(texts.device.index or 0, texts.dtype, count, rank).items())[::-1]:
         rounds = -(-groups // at_once)
         if rounds < fewest:
             fewest = rounds
-            kept.append(blocks)
-    return kept[::-1]
+            worth_timing.append(blocks)
+    return worth_timing[::-1]
 
 
 def variants(texts: Tensor, factor: Tensor, size: int, floor: float) -> Sequence[Variant]:
-    """One way per number of blocks."""
+    """One variant per cluster size."""
     return [(f"cluster {blocks}", partial(span, blocks=blocks)) for blocks in sizes(texts) or [1]]
 
 
 def unsupported_reasons(texts: Tensor, factor: Tensor, size: int, floor: float) -> list[str]:
     """The reasons why :func:`span` cannot take these tensors."""
-    given = {"texts": texts, "factor": factor}
-    reasons = [f"{name} is on {each.device}" for name, each in given.items() if each.device.type != cuda.DEVICE]
-    reasons = reasons or [f"{name} is a negated view" for name, each in given.items() if each.is_neg()]
+    tensors = {"texts": texts, "factor": factor}
+    reasons = [f"{name} is on {tensor.device}" for name, tensor in tensors.items() if tensor.device.type != cuda.DEVICE]
+    reasons = reasons or [f"{name} is a negated view" for name, tensor in tensors.items() if tensor.is_neg()]
     if reasons:
         return reasons
-    found = cuda.capability(texts.device.index or 0)
-    if found != cuda.CAPABILITY:
-        return [f"compiled for GPUs of compute capability {cuda.CAPABILITY / 10}: this one has {found / 10}"]
+    capability = cuda.capability(texts.device.index or 0)
+    if capability != cuda.CAPABILITY:
+        return [f"compiled for GPUs of compute capability {cuda.CAPABILITY / 10}: this one has {capability / 10}"]
     groups, count, rank = texts.shape
     if groups and rank and not sizes(texts):
         return [f"{count} texts of rank {rank} are more than the shared memory of {cuda.MOST_BLOCKS} blocks holds"]

@@ -29,7 +29,7 @@ from clipfast.kernels.dispatch import Implementation, Variant
 from clipfast.kernels.launch import INTERPRETED, Config, Launch, power_of_two
 from clipfast.kernels.reference import EQUAL
 
-# Modelled; no GPU has timed them yet. A thread holds whole columns of a tile (BLOCK_T = 4 · 32 · warps, 16 bytes a
+# From a model; not timed on a GPU yet. A thread holds whole columns of a tile (BLOCK_T = 4 · 32 · warps, 16 bytes a
 # load), so no sum crosses threads. A head has one multiprocessor, which must ask for some 64 KB at a time to be served
 # at full speed: STAGES − 1 tiles of 4 · BLOCK_T · BLOCK_R bytes run ahead, or (STAGES = 1) a taller one comes at once.
 CONFIGS = (
@@ -213,14 +213,14 @@ def plan(
     """The launches that compute :func:`run`, in order, with its results."""
     groups, count, rank = texts.shape
     columns = -(-count // 16) * 16  # rows start where a 16-byte load may
-    turned = texts.new_empty((groups, rank, columns))
-    turned[:, :, :count] = texts.transpose(1, 2)
-    turned[:, :, count:] = 0
+    transposed = texts.new_empty((groups, rank, columns))
+    transposed[:, :, :count] = texts.transpose(1, 2)
+    transposed[:, :, count:] = 0
     steps = min(size, rank)
     up_to = power_of_two(rank, 16)  # rows of everything small are as long, so that they are aligned and need no mask
-    exact = factor.double().contiguous()
-    covariance = F.pad(torch.bmm(exact, exact.transpose(1, 2)), (0, up_to - rank))
-    variance = exact.new_empty((groups, count))
+    factor = factor.double().contiguous()
+    covariance = F.pad(torch.bmm(factor, factor.transpose(1, 2)), (0, up_to - rank))
+    variance = factor.new_empty((groups, count))
     picks = torch.full((groups, size), -1, dtype=torch.long, device=texts.device)
     explained, directions = texts.new_zeros((groups, size)), texts.new_zeros((groups, size, rank))
     tiles = -(-count // _FIRST.blocks["BLOCK_T"])
@@ -228,8 +228,8 @@ def plan(
         kernel=_variance_kernel,
         grid=(groups * tiles if rank else 0,),
         arguments={
-            "p_texts": turned,
-            "p_factor": F.pad(exact, (0, up_to - rank)),
+            "p_texts": transposed,
+            "p_factor": F.pad(factor, (0, up_to - rank)),
             "p_variance": variance,
             "texts": count,
             "columns": columns,
@@ -242,11 +242,11 @@ def plan(
         kernel=_span_kernel,
         grid=(groups if rank else 0,),
         arguments={
-            "p_texts": turned,
+            "p_texts": transposed,
             "p_covariance": covariance,
             "p_variance": variance,
-            "p_known": exact.new_empty((groups, steps, up_to)),
-            "p_pair": exact.new_empty((groups, 2, up_to)),
+            "p_known": factor.new_empty((groups, steps, up_to)),
+            "p_pair": factor.new_empty((groups, 2, up_to)),
             "p_picks": picks,
             "p_explained": explained,
             "p_directions": directions,
@@ -273,12 +273,12 @@ def run(
 
 
 def unsupported_reasons(texts: Tensor, factor: Tensor, size: int, floor: float) -> list[str]:
-    """The reasons why :func:`run` cannot take these tensors; a factor of float64 is what it computes with."""
+    """The reasons why :func:`run` does not support these tensors; a factor of float64 is what it computes with."""
     return [] if texts.dtype == torch.float32 else [f"texts is {str(texts.dtype).removeprefix('torch.')}"]
 
 
 def variants(texts: Tensor, factor: Tensor, size: int, floor: float) -> Sequence[Variant]:
-    """One way per configuration."""
+    """One variant per configuration."""
     configs = CONFIGS[:1] if INTERPRETED else CONFIGS
     return [(str(config), partial(run, config=config)) for config in configs]
 

@@ -36,8 +36,8 @@ LARGEST_HEAD = 128
 SHARED = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227}
 """KiB of shared memory that one program can have by compute capability; elsewhere 99."""
 
-# Modelled; no GPU has timed them yet. By the number of texts up to which they serve: (BLOCK_M, BLOCK_T, warps, stages),
-# the preferred first. The time is that of reading the values and of reading and writing `out`; what counts is to have
+# From a model; not timed on a GPU yet. By the largest number of texts: (BLOCK_M, BLOCK_T, warps, stages), the preferred
+# first. The time is that of reading the values and of reading and writing `out`; what counts is to have
 # enough bytes under way, and, as every program reads all of U from the L2 cache, many tokens per program. A 128x128
 # tile takes 128 registers of 256 threads: one program fits a multiprocessor, or three of half the tokens.
 TILES = {
@@ -292,7 +292,7 @@ def run(
 def unsupported_reasons(
     alpha: Tensor, value: Tensor, text_basis: Tensor, out: Tensor, heads: Tensor | None = None
 ) -> list[str]:
-    """The reasons why :func:`run` cannot take these tensors."""
+    """The reasons why :func:`run` does not support these tensors."""
     tensors = {"alpha": alpha, "value": value, "text_basis": text_basis, "out": out}
     return unsupported_dtypes(**tensors) + unsupported_head_dim(value.shape[3], LARGEST_HEAD)
 
@@ -300,7 +300,7 @@ def unsupported_reasons(
 def variants(
     alpha: Tensor, value: Tensor, text_basis: Tensor, out: Tensor, heads: Tensor | None = None
 ) -> Sequence[Variant]:
-    """One way per configuration."""
+    """One variant per configuration."""
     return [(str(config), partial(run, config=config)) for config in _configs(out.shape[2], value)]
 
 
@@ -358,7 +358,7 @@ def run_layered(
 def unsupported_reasons_layered(
     alpha: Tensor, values: Sequence[Tensor], text_basis: Tensor, heads: Tensor | None = None
 ) -> list[str]:
-    """The reasons why :func:`run_layered` cannot take these tensors."""
+    """The reasons why :func:`run_layered` does not support these tensors."""
     if any(value.dtype != values[0].dtype for value in values):
         return ["values differ in dtype"]
     tensors = {"alpha": alpha, "values": values[0] if values else None, "text_basis": text_basis}
@@ -368,7 +368,7 @@ def unsupported_reasons_layered(
 def variants_layered(
     alpha: Tensor, values: Sequence[Tensor], text_basis: Tensor, heads: Tensor | None = None
 ) -> Sequence[Variant]:
-    """One way per configuration."""
+    """One variant per configuration."""
     offered = _configs(text_basis.shape[3], values[0]) if values else [None]
     return [(str(config or ""), partial(run_layered, config=config)) for config in offered]
 
@@ -394,7 +394,7 @@ def run_from_tokens(
 def unsupported_reasons_from_tokens(
     alpha: Tensor, tokens: Tensor, value_weight: Tensor, value_bias: Tensor, text_basis: Tensor, out: Tensor
 ) -> list[str]:
-    """The reasons why :func:`run_from_tokens` cannot take these tensors."""
+    """The reasons why :func:`run_from_tokens` does not support these tensors."""
     tensors = {"alpha": alpha, "tokens": tokens, "text_basis": text_basis, "out": out}
     weights = {"value_weight": value_weight, "value_bias": value_bias}
     return unsupported_dtypes(**tensors, **weights) + unsupported_head_dim(text_basis.shape[1], LARGEST_HEAD)

@@ -30,9 +30,9 @@ from clipfast.kernels.launch import (
 )
 from clipfast.kernels.text_maps.triton import LARGEST_HEAD, load_value, split_head
 
-Ways = dict[int, tuple[tuple[int, int, int, int], ...]]
+Tiles = dict[int, tuple[tuple[int, int, int, int], ...]]
 
-# Modelled; no GPU has timed them yet. By the number of columns up to which they serve: (BLOCK_M, BLOCK_D, warps,
+# From a model; not timed on a GPU yet. By the number of columns up to which they serve: (BLOCK_M, BLOCK_D, warps,
 # stages), the preferred first. A program converts its tile of the matrix once and goes through the tokens of an image
 # with it; several programs per multiprocessor, so that some write while others multiply.
 TILES: dict[int, tuple[tuple[int, int, int, int], ...]] = {
@@ -263,7 +263,7 @@ def run(
 def unsupported_reasons(
     alpha: Tensor, value: Tensor, basis: Tensor, shift: Tensor | None = None, scale: Tensor | None = None
 ) -> list[str]:
-    """The reasons why :func:`run` cannot take these tensors."""
+    """The reasons why :func:`run` does not support these tensors."""
     tensors = {"alpha": alpha, "value": value, "basis": basis, "shift": shift, "scale": scale}
     return unsupported_dtypes(**tensors) + unsupported_head_dim(value.shape[3], LARGEST_HEAD)
 
@@ -271,7 +271,7 @@ def unsupported_reasons(
 def variants(
     alpha: Tensor, value: Tensor, basis: Tensor, shift: Tensor | None = None, scale: Tensor | None = None
 ) -> Sequence[Variant]:
-    """One way per configuration."""
+    """One variant per configuration."""
     return [(str(config), partial(run, config=config)) for config in _configs(basis.shape[2], value)]
 
 
@@ -293,14 +293,14 @@ def run_maps(alpha: Tensor, value: Tensor, text_basis: Tensor, config: Config | 
 
 
 def unsupported_reasons_maps(alpha: Tensor, value: Tensor, text_basis: Tensor) -> list[str]:
-    """The reasons why :func:`run_maps` cannot take these tensors."""
+    """The reasons why :func:`run_maps` does not support these tensors."""
     return unsupported_dtypes(alpha=alpha, value=value, text_basis=text_basis) + unsupported_head_dim(
         value.shape[3], LARGEST_HEAD
     )
 
 
 def variants_maps(alpha: Tensor, value: Tensor, text_basis: Tensor) -> Sequence[Variant]:
-    """One way per configuration."""
+    """One variant per configuration."""
     return [(str(config), partial(run_maps, config=config)) for config in _configs(text_basis.shape[2], value)]
 
 

@@ -33,12 +33,12 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[buffers.BufferPool]:
 
         def __init__(self) -> None:
             super().__init__()
-            self.places: set[int] = set()
+            self.places: dict[int, buffers.Memory] = {}  # kept, so that nothing else gets the same place
             opened.append(self)
 
         def _take(self, size: int) -> buffers.Memory:
             memory = super()._take(size)
-            self.places.add(memory.ctypes.data)
+            self.places[memory.ctypes.data] = memory
             return memory
 
     monkeypatch.setattr(buffers, "BufferPool", WatchedPool)
@@ -127,6 +127,7 @@ def tensors(contributions: clipfast.Contributions) -> list[Tensor]:
 def test_a_forward_allocates_as_many_buffers_for_any_number_of_layers(
     pools: list[Any], pooling: str, dtype: torch.dtype
 ) -> None:
+    """One more than these, and something is held for longer than it must be."""
     options: dict[str, Any] = {"texts": directions(3, 20), "maps": "summed", "attention": True, "tokens": True}
     for layers in (2, 7):
         visual = vision_tower(layers=layers, pool_type=pooling, final_ln_after_pool=True, dtype=dtype)
@@ -137,7 +138,7 @@ def test_a_forward_allocates_as_many_buffers_for_any_number_of_layers(
         in_the_pool = [tensor for tensor in results if tensor.untyped_storage().data_ptr() in pools[-1].places]
         assert [tensor.shape for tensor in in_the_pool if tensor.numel()] == []
     assert len(pools) == 2
-    assert 2 < pools[0].allocated == pools[1].allocated
+    assert 0 < pools[0].allocated == pools[1].allocated <= (11 if pooling == "tok" else 6)
 
 
 @pytest.mark.parametrize("backend", ["native", "eager"])
