@@ -469,14 +469,19 @@ class Contributions:
         index = torch.tensor(list(images), dtype=torch.long, device=self.codes.device)
         return self._with({name: tensor[index] for name, tensor in self._tensors().items()})
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Contributions":
+    def to(
+        self, device: str | torch.device | torch.dtype | None = None, dtype: torch.dtype | None = None
+    ) -> "Contributions":
         """The same on another device or in another floating-point dtype, basis included.
 
-        The basis is converted once per device and dtype, layer by layer when it is read, and shared by all batches.
+        As with a tensor, the first argument may be the dtype. The basis is converted once per device and dtype, layer by
+        layer when it is read, and shared by all batches.
 
         Raises:
             InputError: a dtype that is not floating point.
         """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
         if dtype is not None and not dtype.is_floating_point:
             raise InputError(f"dtype is {dtype}: contributions are floating point")
         place = self.codes.device if device is None else torch.device(device)

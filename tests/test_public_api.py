@@ -107,7 +107,7 @@ def test_iteration_gives_each_image(model: Model, images: torch.Tensor) -> None:
 def test_to_another_dtype_converts_the_basis_too(images: torch.Tensor) -> None:
     model = wrap(vision_tower())
     single = model.decompose(images.float(), texts=TEXTS.float(), tokens=True, class_token=True)
-    double = single.to(dtype=torch.float64)
+    double = single.to(torch.float64)
     assert double.codes.dtype == double.heads().dtype == double.tokens(0).dtype == double.maps.dtype == torch.float64
     assert error(double.heads(), single.heads()) <= FLOAT32
     assert double.max_error() <= FLOAT32
