@@ -474,8 +474,8 @@ class Contributions:
     ) -> "Contributions":
         """The same on another device or in another floating-point dtype, basis included.
 
-        As with a tensor, the first argument may be the dtype. The basis is converted once per device and dtype, layer by
-        layer when it is read, and shared by all batches.
+        As with a tensor, the first argument may be the dtype. The basis is converted once per device and dtype, layer
+        by layer when it is read, and shared by all batches.
 
         Raises:
             InputError: a dtype that is not floating point.
