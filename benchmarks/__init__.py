@@ -1,1 +1,1 @@
-"""Benchmarks: one file per question, each behind a gate of correctness. See README.md."""
+"""Benchmarks: one file per question; correctness is checked before anything is timed. See README.md."""

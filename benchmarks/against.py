@@ -1,9 +1,9 @@
-"""Is this checkout as fast as another one? ``python -m benchmarks.against PATH`` compares their decomposed forwards.
+"""Compares the speed of two checkouts' decomposed forwards: ``python -m benchmarks.against PATH``.
 
-Each side is a process of its own that imports clipfast from its checkout, builds the same seeded model and images, and
-decomposes once whenever it is told to. The two take turns, so drift of the machine affects both. Both must give the
-same bits before anything is timed, unless ``--close`` accepts results within float32 rounding. Prints the median of the
-ratios of the pairs; ends with 1 where it is below ``--least``.
+Each side is a process that imports clipfast from its checkout, builds the same seeded model and images, and runs one
+decomposition per request. The sides take turns, so drift of the machine affects both. Nothing is timed unless their
+results are identical to the bit, or within float32 rounding with ``--close``. The command prints the median of the
+pairwise ratios; its exit code is 1 if that is below ``--least``.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# The worker uses nothing that differs between versions: wrap, decompose, and attributes of the result.
+# The worker uses only API that all versions share: wrap, decompose, and attributes of the result.
 WORKER = """
 import hashlib, json, sys, time
 sys.path.insert(0, sys.argv[1])
@@ -37,13 +37,13 @@ images = torch.randn(settings["batch"], 3, *size, generator=generator).to(model.
 texts = torch.nn.functional.normalize(torch.randn(16, model.tower.embed_dim, generator=generator), dim=1)
 
 def once():
-    made = model.decompose(images, texts=texts, maps="summed", attention=True)
-    return made, made.heads()
+    result = model.decompose(images, texts=texts, maps="summed", attention=True)
+    return result, result.heads()
 
-made, heads = once()
+result, heads = once()
 digest = hashlib.sha256()
-for each in (made.embedding, made.codes, made.attention, made.maps, heads):
-    digest.update(each.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+for array in (result.embedding, result.codes, result.attention, result.maps, heads):
+    digest.update(array.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 print(json.dumps({"file": clipfast.__file__, "digest": digest.hexdigest(), "total": heads.double().sum().item(),
                   "scale": heads.double().abs().sum().item()}), flush=True)
 for line in sys.stdin:
@@ -73,7 +73,7 @@ class Side:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"benchmarks.against: a side ended with {self._process.wait()}")
+            raise SystemExit(f"benchmarks.against: a process ended with code {self._process.wait()}")
         return json.loads(line)
 
     def seconds(self) -> float:
@@ -91,15 +91,15 @@ class Side:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the comparison."""
-    parser = argparse.ArgumentParser(prog="benchmarks.against", description="Is this checkout as fast as another one?")
+    parser = argparse.ArgumentParser(prog="benchmarks.against", description="Compares the speed of two checkouts.")
     parser.add_argument("other", type=Path, help="the other checkout, with its C++ library built")
-    parser.add_argument("--model", action="append", help="an open_clip name, or scenes; repeat (ViT-B-32, scenes)")
+    parser.add_argument("--model", action="append", help="an open_clip name, or scenes; repeatable (ViT-B-32, scenes)")
     parser.add_argument("--dtype", default="fp32", help="open_clip's precision of the weights (fp32)")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeat", type=int, default=1, help="decompositions per time")
+    parser.add_argument("--repeat", type=int, default=1, help="decompositions per timing")
     parser.add_argument("--pairs", type=int, default=21)
-    parser.add_argument("--least", type=float, default=0.99, help="speed relative to the other's that is accepted")
+    parser.add_argument("--least", type=float, default=0.99, help="least accepted speed relative to the other (0.99)")
     parser.add_argument("--close", action="store_true", help="accept results that differ by rounding")
     options = parser.parse_args(arguments)
     missed = False
@@ -115,16 +115,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             times: list[tuple[float, float]] = []
             for pair in range(options.pairs + 2):
                 order = (0, 1) if pair % 2 else (1, 0)
-                taken = {side: sides[side].seconds() for side in order}
+                seconds = {side: sides[side].seconds() for side in order}
                 if pair >= 2:  # the first two pairs are warm-up
-                    times.append((taken[0], taken[1]))
+                    times.append((seconds[0], seconds[1]))
         finally:
             for side in sides:
                 side.close()
         ratios = sorted(theirs / mine for mine, theirs in times)
         speed, low, high = median(ratios), ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
         missed |= speed < options.least
-        here, there = (1e3 * median(each) for each in zip(*times, strict=True))
+        here, there = (1e3 * median(side_times) for side_times in zip(*times, strict=True))
         print(
             f"{model} {options.dtype}, batch {options.batch}, {options.threads} threads: {here:.4g} ms here, "
             f"{there:.4g} ms there, {speed:.3f} times as fast ({low:.3f}–{high:.3f}), {len(times)} pairs, "

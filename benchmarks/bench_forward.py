@@ -1,4 +1,4 @@
-"""Is a decomposed forward faster than the plain one it explains?
+"""The speed of a decomposed forward against the plain forward.
 
 Decomposed: ``Model.decompose(images, texts=[16, D], maps="summed", attention=True)`` and ``.heads()``. Plain:
 open_clip's ``encode_image`` on the same module under ``torch.inference_mode()``, in float32 and with weights and images
@@ -32,15 +32,15 @@ SPEED = {
     ("ViT-B-16", "bf16"): 1.18,
     ("ViT-L-14", "bf16"): 1.1,
 }
-"""Least factor over the plain forward; those of bfloat16 are meant for CPUs with instructions for it."""
+"""Least speed relative to the plain forward; the bfloat16 bars are for CPUs with bfloat16 instructions."""
 MEMORY = 1.1
-"""Most peak memory of the process over the plain forward's."""
+"""Largest peak memory of the process relative to the plain forward."""
 ERROR = 1.05
-"""Most error of the embedding, against float64, over the plain forward's in 16 bits."""
+"""Largest error of a 16-bit embedding against float64, relative to the plain forward's error."""
 
 
 class Case:
-    """One model with its images, and the two calls on it."""
+    """One model, its images, and the two calls to compare."""
 
     def __init__(self, name: str, dtype: str, settings: dict[str, Any]) -> None:
         torch.set_num_threads(settings["threads"])
@@ -56,16 +56,16 @@ class Case:
         self.plain: Call = lambda: cases.plain(self.module, self.images)
 
     def verify(self) -> list[Check]:
-        """The decomposition against the plain forward, and its parts against each other."""
+        """Checks the decomposition against the plain forward, and its parts against each other."""
         bound = BOUNDS[self.dtype]
-        found, heads = cases.explain(self.model, self.images, self.texts)
+        contributions, heads = cases.explain(self.model, self.images, self.texts)
         plain = cases.plain(self.module, self.images)
-        checks = cases.against_plain(found, heads, plain, bound)
-        attention = float((found.attention.sum(-1) - 1).abs().max())
-        scores = (heads.sum((1, 2)) @ self.texts.T, found.maps.sum(1))
+        checks = cases.against_plain(contributions, heads, plain, bound)
+        attention = float((contributions.attention.sum(-1) - 1).abs().max())
+        scores = (heads.sum((1, 2)) @ self.texts.T, contributions.maps.sum(1))
         if self.dtype != torch.float32:
             allowed = ERROR * self._error(plain)
-            checks.append(Check("embedding against float64's", self._error(found.embedding), allowed))
+            checks.append(Check("embedding against float64's", self._error(contributions.embedding), allowed))
         return [
             *checks,
             Check("rows of attention against 1", attention, bound),
@@ -73,11 +73,11 @@ class Case:
         ]
 
     def _error(self, embedding: Tensor, count: int = 2) -> float:
-        """Root of the mean square from float64's embedding of the first images."""
-        exact: Any = deepcopy(self.module.visual).double()
+        """Root mean square difference from the float64 embedding of the first images."""
+        double: Any = deepcopy(self.module.visual).double()
         with torch.inference_mode():
-            wanted = cases.unit(exact(self.images[:count].double()))
-        return float((cases.unit(embedding[:count].double()) - wanted).square().mean().sqrt())
+            expected = cases.unit(double(self.images[:count].double()))
+        return float((cases.unit(embedding[:count].double()) - expected).square().mean().sqrt())
 
 
 @pytest.fixture(scope="module", params=SPEED, ids="-".join)

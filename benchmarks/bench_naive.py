@@ -1,11 +1,11 @@
-"""What does it save over the definition written out?
+"""The speed and memory of a decomposed forward against the definition written out.
 
 The naive implementation forms ``[B, N, N, H, W]`` per layer with tokens and ``[B, N, H, W]`` without
-(:mod:`clipfast.bench.naive`). It is asked for the same arrays, and once for the same answer: text maps and heads, which
-is what most callers want the tokens for.
+(:mod:`clipfast.bench.naive`). The benchmark compares the same arrays, and also the text maps and heads that most
+callers compute from the tokens.
 
-ViT-B-16 with tokens runs at batch 1 and with fewer pairs for its time, not its memory: one image takes the naive side
-tens of seconds on two busy cores, and its largest tensor 1.4 GB.
+ViT-B-16 with tokens runs at batch 1 and with fewer pairs because the naive implementation takes tens of seconds per
+image on two busy cores; its largest tensor has 1.4 GB.
 """
 
 from collections.abc import Callable
@@ -32,12 +32,12 @@ class Setup:
     """One comparison.
 
     Attributes:
-        name: its name in the results.
+        name: name of the case in the results.
         model: an open_clip name.
-        batch: images.
-        spatial: which naive variant.
-        answer: ``"arrays"``: the same arrays; ``"maps"``: text maps and heads.
-        pairs: fewer than asked for where a pair takes long, None otherwise.
+        batch: images per batch.
+        spatial: whether the naive implementation keeps tokens.
+        answer: ``"arrays"`` compares the same arrays, ``"maps"`` text maps and heads.
+        pairs: upper limit of pairs for a slow case; None for no limit.
     """
 
     name: str
@@ -84,15 +84,15 @@ def test_against_naive(
         return naive.decompose(module.visual, images, spatial=setup.spatial)
 
     def verify() -> list[Check]:
-        wanted = written_out()
-        found, kept = subject()
-        checks = cases.against_plain(found, found.heads(), cases.plain(module, images))
+        expected = written_out()
+        contributions, array = subject()
+        checks = cases.against_plain(contributions, contributions.heads(), cases.plain(module, images))
         if setup.answer == "arrays":
-            return checks + cases.against_naive(found, kept, wanted)
-        maps = wanted.attentions.sum((1, 3)) @ texts.T  # [B, N, T]
-        summed = naive.Result(wanted.embedding, wanted.heads(), wanted.start_and_mlps)
-        checks += cases.against_naive(found, kept, summed)
-        return [*checks, Check("maps against the naive ones", cases.relative(found.maps, maps), cases.BOUND)]
+            return checks + cases.against_naive(contributions, array, expected)
+        maps = expected.attentions.sum((1, 3)) @ texts.T  # [B, N, T]
+        summed = naive.Result(expected.embedding, expected.heads(), expected.start_and_mlps)
+        checks += cases.against_naive(contributions, array, summed)
+        return [*checks, Check("maps against the naive ones", cases.relative(contributions.maps, maps), cases.BOUND)]
 
     count = min(pairs, setup.pairs or pairs)
     comparison = compare(subject, written_out, verify, count=count, warmup=1)

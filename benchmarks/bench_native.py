@@ -1,8 +1,8 @@
-"""How much faster are the operations in C++ than the same in torch?
+"""The speed of the C++ operations against the same operations in torch.
 
-Sizes are those of a layer of ViT-B-32, B-16 and L-14 (at 224 and 336 pixels), batch 8 but for the longest. The bars are
-those of a CPU with instructions for bfloat16, whose torch is fast in that format, too. TEXTSPAN and moments have a
-question of their own (``bench_textspan.py``).
+Sizes are those of a layer of ViT-B-32, B-16 and L-14 (at 224 and 336 pixels), at batch 8 except for the longest. The
+bars are for a CPU with bfloat16 instructions, on which torch is also fast in that format. TEXTSPAN and moments are in
+``bench_textspan.py``.
 """
 
 from collections.abc import Callable
@@ -24,9 +24,9 @@ from clipfast.kernels.linear import native as native_linear
 QUESTION = "native"
 SENTENCE = "How much faster are the operations in C++ than the same in torch?"
 ATTENTION, ACTIVATION, NORM = 3.5, 8.0, 2.0
-"""Least factors in bfloat16: attention with α over SDPA alone, bias + QuickGELU, residual + LayerNorm."""
+"""Least speed relative to torch in bfloat16: attention with α over SDPA, bias + QuickGELU, residual + LayerNorm."""
 ERROR = 1.05
-"""Most error against float64 over torch's own."""
+"""Largest error against float64 relative to torch's error."""
 TOKENS = {50: (8, 12), 197: (8, 12), 257: (4, 16), 577: (1, 16)}
 """Tokens → images and heads."""
 HEAD_DIM = 64
@@ -39,12 +39,12 @@ def draw(seed: int, *shape: int, dtype: str = "fp32") -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DTYPES[dtype])
 
 
-def error(have: Tensor, want: Tensor) -> float:
-    return float((have.double() - want).square().mean().sqrt())
+def error(result: Tensor, expected: Tensor) -> float:
+    return float((result.double() - expected).square().mean().sqrt())
 
 
 class Measure:
-    """Takes one comparison of the C++ side with torch's, with its checks, and writes it down."""
+    """Checks, times and records one comparison of C++ with torch."""
 
     def __init__(self, benchmark: BenchmarkFixture, results: Results, settings: dict[str, Any], count: int, say: Any):
         self.benchmark, self.results, self.settings, self.count, self.say = benchmark, results, settings, count, say
@@ -62,7 +62,7 @@ class Measure:
         at_least: float | None = None,
         repeat: int = 1,
     ) -> None:
-        """Compares ``fast`` with ``plain``, ``repeat`` calls at a time, once ``verify`` finds nothing wrong."""
+        """Compares ``fast`` with ``plain``, ``repeat`` calls per timing, after the checks of ``verify``."""
 
         def repeated(call: Callable[[], Any]) -> Callable[[], None]:
             def run() -> None:
@@ -88,7 +88,7 @@ def measure(benchmark: BenchmarkFixture, results: Results, settings: dict[str, A
 @EVERY_DTYPE
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_attention(measure: Measure, tokens: int, dtype: str) -> None:
-    """Attention and α against SDPA, which gives no α."""
+    """Attention with α against SDPA, which returns no α."""
     images, heads = TOKENS[tokens]
     qkv = draw(0, images, tokens, 3, heads, HEAD_DIM, dtype=dtype)
     query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
@@ -97,12 +97,12 @@ def test_attention(measure: Measure, tokens: int, dtype: str) -> None:
         return F.scaled_dot_product_attention(query, key, value)
 
     def verify() -> list[Check]:
-        want, weights = reference.attention(qkv.double(), "cls")
+        expected, weights = reference.attention(qkv.double(), "cls")
         out, alpha = ops.attention(qkv, "cls", backend="native")
         assert alpha is not None
-        torch_error = error(sdpa().transpose(1, 2), want)
+        torch_error = error(sdpa().transpose(1, 2), expected)
         return [
-            Check("out against float64", error(out, want), ERROR * torch_error),
+            Check("out against float64", error(out, expected), ERROR * torch_error),
             Check("alpha against float64", float((alpha - weights).abs().max()), 1e-6),
         ]
 
@@ -120,7 +120,7 @@ def test_attention(measure: Measure, tokens: int, dtype: str) -> None:
 @EVERY_DTYPE
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_activation(measure: Measure, activation: reference.Activation, dtype: str) -> None:
-    """Bias and activation of what a product gave, ``[400, 3072]``, against what a module written in torch does."""
+    """Bias and activation of ``[400, 3072]`` against the same as written in a torch module."""
     rows, columns = 400, 3072
     hidden, bias = draw(0, rows, columns, dtype=dtype), draw(1, columns, dtype=dtype)
     out, shift = torch.empty_like(hidden), bias.float()
@@ -134,9 +134,9 @@ def test_activation(measure: Measure, activation: reference.Activation, dtype: s
         return out
 
     def verify() -> list[Check]:
-        exact = hidden.double() + bias.double()
-        want = exact * torch.sigmoid(1.702 * exact) if activation == "quick_gelu" else F.gelu(exact)
-        return [Check("against float64", error(fast(), want), ERROR * error(plain(), want))]
+        biased = hidden.double() + bias.double()
+        expected = biased * torch.sigmoid(1.702 * biased) if activation == "quick_gelu" else F.gelu(biased)
+        return [Check("against float64", error(fast(), expected), ERROR * error(plain(), expected))]
 
     shape = {"rows": rows, "columns": columns, "dtype": dtype}
     bar = ACTIVATION if (activation, dtype) == ("quick_gelu", "bf16") else None
@@ -159,10 +159,9 @@ def test_add_layer_norm(measure: Measure, rows: int, dtype: str) -> None:
         return ops.add_layer_norm(x, delta, weight, bias, 1e-5, backend="native")
 
     def verify() -> list[Check]:
-        want = F.layer_norm((start + delta).double(), (width,), weight.double(), bias.double(), 1e-5)
-        return [
-            Check("against float64", error(fast(start.clone()), want), ERROR * error(plain(start.clone()), want) + 1e-8)
-        ]
+        expected = F.layer_norm((start + delta).double(), (width,), weight.double(), bias.double(), 1e-5)
+        bound = ERROR * error(plain(start.clone()), expected) + 1e-8
+        return [Check("against float64", error(fast(start.clone()), expected), bound)]
 
     shape = {"rows": rows, "width": width, "dtype": dtype}
     bar = NORM if dtype == "bf16" else None
@@ -171,17 +170,17 @@ def test_add_layer_norm(measure: Measure, rows: int, dtype: str) -> None:
 
 @EVERY_DTYPE
 def test_query_row(measure: Measure, dtype: str) -> None:
-    """Attention of the class token alone, against the same in torch."""
+    """Attention of the class token alone against the same in torch."""
     images, tokens, heads = 8, 197, 12
     query, key, value = draw(0, images, tokens, 3, heads, HEAD_DIM, dtype=dtype).unbind(2)
     query = query[:, 0]
 
     def verify() -> list[Check]:
-        want = reference.query_row(query.double(), key.double(), value.double())
-        have = ops.query_row(query, key, value, backend="native")
+        references = reference.query_row(query.double(), key.double(), value.double())
+        results = ops.query_row(query, key, value, backend="native")
         return [
-            Check(f"{name} against float64", float((got - exact).abs().max()), 1e-5)
-            for name, got, exact in zip(("z", "alpha"), have, want, strict=True)
+            Check(f"{name} against float64", float((result - expected).abs().max()), 1e-5)
+            for name, result, expected in zip(("z", "alpha"), results, references, strict=True)
         ]
 
     measure(
@@ -204,9 +203,9 @@ def test_text_maps(measure: Measure, texts: int, dtype: str) -> None:
     out = torch.zeros(images, tokens, texts)
 
     def verify() -> list[Check]:
-        want = reference.text_maps(alpha.double(), value.double(), basis.double())
-        have = ops.text_maps(alpha, value, basis, torch.zeros_like(out), backend="native")
-        return [Check("against float64", cases.relative(have, want), 1e-5)]
+        expected = reference.text_maps(alpha.double(), value.double(), basis.double())
+        result = ops.text_maps(alpha, value, basis, torch.zeros_like(out), backend="native")
+        return [Check("against float64", cases.relative(result, expected), 1e-5)]
 
     measure(
         f"maps of {texts} texts, {dtype}",
@@ -220,15 +219,15 @@ def test_text_maps(measure: Measure, texts: int, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_linear(measure: Measure, dtype: str) -> None:
-    """A layer in 16 bits, ``[400, 768] → [400, 3072]``; the same speed where torch multiplies these itself."""
+    """A layer in 16 bits, ``[400, 768] → [400, 3072]``; the speed is equal where the operation calls torch."""
     rows, inner, columns = 400, 768, 3072
     x, weight = draw(0, rows, inner, dtype=dtype), (draw(1, columns, inner) * inner**-0.5).to(DTYPES[dtype])
     bias = draw(2, columns, dtype=dtype)
 
     def verify() -> list[Check]:
-        want = reference.linear(x.double(), weight.double(), bias.double())
-        have = ops.linear(x, weight, bias, backend="native")
-        return [Check("against float64", error(have, want), ERROR * error(F.linear(x, weight, bias), want))]
+        expected = reference.linear(x.double(), weight.double(), bias.double())
+        result = ops.linear(x, weight, bias, backend="native")
+        return [Check("against float64", error(result, expected), ERROR * error(F.linear(x, weight, bias), expected))]
 
     measure(
         f"linear layer, {dtype}",

@@ -1,12 +1,12 @@
-"""Does reading the images eat the gain?
+"""The speed from JPEG files to results, including reading and decoding.
 
-From JPEG files to results: ``Model.batches(paths)`` and, for every batch, what ``bench_forward`` asks for (heads,
-attention, 16 text maps). Against the loop that users of open_clip write, a ``DataLoader`` with the preprocessing and
-the ``encode_image`` that open_clip gives them; and against the same decomposition of pixels that are in memory already.
+``Model.batches(paths)`` reads the files, and every batch is decomposed as in ``bench_forward`` (heads, attention, 16
+text maps). This is compared with the usual open_clip loop (a ``DataLoader`` with open_clip's preprocessing and
+``encode_image``), and with the same decomposition of pixels already in memory.
 
-Decoding and computing both want every core of a CPU, so time cannot vanish: perfect sharing of the cores would take the
-time of computing and, besides, that of decoding over the number of threads. How near the pipeline comes to that is
-what its second bar asks.
+Decoding and computing both use every core of a CPU. If they shared the cores perfectly, a pass would take the time of
+computing plus the core time of decoding divided by the number of threads. The second bar compares the pipeline with
+that time.
 """
 
 from pathlib import Path
@@ -27,11 +27,11 @@ SENTENCE = "From JPEG files to results: does reading the images eat the gain?"
 MODELS = ("ViT-B-32", "ViT-B-16", "scenes")
 BATCH, IMAGES = 8, 48
 SPEED, SHARING = 1.0, 0.9
-"""Least factor over open_clip's loop, and least share of the speed that perfect sharing of the cores would give."""
+"""Least speed relative to open_clip's loop, and relative to perfect sharing of the cores."""
 
 
 class Case:
-    """One model with its files."""
+    """One model and its image files."""
 
     def __init__(self, name: str, paths: list[Path], settings: dict[str, Any]) -> None:
         torch.set_num_threads(settings["threads"])
@@ -45,27 +45,27 @@ class Case:
         self.settings |= {"files": f"JPEG, {width}x{height}, quality {photographs.QUALITY}, drawn"} | settings
 
     def from_files(self) -> Tensor:
-        """Every batch decomposed as it comes; the embeddings ``[K, D]`` of all images."""
+        """Reads and decomposes every batch; returns the embeddings ``[K, D]`` of all images."""
         return torch.cat([self._embedding(pixels) for pixels in self.model.batches(self.paths, BATCH)])
 
     def from_pixels(self) -> Tensor:
-        """The same without files."""
+        """Decomposes the batches in memory; returns the embeddings ``[K, D]`` of all images."""
         return torch.cat([self._embedding(pixels) for pixels in self.pixels])
 
     def _embedding(self, pixels: Tensor) -> Tensor:
-        found, _ = cases.explain(self.model, pixels, self.texts)
-        return found.embedding
+        contributions, _ = cases.explain(self.model, pixels, self.texts)
+        return contributions.embedding
 
     def verify(self, loop: photographs.Loop) -> list[Check]:
-        """The same pixels, to the bit, and the same embeddings; every term of the last batch."""
-        theirs = loop()
-        pixels = torch.cat(list(loop.batches)).to(theirs.device)
-        found, heads = cases.explain(self.model, self.pixels[-1], self.texts)
-        both = (cases.unit(self.from_files()), cases.unit(theirs))
+        """Checks that pixels are equal to the bit, the embeddings, and every term of the last batch."""
+        loop_embeddings = loop()
+        pixels = torch.cat(list(loop.batches)).to(loop_embeddings.device)
+        contributions, heads = cases.explain(self.model, self.pixels[-1], self.texts)
+        embeddings = (cases.unit(self.from_files()), cases.unit(loop_embeddings))
         return [
             Check("pixels against those of open_clip's loop", cases.difference(torch.cat(self.pixels), pixels), 0.0),
-            Check("embeddings against those of open_clip's loop", cases.difference(*both), cases.BOUND),
-            *cases.against_plain(found, heads, theirs[-len(heads) :]),
+            Check("embeddings against those of open_clip's loop", cases.difference(*embeddings), cases.BOUND),
+            *cases.against_plain(contributions, heads, loop_embeddings[-len(heads) :]),
         ]
 
 
@@ -105,9 +105,9 @@ def test_against_pixels_in_memory(
 
     comparison = compare(case.from_files, case.from_pixels, verify, count=pairs, warmup=1)
     threads, decoding = case.settings["threads"], photographs.decoding(case.model, case.paths)
-    both = list(zip(comparison.seconds_a, comparison.seconds_b, strict=True))
-    over = quantiles([files / pixels for files, pixels in both])
-    sharing = quantiles([(pixels + decoding / threads) / files for files, pixels in both])
+    timings = list(zip(comparison.seconds_a, comparison.seconds_b, strict=True))
+    over = quantiles([files / pixels for files, pixels in timings])
+    sharing = quantiles([(pixels + decoding / threads) / files for files, pixels in timings])
     bar = Bar(f"{case.name}: of the speed of perfect sharing", sharing["median"], SHARING, at_least=True)
     results.compared(
         f"{case.name}, files and pixels",
@@ -122,8 +122,11 @@ def test_against_pixels_in_memory(
             "of_the_speed_of_perfect_sharing": sharing,
         },
     )
-    each = 1e3 * decoding / len(case.paths)
-    say(bar, f"{over['median']:.3g} times the time of pixels in memory; an image takes {each:.3g} ms of a core to read")
+    per_image = 1e3 * decoding / len(case.paths)
+    say(
+        bar,
+        f"{over['median']:.3g} times the time of pixels in memory; an image takes {per_image:.3g} ms of a core to read",
+    )
     benchmark.group = case.name
     benchmark.extra_info |= {"ratio": comparison.ratio, "over": over["median"]}
     benchmark.pedantic(case.from_pixels, rounds=1)  # type: ignore[no-untyped-call]

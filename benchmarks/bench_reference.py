@@ -1,7 +1,7 @@
-"""How does it compare with the published code, on the same weights and images?
+"""The speed and memory of a decomposed forward against the published code, on the same weights and images.
 
 Needs ``--reference PATH``, a checkout of github.com/yossigandelsman/clip_prs whose requirements are installed in this
-environment. It runs in a process of its own; both sides' runs interleave.
+environment. The checkout runs in its own process; the runs of the two sides interleave.
 """
 
 from pathlib import Path
@@ -26,9 +26,9 @@ SETUPS = {
     "ViT-B-32 heads": ("ViT-B-32", 8, False),
     "ViT-B-16 tokens": ("ViT-B-16", 1, True),
 }
-"""Model, batch, with tokens or heads only. Batch 2 is the published default."""
+"""Model, batch, and whether tokens are kept. Batch 2 is the published default."""
 BOUND = 1e-4
-"""The published LayerNorm takes its variance as E[x²] − E[x]², which rounds more in float32."""
+"""Error bound. The published LayerNorm computes its variance as E[x²] − E[x]², which loses precision in float32."""
 
 
 @pytest.fixture
@@ -63,16 +63,16 @@ def test_against_published(
     process = Reference(checkout, model_name, module.visual, images, spatial=spatial, threads=threads, folder=tmp_path)
     with process as other:
         published = to(other.result(), images.device)
-        found, kept = subject()
+        contributions, array = subject()
         errors = {
-            "tokens" if spatial else "heads": cases.relative(kept, published.attentions),
-            "mlps": cases.relative(found.start_and_mlps(), published.start_and_mlps),
-            "embedding": cases.difference(cases.unit(found.embedding), cases.unit(published.embedding)),
+            "tokens" if spatial else "heads": cases.relative(array, published.attentions),
+            "mlps": cases.relative(contributions.start_and_mlps(), published.start_and_mlps),
+            "embedding": cases.difference(cases.unit(contributions.embedding), cases.unit(published.embedding)),
         }
         checks = [Check(f"{what} against the published code's", error, BOUND) for what, error in errors.items()]
-        checks += cases.against_plain(found, found.heads(), cases.plain(module, images))
+        checks += cases.against_plain(contributions, contributions.heads(), cases.plain(module, images))
         require(checks)
-        del published, found, kept
+        del published, contributions, array
         measured = interleave(subject, other.run, pairs=pairs, warmup=1)
         reported = other.peak()
     comparison = Comparison(measured.seconds_a, measured.seconds_b, tuple(checks))

@@ -1,6 +1,6 @@
-"""How long does a user wait for ``import clipfast`` and ``clipfast --help``?
+"""The time of ``import clipfast`` and ``clipfast --help``.
 
-Real processes, started afresh each time: the interpreter's own start is included and stands beside the figures.
+Every run starts a new process. The times include the start of the interpreter, which is measured separately as well.
 """
 
 import importlib.util
@@ -24,11 +24,11 @@ CASES: dict[str, tuple[list[str], str, float]] = {
     "import clipfast": ([sys.executable, "-c", "import clipfast; print(clipfast.__version__)"], ".", 0.15),
     "clipfast --help": ([PROGRAM, "--help"], "decompose", 0.5),
 }
-"""Command, what its output must contain, most seconds."""
+"""Command, text that its output must contain, most seconds."""
 
 
 def start(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-    """Runs a command to its end."""
+    """Runs a command until it ends."""
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -38,8 +38,8 @@ def test_startup(benchmark: BenchmarkFixture, name: str, results: Results, say: 
     if command[0] == PROGRAM and not (Path(PROGRAM).is_file() and importlib.util.find_spec("clipfast.cli")):
         pytest.skip("the clipfast command is not installed")
     done = start(command)
-    wrong = done.returncode != 0 or expected not in done.stdout
-    checks = [Check(f"{name} ends well and says {expected!r}", float(wrong), 0.0)]
+    failed = done.returncode != 0 or expected not in done.stdout
+    checks = [Check(f"{name} ends well and says {expected!r}", float(failed), 0.0)]
     require(checks)
     bare = [seconds(lambda: start([sys.executable, "-c", "pass"])) for _ in range(RUNS)]
     times = [seconds(lambda: start(command)) for _ in range(RUNS)]

@@ -1,7 +1,7 @@
-"""How long do the texts that span every head take?
+"""The speed of TEXTSPAN for every head of a ViT-L-14.
 
-All heads of a ViT-L-14 are asked for at once, from moments, nothing computed before. Against the published form, which
-works on the outputs of all images one head after the other, and against the same operations in plain torch.
+All heads are computed in one call from moments, without cached results. This is compared with the published algorithm,
+which works on the outputs of all images one head at a time, and with the same operations in plain torch.
 """
 
 from collections.abc import Callable
@@ -24,9 +24,9 @@ QUESTION = "textspan"
 SENTENCE = "How long do the texts that span every head take?"
 IMAGES = 1000
 PUBLISHED = {"images": 50_000, "heads": spanning.LAYERS * spanning.HEADS}
-"""What the published form is extrapolated to."""
+"""Size that the time of the published algorithm is extrapolated to."""
 SECONDS, TIMES = 5.0, 1000.0
-"""All heads take at most, and are at least so many times as fast as on the outputs."""
+"""Most seconds for all heads, and least speed relative to the published algorithm."""
 
 pytestmark = pytest.mark.skipif(bool(native.unsupported_reasons()), reason="; ".join(native.unsupported_reasons()))
 
@@ -46,13 +46,13 @@ def test_all_heads(
     def verify() -> list[Check]:
         spans, groups = subject.moments.spans(), list(range(0, PUBLISHED["heads"], 24))
         return [
-            Check(f"best text missed, {backend}", spanning.misses(spans, subject.texts, found, groups), spanning.GAP)
-            for backend, found in (("native", spanned("native")), ("eager", spanned("eager")))
+            Check(f"best text missed, {backend}", spanning.misses(spans, subject.texts, results, groups), spanning.GAP)
+            for backend, results in (("native", spanned("native")), ("eager", spanned("eager")))
         ]
 
     comparison = compare(lambda: spanned("native"), lambda: spanned("eager"), verify, count=pairs, warmup=0)
-    taken = comparison.to_json("native", "eager")["a"]["seconds"]["median"]
-    bar = Bar("seconds for all heads of a ViT-L-14", taken, SECONDS, at_least=False)
+    median = comparison.to_json("native", "eager")["a"]["seconds"]["median"]
+    bar = Bar("seconds for all heads of a ViT-L-14", median, SECONDS, at_least=False)
     shape = {"heads": PUBLISHED["heads"], "texts": TEXTS, "size": SIZE, "embed_dim": spanning.EMBED_DIM}
     results.compared("all heads", comparison, a="native", b="eager", settings=shape | settings, bars=(bar,))
     say(bar, f"{comparison.ratio:.3g} times as fast as eager, best text missed by {comparison.error:.1e}")
@@ -63,7 +63,7 @@ def test_all_heads(
 def test_against_the_outputs(
     benchmark: BenchmarkFixture, subject: Subject, results: Results, settings: dict[str, Any], pairs: int, say: Any
 ) -> None:
-    """One head's outputs of few images; the other side's time counts for each head and each image alike."""
+    """All heads from moments against the outputs of one head; the latter's time is scaled to all heads and images."""
     spans = of_outputs(subject.outputs, None)
     rank, features = spans.ranks[0], subject.texts.double() @ spans.axes[0].T
 
@@ -71,14 +71,14 @@ def test_against_the_outputs(
         return spanning.on_outputs(subject.outputs, subject.texts, SIZE, rank)
 
     def verify() -> list[Check]:
-        found = subject.moments.textspan(subject.texts, SIZE, heads=[spanning.HEAD])[spanning.HEAD]
-        both = (("moments", list(found.picks)), ("outputs", on_outputs()))
+        span = subject.moments.textspan(subject.texts, SIZE, heads=[spanning.HEAD])[spanning.HEAD]
+        sides = (("moments", list(span.picks)), ("outputs", on_outputs()))
         return [
-            # In float32 the published form misses by more where little is left: its first thirty picks are compared.
+            # Late picks have little variance left, where the published algorithm rounds more: compare the first thirty.
             Check(
                 f"best text missed, {name}", spanning.largest_miss(features, spans.factor[0], picks[:30]), spanning.GAP
             )
-            for name, picks in both
+            for name, picks in sides
         ]
 
     comparison = compare(
@@ -119,8 +119,8 @@ def test_against_the_outputs(
     benchmark.pedantic(on_outputs, rounds=1)  # type: ignore[no-untyped-call]
 
 
-def drawn(heads: int, rank: int) -> tuple[Tensor, Tensor]:
-    """Texts and factors of heads whose deviations fall to a hundredth."""
+def random_heads(heads: int, rank: int) -> tuple[Tensor, Tensor]:
+    """Texts and factors of heads whose standard deviations fall to a hundredth."""
     generator = torch.Generator().manual_seed(4)
     texts = torch.randn(heads, TEXTS, rank, generator=generator)
     covariance = torch.randn(heads, 1000, rank, generator=generator) * 0.93 ** torch.arange(rank)
@@ -133,7 +133,7 @@ def test_span(
     benchmark: BenchmarkFixture, heads: int, results: Results, settings: dict[str, Any], pairs: int, say: Any
 ) -> None:
     torch.set_num_threads(settings["threads"])
-    texts, factor = drawn(heads, 64)
+    texts, factor = random_heads(heads, 64)
 
     def spanned(backend: str) -> Tensor:
         return ops.span(texts, factor, SIZE, backend=backend)[0]
@@ -174,7 +174,7 @@ def test_moments(benchmark: BenchmarkFixture, results: Results, settings: dict[s
         torch.randn(*shape, generator=generator) for shape in ((batch, heads, 64), (batch, 3), (heads, 67))
     )
 
-    def added(backend: str) -> Callable[[], tuple[Tensor, Tensor]]:
+    def accumulate(backend: str) -> Callable[[], tuple[Tensor, Tensor]]:
         total, second = (torch.zeros(heads, *[67] * axes, dtype=torch.float64) for axes in (1, 2))
 
         def add() -> tuple[Tensor, Tensor]:
@@ -185,13 +185,15 @@ def test_moments(benchmark: BenchmarkFixture, results: Results, settings: dict[s
 
     def verify() -> list[Check]:
         return [
-            Check(name, relative(have, want), 1e-12)
-            for name, have, want in zip(("total", "second"), added("native")(), added("eager")(), strict=True)
+            Check(name, relative(result, expected), 1e-12)
+            for name, result, expected in zip(
+                ("total", "second"), accumulate("native")(), accumulate("eager")(), strict=True
+            )
         ]
 
-    comparison = compare(added("native"), added("eager"), verify, count=pairs)
+    comparison = compare(accumulate("native"), accumulate("eager"), verify, count=pairs)
     shape = {"images": batch, "heads": heads, "entries": 64, "shared": 3, "dtype": "float32"}
     results.compared("moments", comparison, a="native", b="eager", settings=shape | settings)
     say(f"moments: {comparison.ratio:.3g} times as fast as eager")
     benchmark.extra_info |= {"ratio": comparison.ratio, "error": comparison.error}
-    benchmark.pedantic(added("native"), rounds=3)  # type: ignore[no-untyped-call]
+    benchmark.pedantic(accumulate("native"), rounds=3)  # type: ignore[no-untyped-call]

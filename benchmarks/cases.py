@@ -1,7 +1,7 @@
-"""The models, images and texts that the questions are asked about, and the calls that are compared.
+"""The models, images and texts of the benchmarks, and the calls that they compare.
 
-Models, images, texts and checks are those of ``clipfast bench`` (:mod:`clipfast.bench`). Each ``…_call`` builds
-everything from plain numbers, so that a fresh process can do the same (:mod:`clipfast.bench.memory`).
+Models, images, texts and checks are those of ``clipfast bench`` (:mod:`clipfast.bench`). Each ``…_call`` builds its
+inputs from plain values, so that a new process can call it as well (:mod:`clipfast.bench.memory`).
 """
 
 from collections.abc import Callable
@@ -42,24 +42,24 @@ __all__ = [
 
 
 def instructions() -> dict[str, Any]:
-    """What of the CPU the measured code makes use of, as it stands in a result's settings."""
+    """The CPU instructions in use, for the settings of a result."""
     fast = [name for name in ("bf16", "fp16") if native_linear.multiplies(DTYPES[name])]
     return {"instructions": native.isa() or "none", "products_of_16_bits": fast}
 
 
 def all_tokens(model: Model, images: Tensor) -> tuple[Contributions, Tensor]:
     """The decomposed forward and every token's contribution through every head, ``[B, L, N, H, D]``."""
-    found = model.decompose(images, attention=True, tokens=True)
-    return found, torch.stack([found.tokens(layer) for layer in found.layers], 1)
+    contributions = model.decompose(images, attention=True, tokens=True)
+    return contributions, torch.stack([contributions.tokens(layer) for layer in contributions.layers], 1)
 
 
-# ------------------------------------------------------------------------------------- calls a fresh process can build
+# --------------------------------------------------------------------------------- calls that a new process can build
 
 
 def _start(
     name: str, batch: int, threads: int, device: str, dtype: str = "fp32"
 ) -> tuple[nn.Module, Model, Tensor, Tensor]:
-    """The same start for every side: model, wrapped model, images, texts."""
+    """The inputs of every call: model, wrapped model, images, texts."""
     torch.set_num_threads(threads)
     built = module(name, device, dtype=DTYPES[dtype])
     model = clipfast.wrap(built)

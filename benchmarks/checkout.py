@@ -3,7 +3,7 @@
 from pathlib import Path
 
 NEEDED = {"prs_hook.py": "hook_prs_logger", "utils/factory.py": "create_model_and_transforms"}
-"""File and the function that is called in it."""
+"""File → function that the benchmark calls in it."""
 
 
 class NotACheckout(ValueError):
@@ -11,10 +11,10 @@ class NotACheckout(ValueError):
 
 
 def validate(checkout: Path) -> Path:
-    """The checkout's absolute path.
+    """Checks a checkout and returns its absolute path.
 
     Raises:
-        NotACheckout: what is missing, in one line.
+        NotACheckout: a file or function is missing; the message names it.
     """
     refusal = f"--reference {checkout} is not a checkout of the published code"
     for name, function in NEEDED.items():

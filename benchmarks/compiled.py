@@ -1,10 +1,10 @@
-"""What the kernels become on GPUs that are not here: registers, spills, shared memory and tensor-core instructions.
+"""Compiles the kernels for GPUs without having one: registers, spills, shared memory and tensor-core instructions.
 
-A :class:`~clipfast.kernels.launch.Launch` made from tensors on torch's ``meta`` device is compiled by Triton's own
-path (the same argument specialisation, options and passes as at run time) for a GPU named by its compute capability,
-and the machine code is read back with the disassembler that comes with Triton. Nothing runs, so nothing here is a
-time. ``python -m benchmarks.compiled`` writes the table of every kernel and configuration to
-``benchmarks/results/compiled.md`` and ``.json``; it ends with 1 where one breaks a rule (:func:`faults`).
+A :class:`~clipfast.kernels.launch.Launch` made from tensors on torch's ``meta`` device is compiled by Triton
+for a given compute capability, with the argument specialisation, options and passes of a real launch. Triton's
+disassembler reads the machine code back. Nothing runs, so nothing is timed. ``python -m benchmarks.compiled`` writes
+the table of every kernel and configuration to ``benchmarks/results/compiled.md`` and ``.json``; its exit code is 1 if
+one breaks a rule (:func:`faults`).
 """
 
 import argparse
@@ -32,25 +32,25 @@ from clipfast.kernels.launch import Launch
 CAPABILITIES = (80, 90, 100)
 """Ampere, Hopper, Blackwell."""
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-"""Most shared memory of one program, bytes."""
+"""Maximum shared memory of one program, in bytes."""
 _ONCE = "values stored before the loop over keys and read once after it (LDL.LU): cheaper than a register less in it"
 ALLOWED_SPILLS: dict[tuple[str, int], tuple[int, str]] = {
     ("_attention_kernel", 80): (2, _ONCE),
     ("_attention_kernel", 90): (3, _ONCE),
     ("_attention_kernel", 100): (7, _ONCE),
 }
-"""(kernel, capability) → most loads and stores of spilled registers, and why they are left."""
+"""(kernel, capability) → accepted loads and stores of spilled registers, and the reason."""
 FOLDER = Path(__file__).resolve().parent / "results"
 _TENSOR_CORES = re.compile(r"\b(HGMMA|QGMMA|HMMA|IMMA|DMMA|UTC\w*MMA)\b")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
 
 
 class Interpreted(RuntimeError):
-    """Triton was told to interpret kernels: there is nothing to compile."""
+    """``TRITON_INTERPRET`` is set, so kernels are interpreted and cannot be compiled."""
 
 
 class OfflineDriver:
-    """Stands where Triton looks for the GPU, and names the one to compile for."""
+    """Replaces Triton's driver and reports the GPU to compile for."""
 
     def __init__(self, capability: int) -> None:
         self.target = GPUTarget("cuda", capability, 32)
@@ -60,17 +60,17 @@ class OfflineDriver:
         return self.target
 
     def get_current_device(self) -> int:
-        """One device per capability, so that Triton keeps what it compiled apart."""
+        """One device per capability, so that Triton caches their binaries separately."""
         return int(self.target.arch)
 
     def get_current_stream(self, device: int | None = None) -> int:
-        """Nothing is ever queued."""
+        """A stream that is never used."""
         return 0
 
 
 @contextmanager
 def offline(capability: int) -> Iterator[None]:
-    """Within, Triton compiles for this capability."""
+    """A context in which Triton compiles for this capability."""
     if triton.knobs.runtime.interpret:
         raise Interpreted("TRITON_INTERPRET is set: kernels are interpreted, not compiled")
     from triton.runtime import driver
@@ -85,10 +85,10 @@ def offline(capability: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What one launch compiles to.
+    """The binary of one launch.
 
     Attributes:
-        kernel: its name.
+        kernel: name of the kernel.
         config: tile sizes, warps and stages.
         capability: 80, 90, 100.
         registers: per thread.
@@ -112,7 +112,7 @@ class Compiled:
     wide_loads: int
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in a result file."""
+        """The entry of a result file."""
         return asdict(self)
 
 
@@ -125,10 +125,10 @@ def _run(*command: str) -> str:
 
 
 def compile_launch(launch: Launch, capability: int) -> Compiled:
-    """Compiles a launch for a GPU that need not be here.
+    """Compiles a launch for a GPU that need not be present.
 
     Args:
-        launch: made from ``meta`` tensors, or any.
+        launch: a launch, usually made from ``meta`` tensors.
         capability: 80, 90 or 100.
 
     Raises:
@@ -170,7 +170,7 @@ def compile_launch(launch: Launch, capability: int) -> Compiled:
 
 
 def resident(registers: int, warps: int, shared: int, capability: int) -> int:
-    """Programs that one multiprocessor holds at once."""
+    """Programs that fit on one multiprocessor at once."""
     total_shared = {80: 164, 90: 228, 100: 228}[capability] * 1024
     by_registers = 65536 // (32 * warps * (8 * -(-registers // 8)))
     by_shared = total_shared // (shared + 1024)
@@ -182,10 +182,10 @@ class Line:
     """One line of the table.
 
     Attributes:
-        operation: its name.
+        operation: name of the operation.
         case: sizes and dtype.
         products: whether tensor cores are expected.
-        compiled: what it compiled to.
+        compiled: the binary.
     """
 
     operation: str
@@ -194,28 +194,28 @@ class Line:
     compiled: Compiled
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the result file."""
+        """The entry of the result file."""
         return {"operation": self.operation, "case": self.case} | self.compiled.to_json() | {"faults": faults(self)}
 
 
 def faults(line: Line) -> list[str]:
-    """What breaks a rule: spills that nobody allowed, shared memory that is not there, no tensor cores, no code."""
-    found = line.compiled
-    allowed, _ = ALLOWED_SPILLS.get((found.kernel, found.capability), (0, ""))
+    """The rules a binary breaks: unexpected spills, too much shared memory, no tensor cores, an empty body."""
+    binary = line.compiled
+    allowed, _ = ALLOWED_SPILLS.get((binary.kernel, binary.capability), (0, ""))
     wrong = []
-    if found.spills > allowed:
-        wrong.append(f"{found.spills} spills")
-    if found.shared > SHARED_LIMITS[found.capability]:
-        wrong.append(f"{found.shared} bytes of shared memory")
-    if line.products and not found.tensor_cores:
+    if binary.spills > allowed:
+        wrong.append(f"{binary.spills} spills")
+    if binary.shared > SHARED_LIMITS[binary.capability]:
+        wrong.append(f"{binary.shared} bytes of shared memory")
+    if line.products and not binary.tensor_cores:
         wrong.append("no tensor-core instruction")
-    if found.instructions < 20:
+    if binary.instructions < 20:
         wrong.append("an empty body")
     return wrong
 
 
 def _distinct(capability: int) -> list[Specimen]:
-    """Specimens without those that differ in nothing the compiler sees."""
+    """Specimens without duplicates: those that the compiler cannot tell apart."""
     seen: dict[str, Specimen] = {}
     for specimen in specimens(capability):
         seen.setdefault(
@@ -246,7 +246,7 @@ HEADER = ("operation", "case", "config", "sm", "registers", "spills", "shared", 
 
 
 def markdown(lines: Sequence[Line]) -> str:
-    """The table as it is committed."""
+    """The committed table as Markdown."""
     versions = machine.versions()
     spilled = sum(line.compiled.spills > 0 for line in lines)
     head = [
@@ -273,7 +273,7 @@ def markdown(lines: Sequence[Line]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compiles, writes the table, says what breaks a rule; 1 where something does, 2 where nothing can be compiled."""
+    """Compiles, writes the table and prints the broken rules; returns 1 if there are any, 2 if Triton interprets."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled", description=__doc__.splitlines()[0])
     parser.add_argument("--capabilities", type=int, nargs="+", choices=CAPABILITIES, default=list(CAPABILITIES))
     parser.add_argument("--only", default="", help="operations whose name contains this; nothing is written")
@@ -285,9 +285,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     lines = compile_all(settings.capabilities, settings.only, settings.processes)
     wrong = [
-        f"{line.operation} {line.case} {line.compiled.config} sm_{line.compiled.capability}: {', '.join(found)}"
+        f"{line.operation} {line.case} {line.compiled.config} sm_{line.compiled.capability}: {', '.join(broken)}"
         for line in lines
-        if (found := faults(line))
+        if (broken := faults(line))
     ]
     if settings.only:
         print(markdown(lines))

@@ -1,4 +1,4 @@
-"""Options and collection of the benchmarks: ``pytest benchmarks --benchmark-only``."""
+"""Options and test collection of the benchmarks: ``pytest benchmarks --benchmark-only``."""
 
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -14,9 +14,9 @@ from benchmarks.results import Results
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("clipfast benchmarks")
     group.addoption("--pairs", type=int, default=7, help="interleaved pairs per comparison (7)")
-    group.addoption("--threads", type=int, default=2, help="threads torch computes with (2)")
-    group.addoption("--device", default="cpu", help="where to compute: cpu (default) or cuda")
-    group.addoption("--reference", metavar="PATH", help="a checkout of the published code to measure side by side")
+    group.addoption("--threads", type=int, default=2, help="threads of torch (2)")
+    group.addoption("--device", default="cpu", help="device to compute on: cpu (default) or cuda")
+    group.addoption("--reference", metavar="PATH", help="a checkout of the published code to compare with")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Module | None:
-    """Collects bench_*.py in this folder, which pytest's own ``test_*.py`` leaves out."""
+    """Collects ``bench_*.py`` in this folder, which pytest's default pattern ``test_*.py`` does not match."""
     if not fnmatch(file_path.name, "bench_*.py") or parent.session.isinitpath(file_path):
         return None  # files named on the command line are collected by pytest itself
     if any(fnmatch(file_path.name, pattern) for pattern in parent.config.getini("python_files")):
@@ -39,7 +39,7 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Mod
 
 @pytest.fixture(scope="session")
 def settings(pytestconfig: pytest.Config) -> dict[str, Any]:
-    """What every question is asked with: threads and device."""
+    """Settings of every benchmark: threads and device."""
     return {"threads": pytestconfig.getoption("--threads"), "device": pytestconfig.getoption("--device")}
 
 
@@ -51,7 +51,7 @@ def pairs(pytestconfig: pytest.Config) -> int:
 
 @pytest.fixture
 def say(pytestconfig: pytest.Config) -> Callable[..., None]:
-    """Prints a line that is seen without ``-s``."""
+    """Prints lines that are visible without ``-s``."""
     manager: Any = pytestconfig.pluginmanager.getplugin("capturemanager")
 
     def write(*lines: object) -> None:

@@ -1,23 +1,24 @@
-"""What a forward pass of a vision tower costs, kernel by kernel: arithmetic on shapes, nothing runs.
+"""The cost of a vision tower's forward pass, kernel by kernel, computed from shapes; nothing runs.
 
-A forward pass is a tuple of :class:`Step`, one per kernel, for a whole batch. Three are described:
+A forward pass is a tuple of :class:`Step`, one per kernel, for a whole batch. Three forward passes are modelled:
 
-- :func:`plain_eager`: open_clip's own forward as eager torch runs it under ``inference_mode`` in one dtype. LayerNorm,
-  product of queries, keys and values, attention, output projection, residual add, LayerNorm, first MLP product,
-  activation, second MLP product, residual add: each is a kernel of its own, QuickGELU's ``x·sigmoid(1.702 x)`` three.
-- :func:`plain_fused`: the same mathematics, with every elementwise pass but LayerNorm inside a neighbouring product.
-  A bound rather than an implementation, and the hardest opponent.
-- :func:`benchmarks.costs_decomposed.decomposed`: what clipfast does.
+- :func:`plain_eager`: open_clip's own forward as eager torch runs it under ``inference_mode`` in one dtype. Each
+  of these is a separate kernel: LayerNorm, product of queries, keys and values, attention, output projection, residual
+  add, LayerNorm, first MLP product, activation, second MLP product, residual add. QuickGELU's ``x·sigmoid(1.702 x)``
+  is three.
+- :func:`plain_fused`: the same mathematics, with every elementwise pass except LayerNorm fused into a neighbouring
+  product. It is a lower bound on the cost, not an implementation.
+- :func:`benchmarks.costs_decomposed.decomposed`: the forward pass of clipfast.
 
-Conventions, the same everywhere:
+Conventions:
 
-- FLOPs are two per multiply-add. ``products`` are those of matrix products, convolution and attention: exactly what
-  ``torch.utils.flop_counter`` counts, and the tests hold the two equal for every model. What no counter of torch sees
-  is kept apart: ``pointwise`` (multiply-adds that are no matrix product: alpha times text maps) and ``padding`` (what
-  tiles of attention compute where there is no token). LayerNorm, softmax, activations and adds cost bytes only.
-- Bytes are the fewest a kernel can move: every input read once, every output written once, weights once per batch.
-  Vectors (biases, LayerNorm's parameters) and statistics per row are left out.
-- Launches cost nothing here, and no head_dim is padded.
+- A multiply-add is two FLOPs. ``products`` counts matrix products, convolution and attention, exactly as
+  ``torch.utils.flop_counter`` does; the tests compare the two for every model. FLOPs that torch does not count are
+  separate: ``pointwise`` (multiply-adds outside matrix products, such as alpha times text maps) and ``padding``
+  (attention tiles beyond the last token). LayerNorm, softmax, activations and adds count as bytes only.
+- Bytes are the minimum a kernel can move: every input read once, every output written once, weights once per batch.
+  Vectors (biases, LayerNorm parameters) and per-row statistics are not counted.
+- Launches are free, and head_dim is not padded.
 """
 
 from collections.abc import Iterable
@@ -25,14 +26,14 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 FLOAT32 = 4
-"""Bytes of a float32 number: what a decomposition keeps (alpha, codes, MLP terms, maps), whatever the model's dtype."""
+"""Bytes of a float32 number. Alpha, codes, MLP terms and maps are float32 in every model dtype."""
 
 Unit = Literal["matrix", "attention", "float32"]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes and switches of a vision tower that decide what it costs."""
+    """The sizes and options of a vision tower that determine its cost."""
 
     grid: tuple[int, int]
     patch: tuple[int, int]
@@ -49,7 +50,7 @@ class Shape:
 
     @property
     def patches(self) -> int:
-        """Patches of an image."""
+        """Patches per image."""
         return self.grid[0] * self.grid[1]
 
     @property
@@ -59,7 +60,7 @@ class Shape:
 
     @property
     def pixels(self) -> int:
-        """Numbers in one patch."""
+        """Values in one patch."""
         return 3 * self.patch[0] * self.patch[1]
 
     @property
@@ -70,14 +71,14 @@ class Shape:
 
 @dataclass(frozen=True)
 class Tile:
-    """Queries and keys of one tile of attention scores."""
+    """Size of one tile of attention scores, in queries and keys."""
 
     queries: int = 128
     keys: int = 64
 
 
 def padded_scores(queries: int, keys: int, tile: Tile) -> int:
-    """Attention scores that whole tiles compute for ``queries × keys``."""
+    """Attention scores computed for ``queries × keys``, rounded up to whole tiles."""
     return -(-queries // tile.queries) * tile.queries * (-(-keys // tile.keys) * tile.keys)
 
 
@@ -86,13 +87,13 @@ class Step:
     """One kernel, for a whole batch.
 
     Attributes:
-        name: what it computes.
+        name: what the kernel computes.
         products: FLOPs of matrix products, convolution, attention.
-        pointwise: FLOPs of multiply-adds outside of those.
-        padding: FLOPs spent on tiles' rows and columns without a token.
-        read: bytes.
-        written: bytes.
-        unit: what bounds its FLOPs: matrix units, attention (softmax runs beside the matrix units), float32 arithmetic.
+        pointwise: FLOPs of other multiply-adds.
+        padding: FLOPs of tile rows and columns without a token.
+        read: bytes read.
+        written: bytes written.
+        unit: the rate that bounds its FLOPs: matrix units, attention (softmax and matrix units), float32 arithmetic.
     """
 
     name: str
@@ -110,7 +111,7 @@ class Step:
 
     @property
     def executed(self) -> int:
-        """FLOPs a device carries out."""
+        """FLOPs that a device executes."""
         return self.products + self.pointwise + self.padding
 
 
@@ -118,7 +119,7 @@ Steps: TypeAlias = tuple[Step, ...]
 
 
 def products(steps: Iterable[Step]) -> int:
-    """FLOPs of all matrix products, what a counter sees."""
+    """FLOPs of all matrix products, as ``torch.utils.flop_counter`` counts them."""
     return sum(step.products for step in steps)
 
 
@@ -129,13 +130,13 @@ def moved(steps: Iterable[Step]) -> int:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of one shape in one dtype, and the steps that several forwards have in common.
+    """Images of one shape in one dtype, and the steps that the forward passes share.
 
     Attributes:
         shape: the tower.
-        images: how many, ``B``.
-        element: bytes of one number in the model's dtype.
-        tile: of attention.
+        images: number of images, ``B``.
+        element: bytes per value in the model's dtype.
+        tile: tile size of attention.
     """
 
     shape: Shape
@@ -145,12 +146,12 @@ class Batch:
 
     @property
     def stream(self) -> int:
-        """Numbers in the residual stream of all images, ``B·N·W``."""
+        """Values in the residual stream of all images, ``B·N·W``."""
         return self.images * self.shape.tokens * self.shape.width
 
     @property
     def pooled(self) -> int:
-        """Numbers in one row per image, ``B·W``."""
+        """Values in one row per image, ``B·W``."""
         return self.images * self.shape.width
 
     def step(
@@ -165,7 +166,7 @@ class Batch:
         written_float32: int = 0,
         unit: Unit = "matrix",
     ) -> Step:
-        """A kernel that reads and writes so many numbers of the model's dtype, and so many of float32."""
+        """A kernel, from the number of values it reads and writes in the model's dtype and in float32."""
         return Step(
             name,
             products=products,
@@ -176,7 +177,7 @@ class Batch:
         )
 
     def linear(self, name: str, rows: int, inputs: int, outputs: int, *, epilogue: int = 0) -> Step:
-        """``rows`` rows per image times a weight matrix; its epilogue reads ``epilogue`` numbers more."""
+        """``rows`` rows per image times a weight matrix; its epilogue reads ``epilogue`` more values."""
         entries = self.images * rows
         return self.step(
             name,
@@ -186,12 +187,12 @@ class Batch:
         )
 
     def elementwise(self, name: str, rows: int, *, reads: int = 1, writes: int = 1, width: int | None = None) -> Step:
-        """A pass that reads and writes so many tensors of ``rows`` rows per image, as wide as the residual stream."""
-        numbers = self.images * rows * (self.shape.width if width is None else width)
-        return self.step(name, read=reads * numbers, written=writes * numbers)
+        """An elementwise pass that reads and writes tensors of ``rows`` rows per image, of width ``W`` by default."""
+        values = self.images * rows * (self.shape.width if width is None else width)
+        return self.step(name, read=reads * values, written=writes * values)
 
     def attention(self, scores: int) -> Step:
-        """Attention of all tokens, of which ``scores`` scores are computed per head and image."""
+        """Attention over all tokens that computes ``scores`` scores per head and image, padding included."""
         tokens, width = self.shape.tokens, self.shape.width
         return Step(
             "attention",
@@ -203,7 +204,7 @@ class Batch:
         )
 
     def flash_attention(self) -> Step:
-        """Tiles over all tokens: one token past a whole tile costs a row and a column of tiles."""
+        """Attention tiled over all tokens; one token beyond a whole tile adds a row and a column of tiles."""
         return self.attention(padded_scores(self.shape.tokens, self.shape.tokens, self.tile))
 
 
@@ -211,7 +212,7 @@ class Batch:
 
 
 def plain_eager(batch: Batch) -> Steps:
-    """The plain forward, one kernel after the other."""
+    """The plain forward in eager torch."""
     shape = batch.shape
     patches = batch.images * shape.patches * shape.width
     table = shape.tokens * shape.width
@@ -230,7 +231,7 @@ def _ln_pre(batch: Batch) -> Steps:
 
 
 def layer_scale(batch: Batch, rows: int) -> Steps:
-    """The pass that multiplies by a layer scale, where the tower has one."""
+    """The multiplication by a layer scale; empty if the tower has none."""
     return (batch.elementwise("layer scale", rows),) if batch.shape.layer_scale else ()
 
 
@@ -270,14 +271,14 @@ def _eager_end(batch: Batch) -> Steps:
     mean = batch.step("pooling", read=batch.pooled * shape.pooled_rows, written=batch.pooled)
     return (
         *([mean] if shape.pooling == "mean" else []),
-        # Without norm_after_pool open_clip normalises every token and then picks one.
+        # Without norm_after_pool, open_clip normalises every token before it pools.
         batch.elementwise("ln_post", 1 if shape.norm_after_pool else shape.tokens),
         batch.linear("projection", 1, shape.width, shape.embed_dim),
     )
 
 
 def plain_fused(batch: Batch) -> Steps:
-    """The plain forward if every elementwise pass but LayerNorm cost nothing of its own."""
+    """The plain forward with every elementwise pass except LayerNorm fused into a product."""
     shape = batch.shape
     tokens, width, hidden = shape.tokens, shape.width, shape.hidden
     block = (

@@ -1,15 +1,15 @@
-"""What a decomposed forward costs, kernel by kernel, in the conventions of :mod:`benchmarks.costs`.
+"""The cost of a decomposed forward, kernel by kernel, in the conventions of :mod:`benchmarks.costs`.
 
 :func:`decomposed` follows :func:`clipfast.forward.decompose` with fused kernels: residual add and LayerNorm are one
 kernel, the activation is an epilogue of the first MLP product, attention is split into class token and patches and
 writes alpha, and the last block is computed for the class token alone, without keys and values:
 ``q·(W_K x) = (W_Kᵀ q)·x`` and ``Σ_n α_n W_V x_n = W_V (Σ_n α_n x_n)``.
 
-Kernels multiply in the model's dtype and sum in float32; what is kept is float32. The readout of the MLP terms is a
-product of float32 tensors, and slow for its size. Not included, because it is not part of the forward: the readout of
-heads from codes (``Contributions.heads()``), and folding texts into the basis, once per set of texts.
+Kernels multiply in the model's dtype and accumulate in float32; the stored arrays are float32. The readout of the MLP
+terms multiplies float32 tensors, which is slow for its size. Two steps outside the forward are not included: the
+readout of heads from codes (``Contributions.heads()``), and folding texts into the basis, once per set of texts.
 
-:func:`plain_same_kernels` is the plain forward with those kernels: against it, only the decomposition differs.
+:func:`plain_same_kernels` is the plain forward with the same kernels, which isolates the cost of the decomposition.
 """
 
 from dataclasses import dataclass, replace
@@ -18,14 +18,14 @@ from benchmarks.costs import Batch, Step, Steps, layer_scale, padded_scores, pro
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a decomposition is asked for besides heads.
+class Options:
+    """What a decomposition computes besides heads.
 
     Attributes:
         alpha: the pooled token's attention.
-        texts: texts to draw maps for, summed over heads; 0 for none.
-        tokens: every token through every head, ``[B, N, H, D]`` of every kept layer.
-        last: how many layers to keep, from the end; None for all.
+        texts: number of text maps, summed over heads.
+        tokens: contributions of every token through every head, ``[B, N, H, D]`` per kept layer.
+        last: keep this many layers, from the end; None keeps all.
     """
 
     alpha: bool = False
@@ -34,19 +34,19 @@ class Wanted:
     last: int | None = None
 
     def keeps(self, layer: int, layers: int) -> bool:
-        """Whether a layer of ``layers`` is kept."""
+        """Whether ``layer`` of ``layers`` is kept."""
         return self.last is None or layer >= layers - self.last
 
 
-def decomposed(batch: Batch, wanted: Wanted | None = None) -> Steps:
-    """The decomposed forward with fused kernels: heads, and what else is wanted."""
-    wanted = wanted or Wanted()
+def decomposed(batch: Batch, options: Options | None = None) -> Steps:
+    """The decomposed forward with fused kernels: heads, and what ``options`` adds."""
+    options = options or Options()
     shape = batch.shape
     steps = [*_start(batch), _pool(batch, "start of the residual stream")]
     for layer in range(shape.layers - (shape.pooling == "cls")):
-        steps += _block(batch, wanted, layer)
-    steps += _class_token_block(batch, wanted) if shape.pooling == "cls" else _mean_of_residual(batch)
-    return (*steps, *_readout(batch, wanted))
+        steps += _block(batch, options, layer)
+    steps += _class_token_block(batch, options) if shape.pooling == "cls" else _mean_of_residual(batch)
+    return (*steps, *_readout(batch, options))
 
 
 def plain_same_kernels(batch: Batch) -> Steps:
@@ -62,21 +62,21 @@ def plain_same_kernels(batch: Batch) -> Steps:
 
 
 def split_attention(batch: Batch) -> Step:
-    """Attention in tiles over the patches alone; the class token's row and column of scores are vectors, no tiles."""
+    """Attention in tiles over the patches alone; the class token's row and column of scores are computed as vectors."""
     patches, tokens = batch.shape.patches, batch.shape.tokens
     return batch.attention(padded_scores(patches, patches, batch.tile) + tokens**2 - patches**2)
 
 
 def saved_by_last_block(batch: Batch) -> int:
-    """FLOPs of matrix products that a last block for the class token alone leaves out (0 where patches are pooled)."""
+    """FLOPs of matrix products saved by a last block for the class token alone (0 with mean pooling)."""
     if batch.shape.pooling != "cls":
         return 0
-    whole = _block(batch, Wanted(), batch.shape.layers - 1)
-    return products(whole) - products(_class_token_block(batch, Wanted()))
+    full_block = _block(batch, Options(), batch.shape.layers - 1)
+    return products(full_block) - products(_class_token_block(batch, Options()))
 
 
 def _start(batch: Batch) -> Steps:
-    """Pixels to the start of the residual stream."""
+    """From pixels to the start of the residual stream."""
     shape = batch.shape
     patches = batch.images * shape.patches * shape.width
     name = "position and ln_pre" if shape.ln_pre else "position"
@@ -109,7 +109,7 @@ def _before_attention(batch: Batch, layer: int) -> Steps:
 
 
 def _after_attention(batch: Batch, rows: int) -> Steps:
-    """From the heads' outputs of ``rows`` rows per image to what the MLP adds."""
+    """From the head outputs of ``rows`` rows per image to the MLP output."""
     width, hidden = batch.shape.width, batch.shape.hidden
     scale = layer_scale(batch, rows)
     return (
@@ -122,32 +122,32 @@ def _after_attention(batch: Batch, rows: int) -> Steps:
     )
 
 
-def _block(batch: Batch, wanted: Wanted, layer: int) -> Steps:
+def _block(batch: Batch, options: Options, layer: int) -> Steps:
     return (
         *_before_attention(batch, layer),
         split_attention(batch),
         _pool(batch, "codes"),
-        *_kept(batch, wanted, layer),
+        *_kept(batch, options, layer),
         *_after_attention(batch, batch.shape.tokens),
         _pool(batch, "MLP term"),
     )
 
 
-def _kept(batch: Batch, wanted: Wanted, layer: int) -> Steps:
-    """What is added to a block that has all values: by a layer that is kept, or by one that is not."""
-    if not wanted.keeps(layer, batch.shape.layers):
+def _kept(batch: Batch, options: Options, layer: int) -> Steps:
+    """The extra steps of a block that computes all values, for a kept layer or one that is not kept."""
+    if not options.keeps(layer, batch.shape.layers):
         return (_unkept(batch),)
-    alpha = (_alpha(batch),) if wanted.alpha or wanted.texts or wanted.tokens else ()
-    return (*alpha, *_of_values(batch, wanted))
+    alpha = (_alpha(batch),) if options.alpha or options.texts or options.tokens else ()
+    return (*alpha, *_of_values(batch, options))
 
 
-def _of_values(batch: Batch, wanted: Wanted) -> Steps:
-    maps = (_maps(batch, wanted.texts),) if wanted.texts else ()
-    return (*maps, *(_token_contributions(batch) if wanted.tokens else ()))
+def _of_values(batch: Batch, options: Options) -> Steps:
+    maps = (_maps(batch, options.texts),) if options.texts else ()
+    return (*maps, *(_token_contributions(batch) if options.tokens else ()))
 
 
 def _unkept(batch: Batch) -> Step:
-    """The pooled attention of a layer that is not kept, added to the sum of the others."""
+    """Adds the pooled attention of a layer that is not kept to their sum."""
     width = batch.shape.width
     return batch.step(
         "attention not kept",
@@ -160,12 +160,12 @@ def _unkept(batch: Batch) -> Step:
 
 
 def _alpha(batch: Batch) -> Step:
-    """One attention row per head: the class token's is computed anyway and only has to be written."""
+    """One attention row per head. The class token's row exists already and is only written."""
     shape = batch.shape
     rows = batch.images * shape.heads * shape.tokens
     if shape.pooling == "cls":
         return batch.step("alpha", written_float32=rows)
-    # A mean over the patches' rows needs the sums of their softmax first: their scores are computed a second time.
+    # The mean over patch rows needs their softmax denominators first, so the scores are computed twice.
     scores = shape.patches * shape.tokens
     step = batch.step(
         "alpha",
@@ -193,10 +193,10 @@ def _maps(batch: Batch, texts: int) -> Step:
 
 
 def _token_contributions(batch: Batch) -> Steps:
-    """A copy of one layer's values, and every token through every head made from it."""
+    """A copy of one layer's values, and the contribution of every token through every head."""
     shape = batch.shape
     rows = batch.images * shape.tokens
-    made = batch.step(
+    contributions = batch.step(
         "token contributions",
         products=2 * rows * shape.width * shape.embed_dim,
         pointwise=2 * rows * shape.heads * shape.embed_dim,
@@ -204,29 +204,29 @@ def _token_contributions(batch: Batch) -> Steps:
         read_float32=rows * shape.heads + shape.width * shape.embed_dim,
         written_float32=rows * shape.heads * shape.embed_dim,
     )
-    return batch.elementwise("values copied", shape.tokens), made
+    return batch.elementwise("values copied", shape.tokens), contributions
 
 
-def _class_token_block(batch: Batch, wanted: Wanted) -> Steps:
+def _class_token_block(batch: Batch, options: Options) -> Steps:
     """The last block for the class token alone."""
     shape = batch.shape
-    kept = wanted.keeps(shape.layers - 1, shape.layers)
+    kept = options.keeps(shape.layers - 1, shape.layers)
     return (
         batch.elementwise("ln_1", shape.tokens) if shape.layers == 1 else _last_add_norm(batch),
         *_query_row(batch),
-        *(_last_kept(batch, wanted) if kept else [_unkept(batch)]),
+        *(_last_kept(batch, options) if kept else [_unkept(batch)]),
         *_after_attention(batch, 1),
         batch.step("add and MLP term", read=2 * batch.pooled, written=batch.pooled, written_float32=batch.pooled),
     )
 
 
 def _last_add_norm(batch: Batch) -> Step:
-    """Of the residual stream itself only the class token's row is needed after the last LayerNorm of all tokens."""
+    """The last LayerNorm of all tokens; of the residual stream itself, only the class token's row is written."""
     return batch.step("add and ln_1", read=2 * batch.stream, written=batch.stream + batch.pooled)
 
 
 def _query_row(batch: Batch) -> Steps:
-    """Attention of one query, straight from the tokens: softmax stands between its two passes over them."""
+    """Attention of one query, computed from the tokens in two passes with the softmax between them."""
     shape = batch.shape
     weights = shape.width * shape.width
     by_head = batch.pooled * shape.heads  # a row as wide as the residual stream for every head
@@ -244,14 +244,14 @@ def _query_row(batch: Batch) -> Steps:
     )
 
 
-def _last_kept(batch: Batch, wanted: Wanted) -> Steps:
-    """What is kept of the last block; its alpha is there, its values are formed only where that is cheaper."""
+def _last_kept(batch: Batch, options: Options) -> Steps:
+    """Outputs of the last block. Alpha is already computed; values are computed only where that is cheaper."""
     shape = batch.shape
-    if wanted.texts and not wanted.tokens and shape.heads * wanted.texts < shape.width:
-        return _maps_from_tokens(batch, wanted.texts)
-    if not wanted.texts and not wanted.tokens:
+    if options.texts and not options.tokens and shape.heads * options.texts < shape.width:
+        return _maps_from_tokens(batch, options.texts)
+    if not options.texts and not options.tokens:
         return ()
-    return batch.linear("values", shape.tokens, shape.width, shape.width), *_of_values(batch, wanted)
+    return batch.linear("values", shape.tokens, shape.width, shape.width), *_of_values(batch, options)
 
 
 def _maps_from_tokens(batch: Batch, texts: int) -> Steps:
@@ -277,13 +277,13 @@ def _maps_from_tokens(batch: Batch, texts: int) -> Steps:
 
 
 def _mean_of_residual(batch: Batch) -> Steps:
-    """The last residual add, of which only the mean over the patches is needed."""
+    """The last residual add and the mean over the patches."""
     rows = batch.pooled * batch.shape.pooled_rows
     return (batch.step("add and pooling", read=2 * rows, written_float32=batch.pooled),)
 
 
-def _readout(batch: Batch, wanted: Wanted) -> Steps:
-    """The embedding; start, MLPs and the sum of what is not kept in the joint space; the scaling of maps."""
+def _readout(batch: Batch, options: Options) -> Steps:
+    """The embedding; start, MLPs and the rest term in the joint space; the scaling of maps."""
     shape = batch.shape
     terms, matrix = batch.images * (shape.layers + 2), shape.width * shape.embed_dim
     readout = batch.step(
@@ -293,9 +293,9 @@ def _readout(batch: Batch, wanted: Wanted) -> Steps:
         written_float32=terms * shape.embed_dim,
         unit="float32",
     )
-    maps = batch.images * shape.tokens * wanted.texts
+    maps = batch.images * shape.tokens * options.texts
     scaling = (
         batch.step("maps set to zero", written_float32=maps),
         batch.step("maps scaled", read_float32=maps, written_float32=maps),
     )
-    return *_embedding(batch), readout, *(scaling if wanted.texts else ())
+    return *_embedding(batch), readout, *(scaling if options.texts else ())

@@ -1,9 +1,8 @@
-"""Everything a GPU is asked, in one command and under nine minutes: ``python -m benchmarks.gpu``.
+"""All GPU benchmarks in one command that takes less than nine minutes: ``python -m benchmarks.gpu``.
 
-Correctness against float64 comes first in every question and nothing that is wrong is timed. The comparisons run
-interleaved at batch 256 in bfloat16 on tensors; the bars are held to, and a miss is printed as one. The result is one
-JSON with device, versions and commit (``benchmarks/results/gpu-….json``). ``--dry-run`` runs every line of it on the
-CPU at toy sizes and writes nothing that could be mistaken for a measurement.
+Every benchmark checks its results against float64 before it is timed. The comparisons run interleaved at batch 256 in
+bfloat16; a missed bar is printed as missed. The result is one JSON file with device, versions and commit
+(``benchmarks/results/gpu-….json``). ``--dry-run`` runs every benchmark on the CPU at toy sizes and writes no result.
 """
 
 import argparse
@@ -32,51 +31,51 @@ QUESTIONS: dict[str, Callable[[Bench], None]] = {
     "textspan": gpu_operations.textspan,
     "forward": gpu_forward.forward,
 }
-"""In the order they are asked: the quick ones first."""
+"""In the order they run: the quick ones first."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    made = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
-    made.add_argument("--only", nargs="+", choices=list(QUESTIONS), help="these questions alone")
-    made.add_argument("--out", type=Path, default=FOLDER, help="folder for the JSON")
-    made.add_argument("--commit", help="the commit, where the copy that runs is no git checkout")
-    made.add_argument("--minutes", type=float, default=8.5, help="ask no further question after this long (8.5)")
-    made.add_argument("--dry-run", action="store_true", help="toy sizes on the CPU, results thrown away")
-    return made
+    command = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    command.add_argument("--only", nargs="+", choices=list(QUESTIONS), help="run only these questions")
+    command.add_argument("--out", type=Path, default=FOLDER, help="folder for the JSON")
+    command.add_argument("--commit", help="the commit to record when this copy is not a git checkout")
+    command.add_argument("--minutes", type=float, default=8.5, help="start nothing new after this many minutes (8.5)")
+    command.add_argument("--dry-run", action="store_true", help="toy sizes on the CPU; results are discarded")
+    return command
 
 
 def ask(bench: Bench, names: Sequence[str], minutes: float) -> list[str]:
-    """Asks the questions in turn.
+    """Runs the named benchmarks in turn.
 
     Returns:
-        What went wrong or was left out, a line each.
+        One line for each that failed or was skipped.
     """
     started = time.monotonic()
     failed: list[str] = []
     for name in names:
-        taken = time.monotonic() - started
-        if taken > 60 * minutes:
-            failed.append(f"{name}: not asked, {taken / 60:.1f} minutes were over")
+        elapsed = time.monotonic() - started
+        if elapsed > 60 * minutes:
+            failed.append(f"{name}: not run, {elapsed / 60:.1f} minutes had passed")
             continue
-        bench.say(f"--- {name} ({taken:.0f} s)")
+        bench.say(f"--- {name} ({elapsed:.0f} s)")
         try:
             QUESTIONS[name](bench)
-        except Exception as error:  # the other questions go on; what failed is reported at the end
+        except Exception as error:  # the other benchmarks still run; failures are reported at the end
             traceback.print_exc()
             failed.append(f"{name}: {type(error).__name__}: {str(error).splitlines()[0]}")
     return failed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0 when every question was answered, 1 when not, 2 without a GPU."""
+    """Runs the command; returns 0 if every benchmark succeeded, 1 if not, 2 without a GPU."""
     settings = parser().parse_args(arguments)
     dry = settings.dry_run
     if not dry and not torch.cuda.is_available():
         print("benchmarks.gpu: torch finds no GPU here; --dry-run shows that the suite runs", file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory() as thrown_away:
-        folder = Path(thrown_away) if dry else settings.out
+    with tempfile.TemporaryDirectory() as discarded:
+        folder = Path(discarded) if dry else settings.out
         results = Results(QUESTION, SENTENCE, device="cpu" if dry else "cuda", folder=folder)
         results.note_commit(settings.commit)
 

@@ -1,4 +1,4 @@
-"""Where the questions of :mod:`benchmarks.gpu` are asked, how large they are, and how a case is measured."""
+"""The device, sizes and measuring of :mod:`benchmarks.gpu`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,26 +11,26 @@ from benchmarks.results import Results
 from clipfast.bench.measuring import Bar, Call, Check, Comparison, compare
 
 LOW = 2e-2
-"""Largest error of a bfloat16 forward, relative to a whole of 1: the tests' bound."""
+"""Error bound of a bfloat16 forward with a unit-norm embedding, as in the tests."""
 OP_LOW = 1e-2
-"""Largest error of one bfloat16 operation, relative to its largest result: 2⁻⁸ and its sums."""
+"""Error bound of one bfloat16 operation relative to its largest result: rounding by 2⁻⁸, accumulated in sums."""
 EXACT = 1e-5
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the questions are.
+    """Sizes of the benchmarks.
 
     Attributes:
-        models: models of the forward questions with the least factor over eager each promises (None: no promise).
-        compiled: of these, compared with ``torch.compile`` too, and that factor.
-        batch: images.
+        models: models of the forward benchmarks, and the speed over eager that each promises (None: no promise).
+        compiled: models also compared with ``torch.compile``, and the promised speed over it.
+        batch: images per batch.
         pairs: interleaved pairs.
         repeats: calls per timing of a single operation.
-        matmul: side of the square product whose rate is the yardstick.
-        texts: texts of the map questions.
-        pool: texts of the TEXTSPAN question.
-        attention: tokens → promised factor over the best SDPA backend.
+        matmul: side of the square matrix product that gives the reference rate.
+        texts: texts of the map benchmarks.
+        pool: texts of the TEXTSPAN benchmark.
+        attention: tokens, and the promised speed over the best SDPA backend.
     """
 
     models: tuple[tuple[str, float | None], ...] = (("ViT-L-14", 1.12), ("ViT-B-16", 1.15), ("ViT-B-32", None))
@@ -55,17 +55,17 @@ DRY = Sizes(
     pool=40,
     attention=((17, None),),
 )
-"""Everything once, as small as it gets: shows that the suite runs, measures nothing."""
+"""The smallest sizes: every benchmark runs once, to show that the suite works; times mean nothing."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where the questions are asked.
+    """A device to measure on.
 
     Attributes:
         device: ``"cuda"``, or ``"cpu"`` for a dry run.
-        sizes: how large.
-        results: where cases are written.
+        sizes: sizes of the benchmarks.
+        results: the file that cases are written to.
         say: prints a line.
     """
 
@@ -76,16 +76,16 @@ class Bench:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What models compute in."""
+        """The dtype that models compute in."""
         return torch.bfloat16
 
     def draw(self, *shape: int, dtype: torch.dtype | None = None, seed: int = 0) -> Tensor:
-        """Random numbers on the device."""
+        """A random tensor on the device."""
         generator = torch.Generator(self.device).manual_seed(seed)
         return torch.randn(*shape, generator=generator, device=self.device).to(dtype or self.dtype)
 
     def repeated(self, call: Call) -> Call:
-        """A call as often as one timing takes it: launches overlap as they do in a forward."""
+        """Repeats a call ``sizes.repeats`` times, so that launches overlap as they do in a forward."""
 
         def calls() -> None:
             for _ in range(self.sizes.repeats):
@@ -104,12 +104,12 @@ class Bench:
         bars: Callable[[Comparison], tuple[Bar, ...]] = lambda comparison: (),
         single: bool = True,
     ) -> Comparison:
-        """Measures a against b behind the gate, writes the case and prints a line."""
+        """Checks the results, times a against b, writes the case and prints a line."""
         calls = [self.repeated(call) if single else call for _, call in (a, b)]
         comparison = compare(calls[0], calls[1], verify, count=self.sizes.pairs)
-        held = bars(comparison)
+        checked_bars = bars(comparison)
         settings = {"repeats": self.sizes.repeats if single else 1, "dtype": "bfloat16"} | settings
-        self.results.compared(name, comparison, a=a[0], b=b[0], settings=settings, bars=held)
-        told = "; ".join(str(bar) for bar in held)
-        self.say(f"{name}: {comparison.ratio:.3f}x, error {comparison.error:.1e}{'; ' + told if told else ''}")
+        self.results.compared(name, comparison, a=a[0], b=b[0], settings=settings, bars=checked_bars)
+        outcome = "; ".join(str(bar) for bar in checked_bars)
+        self.say(f"{name}: {comparison.ratio:.3f}x, error {comparison.error:.1e}{'; ' + outcome if outcome else ''}")
         return comparison

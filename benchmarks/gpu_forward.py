@@ -1,4 +1,4 @@
-"""What :mod:`benchmarks.gpu` asks of whole forwards: decomposed against plain, eager and compiled."""
+"""The forward benchmarks of :mod:`benchmarks.gpu`: decomposed against plain, eager and compiled."""
 
 import copy
 import math
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import clipfast
 from benchmarks.costs import Batch, products
-from benchmarks.costs_decomposed import Wanted, decomposed
+from benchmarks.costs_decomposed import decomposed
 from benchmarks.gpu_bench import LOW, Bench
 from benchmarks.roofline import shape_of
 from clipfast.bench.inputs import randomize, unit, unit_texts
@@ -26,17 +26,18 @@ def _model(bench: Bench, name: str) -> nn.Module:
 
 
 def _checked(model: clipfast.Model, images: Tensor, embedding: Tensor, texts: Tensor) -> list[Check]:
-    """A few images: against the plain forward, against the definition in float64, and the sum of all terms."""
-    found = model.decompose(images[:2], attention=True, texts=texts, maps="summed")
-    exact = clipfast.wrap(_double(model.module), backend="eager")
-    wanted = exact.decompose(images[:2].double(), attention=True, texts=texts.double(), maps="summed")
-    whole = unit(embedding[:2].float())
+    """Checks two images against the plain forward, against float64, and the sum of all terms."""
+    contributions = model.decompose(images[:2], attention=True, texts=texts, maps="summed")
+    double = clipfast.wrap(_double(model.module), backend="eager")
+    expected = double.decompose(images[:2].double(), attention=True, texts=texts.double(), maps="summed")
+    plain = unit(embedding[:2].float())
+    difference = (unit(contributions.embedding.float()) - plain).abs().max()
     return [
-        Check("embedding against the plain forward's", float((unit(found.embedding.float()) - whole).abs().max()), LOW),
-        Check("max_error()", found.max_error(), LOW),
-        Check("heads against float64", float((found.heads() - wanted.heads()).abs().max()), LOW),
-        Check("attention against float64", float((found.attention - wanted.attention).abs().max()), 5 * LOW),
-        Check("maps against float64", float((found.maps - wanted.maps).abs().max()), LOW),
+        Check("embedding against the plain forward's", float(difference), LOW),
+        Check("max_error()", contributions.max_error(), LOW),
+        Check("heads against float64", float((contributions.heads() - expected.heads()).abs().max()), LOW),
+        Check("attention against float64", float((contributions.attention - expected.attention).abs().max()), 5 * LOW),
+        Check("maps against float64", float((contributions.maps - expected.maps).abs().max()), LOW),
     ]
 
 
@@ -54,7 +55,7 @@ def _peak(device: str, call: Call) -> float:
 
 
 def matmul_rate(bench: Bench) -> float:
-    """FLOP/s of the yardstick product, best of the pairs' medians."""
+    """FLOP/s of a large square matrix product, from its median time."""
     side = bench.sizes.matmul
     a, b = bench.draw(side, side), bench.draw(side, side, seed=1)
     times = sorted(seconds(bench.repeated(lambda: a @ b)) for _ in range(bench.sizes.pairs + 2))
@@ -64,7 +65,7 @@ def matmul_rate(bench: Bench) -> float:
 
 
 def forward(bench: Bench) -> None:
-    """Decomposed against plain, eager and compiled; what maps cost; the share of the matmul rate; peak memory."""
+    """Decomposed against plain, eager and compiled; cost of maps; share of the matmul rate; peak memory."""
     rate = matmul_rate(bench)
     for name, promised in bench.sizes.models:
         module = _model(bench, name)
@@ -101,30 +102,30 @@ def _forward(
     plain = _plain(model.module, images)
 
     def heads() -> object:
-        found = model.decompose(images, attention=True)
-        return found, found.heads()
+        contributions = model.decompose(images, attention=True)
+        return contributions, contributions.heads()
 
     def bare() -> object:
         return model.decompose(images)
 
     def maps() -> object:
-        found = model.decompose(images, attention=True, texts=texts, maps="summed")
-        return found, found.heads()
+        contributions = model.decompose(images, attention=True, texts=texts, maps="summed")
+        return contributions, contributions.heads()
 
     def verify() -> list[Check]:
         return _checked(model, images, cast(Tensor, plain()), texts)
 
     settings = {"model": name, "batch": batch}
     memory = _peak(bench.device, heads), _peak(bench.device, plain)
-    flops = products(decomposed(Batch(shape_of(name), batch), Wanted()))
+    flops = products(decomposed(Batch(shape_of(name), batch)))
 
     def bars(comparison: Comparison) -> tuple[Bar, ...]:
-        found: list[Bar] = []
+        promises: list[Bar] = []
         if promised is not None:
-            found.append(Bar("decomposed over open_clip eager", comparison.ratio, promised, True))
+            promises.append(Bar("decomposed over open_clip eager", comparison.ratio, promised, True))
         if not math.isnan(memory[0]):
-            found.append(Bar("peak memory over plain", memory[0] / memory[1], 1.1, False))
-        return tuple(found)
+            promises.append(Bar("peak memory over plain", memory[0] / memory[1], 1.1, False))
+        return tuple(promises)
 
     bench.compared(
         f"{name} heads + attention / eager",
@@ -137,8 +138,8 @@ def _forward(
     )
 
     def share(comparison: Comparison) -> tuple[Bar, ...]:
-        taken = sorted(comparison.seconds_a)[len(comparison.seconds_a) // 2]
-        reached = flops / taken / rate
+        median = sorted(comparison.seconds_a)[len(comparison.seconds_a) // 2]
+        reached = flops / median / rate
         return (Bar("share of the matmul rate", reached, 0.68, True),) if name == "ViT-L-14" else ()
 
     bench.compared(
@@ -171,8 +172,8 @@ def _against_compiled(
             return cast(Tensor, compiled(images))
 
     def heads() -> object:
-        found = model.decompose(images, attention=True)
-        return found, found.heads()
+        contributions = model.decompose(images, attention=True)
+        return contributions, contributions.heads()
 
     bench.compared(
         f"{name} heads + attention / compiled",

@@ -1,4 +1,4 @@
-"""What :mod:`benchmarks.gpu` asks of single operations, each against the best that torch has for it."""
+"""The operation benchmarks of :mod:`benchmarks.gpu`, each against the fastest equivalent in torch."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,7 +20,7 @@ Verify = Callable[[], Sequence[Check]]
 
 
 def attention(bench: Bench) -> None:
-    """Attention with the class token's row against the best of torch's own kernels, and what dispatch chooses."""
+    """Attention with the class token's row against torch's fastest kernel; then the choice of dispatch."""
     heads, head_dim = (16, 64) if bench.device == "cuda" else (2, 64)
     for tokens, promised in bench.sizes.attention:
         qkv = bench.draw(bench.sizes.batch, tokens, 3, heads, head_dim)
@@ -29,16 +29,16 @@ def attention(bench: Bench) -> None:
         for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
             calls[backend.name] = _sdpa(backend, query, key, value)
         best = _best(bench, calls)
-        wanted_out, wanted_alpha = reference.attention(qkv[:2].double())
+        expected_out, expected_alpha = reference.attention(qkv[:2].double())
 
         def run(backend: str, qkv: Tensor = qkv) -> Call:
             return lambda: ops.attention(qkv, "cls", backend=backend)
 
-        def verify(qkv: Tensor = qkv, out: Tensor = wanted_out, alpha: Tensor = wanted_alpha) -> list[Check]:
-            have = ops.attention(qkv, "cls", backend="triton")
+        def verify(qkv: Tensor = qkv, out: Tensor = expected_out, alpha: Tensor = expected_alpha) -> list[Check]:
+            result = ops.attention(qkv, "cls", backend="triton")
             return [
-                Check("out against float64", relative(have[0][:2].double(), out), OP_LOW),
-                Check("alpha against float64", relative(cast(Tensor, have[1])[:2].double(), alpha), EXACT),
+                Check("out against float64", relative(result[0][:2].double(), out), OP_LOW),
+                Check("alpha against float64", relative(cast(Tensor, result[1])[:2].double(), alpha), EXACT),
             ]
 
         settings = {"batch": bench.sizes.batch, "tokens": tokens, "heads": heads, "head_dim": head_dim}
@@ -54,14 +54,15 @@ def attention(bench: Bench) -> None:
 
 
 def _dispatch(
-    bench: Bench, name: str, operation: str, given: list[Any], verify: Verify, settings: dict[str, Any]
+    bench: Bench, name: str, operation: str, arguments: list[Any], verify: Verify, settings: dict[str, Any]
 ) -> None:
-    """What ``"auto"`` takes against the best of everything it could have taken."""
-    able, _ = dispatch.candidates(operation, given)
-    every = {"/".join(way).rstrip("/"): run for way, run in dispatch.variants(operation, given, able).items()}
-    calls: dict[str, Call] = {way: partial(run, *given) for way, run in every.items()}
+    """The implementation that ``"auto"`` chooses against the fastest of all candidates."""
+    backends, _ = dispatch.candidates(operation, arguments)
+    variants = dispatch.variants(operation, arguments, backends)
+    candidates = {"/".join(variant).rstrip("/"): run for variant, run in variants.items()}
+    calls: dict[str, Call] = {variant: partial(run, *arguments) for variant, run in candidates.items()}
     best = _best(bench, calls)
-    choice = dispatch.choose(operation, given)
+    choice = dispatch.choose(operation, arguments)
 
     def bars(comparison: Comparison) -> tuple[Bar, ...]:
         return (Bar("dispatch over the best", comparison.ratio, 0.97, True),) if bench.device == "cuda" else ()
@@ -70,9 +71,9 @@ def _dispatch(
         f"{name}, dispatch",
         (
             f"auto ({choice.backend} {choice.variant})".replace(" )", ")"),
-            partial(operations()[operation], *given, "auto"),
+            partial(operations()[operation], *arguments, "auto"),
         ),
-        (f"best of {len(every)} ({best})", calls[best]),
+        (f"best of {len(candidates)} ({best})", calls[best]),
         verify,
         settings=settings,
         bars=bars,
@@ -88,21 +89,21 @@ def _sdpa(backend: SDPBackend, query: Tensor, key: Tensor, value: Tensor) -> Cal
 
 
 def _best(bench: Bench, calls: dict[str, Call]) -> str:
-    """The fastest of the calls that run here."""
+    """The name of the fastest call that runs on this device."""
     times: dict[str, float] = {}
     for name, call in calls.items():
         try:
             seconds(bench.repeated(call))
             times[name] = min(seconds(bench.repeated(call)) for _ in range(3))
         except RuntimeError as error:
-            bench.say(f"  {name} does not run here: {str(error).splitlines()[0]}")
+            bench.say(f"  {name} does not run on this device: {str(error).splitlines()[0]}")
     if not times:
-        raise RuntimeError("none of them runs here")
+        raise RuntimeError("none of the calls runs on this device")
     return min(times, key=lambda name: times[name])
 
 
 def text_maps(bench: Bench) -> None:
-    """Text maps in one pass over the values against scaling the values and one large product."""
+    """Text maps in one pass over the values against scaled values and one large product."""
     tokens, heads, head_dim = (257, 16, 64) if bench.device == "cuda" else (17, 2, 64)
     batch, texts = bench.sizes.batch, bench.sizes.texts
     value = bench.draw(batch, tokens, 3, heads, head_dim)[:, :, 2]
@@ -117,9 +118,9 @@ def text_maps(bench: Bench) -> None:
         maps.add_(weighted.flatten(2) @ flat)
 
     def verify() -> list[Check]:
-        have = ops.text_maps(alpha, value, basis, torch.zeros_like(out), backend="triton")
-        wanted = reference.text_maps(alpha[:2].double(), value[:2].double(), basis.double())
-        return [Check("maps against float64", relative(have[:2].double(), wanted), OP_LOW)]
+        result = ops.text_maps(alpha, value, basis, torch.zeros_like(out), backend="triton")
+        expected = reference.text_maps(alpha[:2].double(), value[:2].double(), basis.double())
+        return [Check("maps against float64", relative(result[:2].double(), expected), OP_LOW)]
 
     bench.compared(
         f"text maps T={texts}",
@@ -129,12 +130,12 @@ def text_maps(bench: Bench) -> None:
         settings={"batch": batch, "tokens": tokens, "heads": heads, "head_dim": head_dim, "texts": texts},
         bars=lambda c: (Bar("text maps over scaled values", c.ratio, 2.5, True),) if bench.device == "cuda" else (),
     )
-    given = [alpha, value, basis, out, None]
-    _dispatch(bench, f"text maps T={texts}", "text_maps", given, verify, {"batch": batch, "texts": texts})
+    arguments = [alpha, value, basis, out, None]
+    _dispatch(bench, f"text maps T={texts}", "text_maps", arguments, verify, {"batch": batch, "texts": texts})
 
 
 def token_contributions(bench: Bench) -> None:
-    """Every token through every head against a copy of as many bytes."""
+    """Contributions of every token through every head against a copy of the same size."""
     tokens, heads, head_dim, width = (257, 16, 64, 768) if bench.device == "cuda" else (17, 2, 64, 32)
     batch = min(bench.sizes.batch, 64)
     value = bench.draw(batch, tokens, 3, heads, head_dim)[:, :, 2]
@@ -143,21 +144,21 @@ def token_contributions(bench: Bench) -> None:
     shift, scale = bench.draw(batch, width, dtype=torch.float32), bench.draw(batch, dtype=torch.float32)
     source = torch.ones(batch, tokens, heads, width, device=bench.device)
     target = torch.empty_like(source)
-    given = (alpha, value, basis, shift, scale)
+    arguments = (alpha, value, basis, shift, scale)
 
     def verify() -> list[Check]:
-        have = ops.token_contributions(*given, backend="triton")
-        few = [each[:2].double() for each in (alpha, value)]
-        wanted = reference.token_contributions(*few, basis.double(), shift[:2].double(), scale[:2].double())
-        return [Check("tokens against float64", relative(have[:2].double(), wanted), OP_LOW)]
+        result = ops.token_contributions(*arguments, backend="triton")
+        few = [tensor[:2].double() for tensor in (alpha, value)]
+        expected = reference.token_contributions(*few, basis.double(), shift[:2].double(), scale[:2].double())
+        return [Check("tokens against float64", relative(result[:2].double(), expected), OP_LOW)]
 
     def bars(comparison: Comparison) -> tuple[Bar, ...]:
-        # A copy reads and writes: writing alone at the same bandwidth takes half its time.
+        # A copy reads and writes; writing alone takes half its time at the same bandwidth.
         return (Bar("share of copy bandwidth", comparison.ratio / 2, 0.7, True),) if bench.device == "cuda" else ()
 
     bench.compared(
         "full tokens",
-        ("triton", lambda: ops.token_contributions(*given, backend="triton")),
+        ("triton", lambda: ops.token_contributions(*arguments, backend="triton")),
         ("copy of the same size", lambda: target.copy_(source)),
         verify,
         settings={"batch": batch, "tokens": tokens, "heads": heads, "embed_dim": width, "result": "float32"},
@@ -166,55 +167,55 @@ def token_contributions(bench: Bench) -> None:
 
 
 def mlp(bench: Bench) -> None:
-    """The first linear layer of an MLP with its activation against the product and a pass of its own."""
+    """The first MLP layer fused with its activation against product and activation as two kernels."""
     rows, width, hidden = (bench.sizes.batch * 257, 1024, 4096) if bench.device == "cuda" else (32, 64, 128)
     x = bench.draw(rows, width)
     weight, bias = bench.draw(hidden, width, seed=1) * width**-0.5, bench.draw(hidden, seed=2)
     activations: tuple[reference.Activation, ...] = ("gelu", "quick_gelu")
     for activation in activations:
-        given = [x, weight, bias, activation]
+        arguments = [x, weight, bias, activation]
 
         def verify(activation: reference.Activation = activation) -> list[Check]:
-            have = ops.linear_activation(x, weight, bias, activation, backend="triton")
-            wanted = reference.linear_activation(x[:512].double(), weight.double(), bias.double(), activation)
-            return [Check("hidden against float64", relative(have[:512].double(), wanted), OP_LOW)]
+            result = ops.linear_activation(x, weight, bias, activation, backend="triton")
+            expected = reference.linear_activation(x[:512].double(), weight.double(), bias.double(), activation)
+            return [Check("hidden against float64", relative(result[:512].double(), expected), OP_LOW)]
 
         bench.compared(
             f"MLP in + {activation}",
-            ("triton", partial(operations()["linear_activation"], *given, "triton")),
-            ("torch", partial(operations()["linear_activation"], *given, "eager")),
+            ("triton", partial(operations()["linear_activation"], *arguments, "triton")),
+            ("torch", partial(operations()["linear_activation"], *arguments, "eager")),
             verify,
             settings={"rows": rows, "width": width, "hidden": hidden, "activation": activation},
         )
-        _dispatch(bench, f"MLP in + {activation}", "linear_activation", given, verify, {"rows": rows})
+        _dispatch(bench, f"MLP in + {activation}", "linear_activation", arguments, verify, {"rows": rows})
 
 
 def layer_norm(bench: Bench) -> None:
-    """Residual addition and LayerNorm in one pass against two."""
+    """Residual add and LayerNorm in one pass against two."""
     rows, width = (bench.sizes.batch * 257, 1024) if bench.device == "cuda" else (32, 64)
     x, delta = bench.draw(rows, width), bench.draw(rows, width, seed=1)
     weight, bias = bench.draw(width, seed=2), bench.draw(width, seed=3)
-    given = [x, delta * 0, weight, bias, 1e-5]  # adding nothing: the stream does not grow while it is timed
+    arguments = [x, delta * 0, weight, bias, 1e-5]  # add zeros, so that the stream does not grow while it is timed
 
     def verify() -> list[Check]:
         stream = x[:512].clone()
-        have = ops.add_layer_norm(stream, delta[:512], weight, bias, 1e-5, backend="triton")
+        result = ops.add_layer_norm(stream, delta[:512], weight, bias, 1e-5, backend="triton")
         parts = (x[:512] + delta[:512], None, weight, bias)
-        _, wanted = reference.add_layer_norm(*(p if p is None else p.double() for p in parts), 1e-5)  # type: ignore[arg-type]
-        return [Check("norm against float64", relative(have.double(), wanted), OP_LOW)]
+        _, expected = reference.add_layer_norm(*(p if p is None else p.double() for p in parts), 1e-5)  # type: ignore[arg-type]
+        return [Check("norm against float64", relative(result.double(), expected), OP_LOW)]
 
     bench.compared(
         "add + LayerNorm",
-        ("triton", partial(operations()["add_layer_norm"], *given, "triton")),
-        ("torch", partial(operations()["add_layer_norm"], *given, "eager")),
+        ("triton", partial(operations()["add_layer_norm"], *arguments, "triton")),
+        ("torch", partial(operations()["add_layer_norm"], *arguments, "eager")),
         verify,
         settings={"rows": rows, "width": width},
     )
-    _dispatch(bench, "add + LayerNorm", "add_layer_norm", given, verify, {"rows": rows})
+    _dispatch(bench, "add + LayerNorm", "add_layer_norm", arguments, verify, {"rows": rows})
 
 
 def textspan(bench: Bench) -> None:
-    """TEXTSPAN of 64 heads from moments, against the same in torch; picks against float64."""
+    """TEXTSPAN of 64 heads from moments against the same in torch; picks are checked against float64."""
     groups, rank, size = (64, 64, 60) if bench.device == "cuda" else (2, 16, 6)
     texts = unit(bench.draw(groups, bench.sizes.pool, rank, dtype=torch.float64))
     decay = 0.95 ** torch.arange(rank, device=bench.device, dtype=torch.float64)
@@ -223,11 +224,11 @@ def textspan(bench: Bench) -> None:
 
     def verify(backend: str) -> list[Check]:
         picks, variance, _ = ops.span(*low, size, backend=backend)
-        wanted, exact, _ = reference.span(texts[:8].cpu(), factor[:8].cpu(), size, 1e-10)
-        wrong = (picks[:8].cpu() != wanted).sum()
+        expected_picks, expected_variance, _ = reference.span(texts[:8].cpu(), factor[:8].cpu(), size, 1e-10)
+        wrong = (picks[:8].cpu() != expected_picks).sum()
         return [
             Check("picks unlike float64's", float(wrong), 0),
-            Check("variance against float64", relative(variance[:8].cpu().double(), exact), 1e-4),
+            Check("variance against float64", relative(variance[:8].cpu().double(), expected_variance), 1e-4),
         ]
 
     def run(backend: str) -> tuple[str, Call]:
@@ -246,16 +247,16 @@ def textspan(bench: Bench) -> None:
             else ()
         ),
     )
-    given = [*low, size, 1e-10]
+    arguments = [*low, size, 1e-10]
     cluster = next(backend for backend in dispatch.BACKENDS if backend.name == "cuda")
-    refused = dispatch.unsupported_reasons(cluster, "span", given)
-    if refused:
-        bench.say(f"  TEXTSPAN by clusters does not run here: {', '.join(refused)}")
+    reasons = dispatch.unsupported_reasons(cluster, "span", arguments)
+    if reasons:
+        bench.say(f"  TEXTSPAN by clusters does not run on this device: {', '.join(reasons)}")
         return
-    # It was built because a model (benchmarks.span_costs) says twice as fast and more: this is what says whether it is.
+    # The model in benchmarks.span_costs predicts at least twice the speed; this measures it.
     name = f"TEXTSPAN of {groups} heads by clusters"
     bench.compared(name, run("cuda"), run("triton"), partial(verify, "cuda"), settings=settings, bars=_faster)
-    _dispatch(bench, f"TEXTSPAN of {groups} heads", "span", given, partial(verify, "auto"), settings)
+    _dispatch(bench, f"TEXTSPAN of {groups} heads", "span", arguments, partial(verify, "auto"), settings)
 
 
 def _faster(comparison: Comparison) -> tuple[Bar, ...]:

@@ -1,4 +1,4 @@
-"""JPEG files as cameras leave them, drawn here, and the loop that users of open_clip write to read them."""
+"""Synthetic JPEG files of a photograph's size, and the usual open_clip loop that reads and embeds them."""
 
 import statistics
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ from clipfast.scenes.scene import sample_scene
 
 SIZE = (640, 480)  # width, height
 QUALITY = 90
-GRAIN = 8  # levels of noise, which is most of what a JPEG of a photograph holds
+GRAIN = 8  # standard deviation of the noise, which determines most of the file size
 WORKERS = (0, 1, 2)
-"""Numbers of the loader's processes that are tried."""
+"""Numbers of loader processes to try."""
 
 
 def draw(folder: Path, count: int) -> list[Path]:
-    """Scenes with grain as JPEG files of some 80 kB; the same every time."""
+    """Writes scenes with grain as JPEG files of about 80 kB; the same files every time."""
     paths = []
     for index in range(count):
         rng = np.random.default_rng(index)
@@ -40,7 +40,7 @@ def draw(folder: Path, count: int) -> list[Path]:
 
 
 class Opened(Dataset[Tensor]):
-    """What everybody writes: open, preprocess."""
+    """The usual data set of open_clip users: open, preprocess."""
 
     def __init__(self, paths: Sequence[Path], preprocess: Any) -> None:
         self._paths, self._preprocess = paths, preprocess
@@ -56,14 +56,14 @@ class Opened(Dataset[Tensor]):
 class Loop:
     """open_clip's own preprocessing in a ``DataLoader``, its own forward under ``inference_mode``.
 
-    The transform is the one that ``create_model_and_transforms`` returns for the module. Worker processes are kept from
-    call to call: a long pass starts them once, and so does this.
+    The transform is the one that ``create_model_and_transforms`` returns for the module. Worker processes persist
+    between calls, as in a long pass, which starts them once.
 
     Args:
         module: the model.
-        paths: its images.
-        batch: images of a batch.
-        workers: processes that read; 0 for none.
+        paths: image files.
+        batch: images per batch.
+        workers: loader processes; 0 reads in the main process.
     """
 
     def __init__(self, module: nn.Module, paths: Sequence[Path], batch: int, workers: int) -> None:
@@ -82,31 +82,31 @@ class Loop:
 
 
 def best_loop(module: nn.Module, paths: Sequence[Path], batch: int, rounds: int = 3) -> tuple[Loop, dict[str, Any]]:
-    """The loop with the number of workers that is fastest here, and what each took.
+    """The loop with the fastest number of workers, and the times of all.
 
     Args:
         module: the model.
-        paths: its images.
-        batch: images of a batch.
-        rounds: how often each is timed, in turn; a round more goes before.
+        paths: image files.
+        batch: images per batch.
+        rounds: timed rounds, in which the loops take turns; one untimed round comes first.
     """
     loops = {workers: Loop(module, paths, batch, workers) for workers in WORKERS}
-    taken: dict[int, list[float]] = {workers: [] for workers in WORKERS}
+    times_by_workers: dict[int, list[float]] = {workers: [] for workers in WORKERS}
     for _ in range(rounds + 1):
         for workers, loop in loops.items():
-            taken[workers].append(seconds(loop))
-    medians = {workers: statistics.median(times[1:]) for workers, times in taken.items()}
+            times_by_workers[workers].append(seconds(loop))
+    medians = {workers: statistics.median(times[1:]) for workers, times in times_by_workers.items()}
     best = min(medians, key=medians.__getitem__)
     return loops[best], {"num_workers": best, "seconds_by_workers": {str(key): value for key, value in medians.items()}}
 
 
 def decoding(model: clipfast.Model, paths: Sequence[Path], rounds: int = 3) -> float:
-    """Seconds of one core that it takes to read and prepare the files, whatever else the machine does."""
+    """Core seconds to read and prepare the files, independent of the load of the machine."""
     prepare = Prepare(model.preprocess)
-    taken = []
+    times = []
     for _ in range(rounds):
         start = thread_time()
         for path in paths:
             prepare(open_image(path))
-        taken.append(thread_time() - start)
-    return statistics.median(taken)
+        times.append(thread_time() - start)
+    return statistics.median(times)

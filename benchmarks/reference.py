@@ -1,8 +1,8 @@
-"""The published code, side by side: a checkout of it runs in a process of its own.
+"""The published code for comparison: a checkout of it runs in its own process.
 
-The checkout (github.com/yossigandelsman/clip_prs) is a folder of scripts whose packages are called ``utils`` and
-``prs_hook``: it must be first on ``sys.path`` and must not share a process with anything else. The process is kept
-alive and asked for one run at a time, so that runs of both sides still interleave; it measures nothing but itself.
+The checkout (github.com/yossigandelsman/clip_prs) is a folder of scripts with packages named ``utils`` and
+``prs_hook``. It must come first on ``sys.path`` and cannot share a process with other code. The process stays alive
+and performs one run per request, so the runs of the two sides interleave. It times its own runs.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ class ReferenceFailed(RuntimeError):
 class Reference:
     """A running process of the published code with given weights and images.
 
-    Use as a context manager. ``seconds`` of the last run is the time the process itself measured.
+    Use as a context manager.
     """
 
     def __init__(
@@ -38,10 +38,10 @@ class Reference:
     ) -> None:
         device = str(images.device)
         self._answer = folder / "answer.safetensors"
-        given = folder / "given.safetensors"
+        inputs = folder / "inputs.safetensors"
         weights = {f"visual.{key}": tensor.cpu().contiguous() for key, tensor in visual.state_dict().items()}
-        save_file(weights | {"images": images.cpu()}, given)
-        request: dict[str, Any] = {"model": name, "given": str(given), "answer": str(self._answer)}
+        save_file(weights | {"images": images.cpu()}, inputs)
+        request: dict[str, Any] = {"model": name, "inputs": str(inputs), "answer": str(self._answer)}
         request |= {"spatial": spatial, "threads": threads, "device": device}
         self._process = subprocess.Popen(
             [sys.executable, str(WORKER), str(validate(checkout)), json.dumps(request)],
@@ -64,32 +64,32 @@ class Reference:
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if line.startswith("{"):  # anything else is the published code's own printing
+            if line.startswith("{"):  # other lines are printed by the published code
                 return dict(json.loads(line))
-        _, said = self._process.communicate()
-        raise ReferenceFailed(f"the published code stopped: {(said.strip().splitlines() or ['no message'])[-1]}")
+        _, stderr = self._process.communicate()
+        raise ReferenceFailed(f"the published code stopped: {(stderr.strip().splitlines() or ['no message'])[-1]}")
 
-    def _ask(self, word: str) -> dict[str, Any]:
+    def _ask(self, command: str) -> dict[str, Any]:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # _read says why it ended
-            print(word, file=self._process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # _read reports why the process ended
+            print(command, file=self._process.stdin, flush=True)
         return self._read()
 
     def run(self) -> float:
-        """One decomposition; the process's own seconds."""
+        """Runs one decomposition and returns its seconds, measured in the process."""
         return float(self._ask("run")["seconds"])
 
     def result(self) -> Result:
-        """One decomposition, with its arrays."""
+        """Runs one decomposition and returns its arrays."""
         self._ask("write")
         arrays = load_file(self._answer)
         return Result(arrays["embedding"], arrays["attentions"], arrays["mlps"])
 
     def peak(self) -> dict[str, float]:
-        """``loaded_mb`` and ``peak_mb`` of the process since it loaded, ``device_peak_mb`` with an accelerator."""
+        """``loaded_mb`` and ``peak_mb`` of the process after loading; ``device_peak_mb`` with an accelerator."""
         return {key: float(value) for key, value in self._ask("peak").items()}
 
 
 def to(result: Result, device: torch.device) -> Result:
-    """A result on another device."""
+    """Moves a result to a device."""
     return Result(result.embedding.to(device), result.attentions.to(device), result.start_and_mlps.to(device))

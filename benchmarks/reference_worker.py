@@ -1,8 +1,8 @@
 """The process that runs a checkout of the published code; started by :mod:`benchmarks.reference`, never imported.
 
-``reference_worker.py CHECKOUT REQUEST`` loads the model of the checkout with the weights it is given, then answers
-one line of JSON per word on its input: ``run`` (seconds of one decomposition), ``write`` (one decomposition, arrays
-to a file), ``peak`` (memory).
+``reference_worker.py CHECKOUT REQUEST`` loads the checkout's model with the weights of the request. It then
+reads one command per line and answers each with one line of JSON: ``run`` times one decomposition, ``write`` runs one
+and writes its arrays to a file, ``peak`` reports memory.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import Any
 
 
 def resident_mb() -> float:
-    """Resident size now, in MB (10⁶ bytes)."""
+    """Current resident size in MB (10⁶ bytes)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
@@ -31,9 +31,9 @@ def peak_mb() -> float:
 
 
 def main() -> None:
-    """Loads, then serves until its input ends."""
+    """Loads the model, then answers commands until the input ends."""
     checkout, request = sys.argv[1], json.loads(sys.argv[2])
-    sys.path[0] = checkout  # instead of this folder: the checkout's packages have common names
+    sys.path[0] = checkout  # replaces this folder: the checkout's packages have common names
     os.chdir(checkout)
 
     import torch
@@ -45,10 +45,10 @@ def main() -> None:
 
     device: str = request["device"]
     spatial: bool = request["spatial"]
-    given = load_file(request["given"])
-    images = given.pop("images").to(device)
+    weights = load_file(request["inputs"])
+    images = weights.pop("images").to(device)
     model: Any = create_model_and_transforms(request["model"], pretrained=None)[0]
-    missing, unexpected = model.load_state_dict(given, strict=False)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
     unfilled = [key for key in missing if key.startswith("visual.")] + list(unexpected)
     if unfilled:
         raise SystemExit(f"the weights do not fit the checkout's model: {', '.join(unfilled[:5])}")
@@ -57,7 +57,7 @@ def main() -> None:
     if "spatial" in inspect.signature(hook_prs_logger).parameters:
         options["spatial"] = spatial
     elif not spatial:
-        raise SystemExit("this checkout has no variant without tokens")
+        raise SystemExit("this checkout has no variant without per-token contributions")
     logger = hook_prs_logger(model, device, **options)
     method = "head" if spatial else "head_no_spatial"
 
@@ -76,11 +76,11 @@ def main() -> None:
         print(json.dumps(values), flush=True)
 
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of loading is not asked for
+        Path("/proc/self/clear_refs").write_text("5")  # leave the peak during loading out
     loaded = resident_mb()
     answer(ready=True)
-    for word in sys.stdin:
-        if word.strip() == "peak":
+    for command in sys.stdin:
+        if command.strip() == "peak":
             extra = {} if device == "cpu" else {"device_peak_mb": torch.cuda.max_memory_allocated() / 1e6}
             answer(loaded_mb=loaded, peak_mb=peak_mb(), **extra)
             continue
@@ -89,7 +89,7 @@ def main() -> None:
         result = decompose()
         wait()
         elapsed = time.perf_counter() - start
-        if word.strip() == "write":
+        if command.strip() == "write":
             names = ("embedding", "attentions", "mlps")
             save_file(
                 {name: part.detach().cpu().contiguous() for name, part in zip(names, result, strict=True)},

@@ -1,7 +1,7 @@
-"""Result files that describe themselves: ``benchmarks/results/<question>-<machine>.json``.
+"""Self-describing result files: ``benchmarks/results/<question>-<machine>.json``.
 
-A file holds one question on one machine. Every case carries the moment it was taken; cases of another commit, of other
-versions or of another machine are dropped when a new one is written, so that a file never mixes two states of the code.
+A file holds the cases of one question on one machine, each with the time it was measured. Writing a case drops those
+of another commit, machine or set of versions, so that a file never mixes two states of the code.
 """
 
 import json
@@ -18,10 +18,10 @@ FOLDER = Path(__file__).resolve().parent / "results"
 
 
 class Results:
-    """The cases of one question, written to its file as they come.
+    """The result file of one question; every case is written as soon as it is measured.
 
     Attributes:
-        path: where they are written.
+        path: path of the file.
     """
 
     def __init__(self, question: str, sentence: str, *, device: str = "cpu", folder: Path = FOLDER) -> None:
@@ -37,7 +37,7 @@ class Results:
         }
 
     def note_commit(self, commit: str | None) -> None:
-        """Names the commit where the code that runs is a copy without its history."""
+        """Records the commit for a copy of the code without git history."""
         if commit is not None and self._head["code"]["commit"] is None:
             self._head["code"] = {"commit": commit, "dirty": False}
 
@@ -56,17 +56,17 @@ class Results:
         """Writes a comparison and returns it as written.
 
         Args:
-            case: its name, unique in the question.
-            comparison: what :func:`clipfast.bench.measuring.compare` returned.
+            case: name of the case, unique within the question.
+            comparison: result of :func:`clipfast.bench.measuring.compare`.
             a: name of the first side.
             b: name of the second.
-            settings: everything needed to run it again.
-            memory: peak of a and of b.
-            bars: the promises it is held to.
-            figures: what was measured besides.
+            settings: everything needed to repeat the measurement.
+            memory: peak memory of a and of b.
+            bars: bars that apply to the case.
+            figures: further measurements.
 
         Raises:
-            WrongResult: the comparison did not pass a check.
+            WrongResult: a check failed, or none was made.
         """
         require(comparison.checks)
         entry = {"settings": settings} | comparison.to_json(a, b)
@@ -78,15 +78,15 @@ class Results:
 
     def write(self, case: str, entry: dict[str, Any]) -> dict[str, Any]:
         """Adds one case to the file and returns it as written."""
-        taken = {"taken": datetime.now(UTC).isoformat(timespec="seconds")} | machine.moment() | entry
-        document = self._head | {"cases": self._kept() | {case: taken}}
+        written = {"taken": datetime.now(UTC).isoformat(timespec="seconds")} | machine.moment() | entry
+        document = self._head | {"cases": self._kept() | {case: written}}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
         self.path.write_text(text + "\n", encoding="utf-8")
-        return taken
+        return written
 
     def _kept(self) -> dict[str, Any]:
-        """Cases already in the file that belong to the same state."""
+        """Cases in the file with the same machine, versions and commit."""
         try:
             document = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):

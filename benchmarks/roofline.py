@@ -1,14 +1,14 @@
-"""How fast could it be? A model of every tower on a device, as a table: ``python -m benchmarks.roofline``.
+"""A roofline model of every tower on a device, as a table: ``python -m benchmarks.roofline``.
 
-Nothing here is measured and no weight is loaded. :mod:`benchmarks.costs` and :mod:`benchmarks.costs_decomposed` say
-which kernels a plain and a decomposed forward consist of, with FLOPs and bytes; the tests hold their FLOPs equal to
-what ``torch.utils.flop_counter`` counts on open_clip's own modules and on clipfast's forward. The time of a kernel is
-the larger of its FLOPs at the device's rate and its bytes at the device's bandwidth, and kernels follow one another::
+Nothing is measured and no weights are loaded. :mod:`benchmarks.costs` and :mod:`benchmarks.costs_decomposed` list the
+kernels of a plain and a decomposed forward with FLOPs and bytes. The tests compare their FLOPs with the counts of
+``torch.utils.flop_counter`` on open_clip's modules and on clipfast's forward. Kernels run one after another, and the
+time of each is the larger of its FLOPs at the device's rate and its bytes at the device's bandwidth::
 
     time = Σ max(FLOPs / rate, bytes / bandwidth)
 
-That is a roof: launches, tails of grids and imperfect overlap come on top. ``--efficiency 0.65`` lowers the rate of
-matrix products to what a whole network reaches, which moves the ratios below by a few hundredths.
+This is a lower bound: launches, partial waves and imperfect overlap add time. ``--efficiency 0.65`` lowers the rate of
+matrix products to that of a complete network, which changes the ratios below by a few hundredths.
 
 ::
 
@@ -16,14 +16,17 @@ matrix products to what a whole network reaches, which moves the ratios below by
     python -m benchmarks.roofline --models "ViT-[BLH]-*" --device a100 --texts 1000 --last 4
     python -m benchmarks.roofline --peak 600 --bandwidth 3 --json roofline.json
 
-Columns: GFLOP per image of the plain forward and of the decomposed one (heads only). GB per batch and images/s of
-three: the plain forward in eager torch (*eager*), the plain forward with every elementwise pass but LayerNorm fused
-away (*fused*), and the decomposed one. Time of the decomposed forward for heads, with alpha, and with alpha and text
-maps, against those two and against the plain forward with the decomposed one's own kernels (*same*): below 1 the
-decomposition is faster than the forward it explains. The share of the plain FLOPs that the last block for the class
-token alone saves. Attention scores computed per head and image by tiles over all tokens, and by tiles over the patches
-alone: what the class token costs at 2^k + 1 tokens. The largest tensor of the definition written out, ``[N, N, H, W]``
-in float32, per image and layer.
+The columns are:
+
+- GFLOP per image of the plain forward and of the decomposed one (heads only);
+- GB per batch and images/s of the plain forward in eager torch (*eager*), of the plain forward with every elementwise
+  pass except LayerNorm fused (*fused*), and of the decomposed forward;
+- time of the decomposed forward for heads, with alpha, and with alpha and text maps, relative to those two and to the
+  plain forward with the kernels of the decomposed one (*same*); below 1 the decomposition is faster;
+- the fraction of the plain FLOPs saved by computing the last block for the class token alone;
+- attention scores computed per head and image in tiles over all tokens, and in tiles over the patches alone, which
+  shows the cost of the class token at 2^k + 1 tokens;
+- the largest tensor of the definition written out, ``[N, N, H, W]`` in float32, per image and layer.
 """
 
 import argparse
@@ -51,7 +54,7 @@ from benchmarks.costs import (
     plain_fused,
     products,
 )
-from benchmarks.costs_decomposed import Wanted, decomposed, plain_same_kernels, saved_by_last_block
+from benchmarks.costs_decomposed import Options, decomposed, plain_same_kernels, saved_by_last_block
 from clipfast.towers import openclip_models
 
 FORMAT = "clipfast.roofline/1"
@@ -63,13 +66,13 @@ class Device:
     """Rates of a device, in FLOP/s and bytes/s.
 
     Attributes:
-        name: what it is called.
-        matrix: matrix products in bfloat16 or float16.
-        bandwidth: memory.
-        float32: products of float32 tensors, without tf32.
-        origin: where the figures are from.
+        name: name of the device.
+        matrix: rate of matrix products in bfloat16 or float16.
+        bandwidth: memory bandwidth.
+        float32: rate of float32 matrix products, without tf32.
+        origin: source of the figures.
         efficiency: fraction of ``matrix`` and ``float32`` that products reach.
-        attention: fraction of ``matrix`` that attention reaches: exponentials take their turn beside the products.
+        attention: fraction of ``matrix`` that attention reaches, which also computes exponentials.
     """
 
     name: str
@@ -126,7 +129,7 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def supported(pattern: str = "*") -> dict[Shape, list[str]]:
-    """Names of the open_clip models that match and can be decomposed, by shape."""
+    """Names of the open_clip models that match the pattern and can be decomposed, by shape."""
     names = [name for name in openclip_models.names() if fnmatchcase(name, pattern)]
     shapes: dict[Shape, list[str]] = {}
     for name in sorted(names, key=lambda name: (not name.startswith("ViT"), len(name), name)):  # plainest first
@@ -149,18 +152,18 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """All forwards of one shape.
+    """The modelled forwards of one shape.
 
     Attributes:
-        names: models of that shape.
+        names: names of the models with that shape.
         shape: the tower.
-        images: the batch.
-        costs: by forward: ``plain_eager``, ``plain_fused``, ``plain_same_kernels``, ``heads``, ``alpha``, ``maps``
-            (with alpha) and ``tokens`` (with alpha, every token through every head).
+        images: images per batch.
+        costs: cost of ``plain_eager``, ``plain_fused``, ``plain_same_kernels``, ``heads``, ``alpha``, ``maps`` (with
+            alpha) and ``tokens`` (with alpha; every token through every head).
         saved_by_last_block: fraction of the plain FLOPs.
         scores_flash: attention scores computed per head and image in tiles over all tokens.
         scores_split: the same in tiles over the patches alone.
-        naive_bytes: ``[N, N, H, W]`` in float32: per image and layer, what the definition written out holds.
+        naive_bytes: size of ``[N, N, H, W]`` in float32, which the definition written out forms per image and layer.
     """
 
     names: tuple[str, ...]
@@ -181,25 +184,25 @@ class Estimate:
         return self.images / self.costs[forward].seconds
 
     def against(self, forward: str, plain: str) -> float:
-        """Time of a forward over the time of a plain one; below 1 it is faster."""
+        """Time of a forward relative to a plain one; below 1 it is faster."""
         return self.costs[forward].seconds / self.costs[plain].seconds
 
 
 def forwards(batch: Batch, texts: int, last: int | None = None) -> dict[str, Steps]:
-    """Every forward that is modelled, by name."""
+    """The steps of every modelled forward, by name."""
     return {
         "plain_eager": plain_eager(batch),
         "plain_fused": plain_fused(batch),
         "plain_same_kernels": plain_same_kernels(batch),
-        "heads": decomposed(batch, Wanted(last=last)),
-        "alpha": decomposed(batch, Wanted(alpha=True, last=last)),
-        "maps": decomposed(batch, Wanted(alpha=True, texts=texts, last=last)),
-        "tokens": decomposed(batch, Wanted(alpha=True, tokens=True, last=last)),
+        "heads": decomposed(batch, Options(last=last)),
+        "alpha": decomposed(batch, Options(alpha=True, last=last)),
+        "maps": decomposed(batch, Options(alpha=True, texts=texts, last=last)),
+        "tokens": decomposed(batch, Options(alpha=True, tokens=True, last=last)),
     }
 
 
 def cost(steps: Steps, device: Device) -> Cost:
-    """A forward on a device."""
+    """The cost of a forward on a device."""
     return Cost(products(steps), moved(steps), sum(map(device.seconds, steps)))
 
 
@@ -210,9 +213,9 @@ def estimate(
 
     Args:
         batch: images of one shape.
-        device: whose rates.
-        texts: how many texts to draw maps for.
-        last: how many layers are kept, from the end; None for all.
+        device: the device.
+        texts: number of text maps.
+        last: keep this many layers, from the end; None keeps all.
         names: models of the shape.
     """
     shape = batch.shape
@@ -249,19 +252,19 @@ PLAIN = ("plain_eager", "plain_fused", "plain_same_kernels")
 EXTRAS = ("heads", "alpha", "maps")
 
 
-def row(found: Estimate) -> list[str]:
+def row(model: Estimate) -> list[str]:
     """One shape as cells under :data:`HEADER`."""
-    alike = f" and {len(found.names) - 1} alike" if len(found.names) > 1 else ""
+    alike = f" and {len(model.names) - 1} alike" if len(model.names) > 1 else ""
     return [
-        f"{found.names[0]}{alike}" if found.names else "",
-        f"{found.shape.tokens}",
-        ", ".join(_figures(found.gflop(kind)) for kind in ("plain_eager", "heads")),
-        ", ".join(_figures(found.costs[kind].bytes / 1e9) for kind in TOTALS),
-        ", ".join(_figures(found.images_per_second(kind)) for kind in TOTALS),
-        *(", ".join(f"{found.against(kind, plain):.3f}" for kind in EXTRAS) for plain in PLAIN),
-        f"{found.saved_by_last_block:.1%}",
-        f"{found.scores_flash} ÷ {found.scores_split} = {found.scores_flash / found.scores_split:.2f}",
-        f"{_figures(found.naive_bytes / 1e9)} GB",
+        f"{model.names[0]}{alike}" if model.names else "",
+        f"{model.shape.tokens}",
+        ", ".join(_figures(model.gflop(kind)) for kind in ("plain_eager", "heads")),
+        ", ".join(_figures(model.costs[kind].bytes / 1e9) for kind in TOTALS),
+        ", ".join(_figures(model.images_per_second(kind)) for kind in TOTALS),
+        *(", ".join(f"{model.against(kind, plain):.3f}" for kind in EXTRAS) for plain in PLAIN),
+        f"{model.saved_by_last_block:.1%}",
+        f"{model.scores_flash} ÷ {model.scores_split} = {model.scores_flash / model.scores_split:.2f}",
+        f"{_figures(model.naive_bytes / 1e9)} GB",
     ]
 
 
@@ -271,7 +274,7 @@ def _figures(number: float) -> str:
 
 
 def sentence(device: Device, settings: argparse.Namespace) -> str:
-    """What the table was modelled for."""
+    """The device and settings of the table."""
     last = "last layer" if settings.last == 1 else f"last {settings.last} layers"
     kept = "all layers kept" if settings.last is None else f"the {last} kept"
     return (
@@ -284,30 +287,30 @@ def sentence(device: Device, settings: argparse.Namespace) -> str:
 def markdown(estimates: Sequence[Estimate], heading: str) -> str:
     """A table with one row per shape."""
     cells = (HEADER, ["---"] * len(HEADER), *map(row, estimates))
-    return "\n".join([heading, "", *(f"| {' | '.join(each)} |" for each in cells)])
+    return "\n".join([heading, "", *(f"| {' | '.join(line)} |" for line in cells)])
 
 
 def document(estimates: Sequence[Estimate], device: Device, settings: argparse.Namespace) -> dict[str, Any]:
-    """Everything as JSON, in FLOPs, bytes and seconds per batch."""
-    asked = {key: getattr(settings, key) for key in ("models", "batch", "texts", "last", "dtype")}
+    """All estimates as JSON, in FLOPs, bytes and seconds per batch."""
+    recorded = {key: getattr(settings, key) for key in ("models", "batch", "texts", "last", "dtype")}
     return {
         "format": FORMAT,
         "modelled": True,
         "measured": False,
         "device": asdict(device),
-        "settings": asked,
-        "models": [asdict(each) for each in estimates],
+        "settings": recorded,
+        "models": [asdict(model) for model in estimates],
     }
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One line instead of the usage and one line."""
+        """Prints the message without the usage."""
         self.exit(2, f"roofline: {message}\n")
 
 
 def _number(convert: Callable[[str], float], least: float, most: float = 1e9) -> Callable[[str], Any]:
-    """An argument type that refuses what is no number, or out of bounds."""
+    """An argument type that rejects what is not a number or out of bounds."""
 
     def parse(text: str) -> float:
         with suppress(ValueError):
@@ -320,26 +323,26 @@ def _number(convert: Callable[[str], float], least: float, most: float = 1e9) ->
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    built = _Parser(prog="python -m benchmarks.roofline", description="Modelled speed of every model on a device.")
+    """The command's options."""
+    command = _Parser(prog="python -m benchmarks.roofline", description="Modelled speed of every model on a device.")
     rate = _number(float, 1e-6)
     fraction = _number(float, 1e-6, 1)
-    built.add_argument("--models", metavar="GLOB", default="*", help="open_clip names, e.g. 'ViT-L-*' (all)")
-    built.add_argument("--batch", metavar="N", type=_number(int, 1), default=256, help="images (256)")
-    built.add_argument("--texts", metavar="N", type=_number(int, 1), default=100, help="texts to draw maps for (100)")
-    built.add_argument("--last", metavar="N", type=_number(int, 1), help="layers to keep, from the end (all)")
-    built.add_argument("--dtype", choices=BYTES, default="bfloat16", help="of the model (bfloat16)")
-    built.add_argument("--device", choices=DEVICES, default="h200", help="whose rates (h200)")
-    built.add_argument("--peak", metavar="TFLOPS", type=rate, help="rate of matrix products instead of the device's")
-    built.add_argument("--bandwidth", metavar="TB/S", type=rate, help="bandwidth instead of the device's")
-    built.add_argument("--efficiency", metavar="F", type=fraction, default=1.0, help="fraction of the peak reached (1)")
-    built.add_argument("--attention-efficiency", metavar="F", type=fraction, help="the same of attention (0.4)")
-    built.add_argument("--json", metavar="FILE", type=Path, help="write everything there as well")
-    return built
+    command.add_argument("--models", metavar="GLOB", default="*", help="open_clip names, e.g. 'ViT-L-*' (all)")
+    command.add_argument("--batch", metavar="N", type=_number(int, 1), default=256, help="images (256)")
+    command.add_argument("--texts", metavar="N", type=_number(int, 1), default=100, help="text maps (100)")
+    command.add_argument("--last", metavar="N", type=_number(int, 1), help="layers to keep, from the end (all)")
+    command.add_argument("--dtype", choices=BYTES, default="bfloat16", help="dtype of the model (bfloat16)")
+    command.add_argument("--device", choices=DEVICES, default="h200", help="device (h200)")
+    command.add_argument("--peak", metavar="TFLOPS", type=rate, help="rate of matrix products instead of the device's")
+    command.add_argument("--bandwidth", metavar="TB/S", type=rate, help="bandwidth instead of the device's")
+    command.add_argument("--efficiency", metavar="F", type=fraction, default=1.0, help="fraction of the peak (1)")
+    command.add_argument("--attention-efficiency", metavar="F", type=fraction, help="the fraction for attention (0.4)")
+    command.add_argument("--json", metavar="FILE", type=Path, help="also write all figures to this file")
+    return command
 
 
 def chosen_device(settings: argparse.Namespace) -> Device:
-    """The device named, with what was given instead of its figures."""
+    """The chosen device, with the figures that options override."""
     device = replace(DEVICES[settings.device], efficiency=settings.efficiency)
     if settings.dtype == "float32":
         device = replace(device, matrix=device.float32)
@@ -372,7 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         for shape, names in shapes.items()
     ]
-    estimates.sort(key=lambda each: each.costs["plain_eager"].flops)
+    estimates.sort(key=lambda model: model.costs["plain_eager"].flops)
     if settings.json is not None:
         text = json.dumps(document(estimates, device, settings), indent=2, allow_nan=False)
         try:

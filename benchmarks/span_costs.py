@@ -1,39 +1,40 @@
-"""What TEXTSPAN costs on an H200, clock by clock: the Triton kernel and the cluster of ``csrc/cuda``. Nothing runs.
+"""A model of the time of TEXTSPAN on an H200, for the Triton kernel and the cluster of ``csrc/cuda``. Nothing runs.
 
-``python -m benchmarks.span_costs`` prints the table in ``docs/kernels/index.md``. Counted: instructions of the inner
-loops, in the machine code for sm_90 (``cuobjdump`` and ``nvdisasm`` of Triton's package); bytes; programs that fit.
-Assumed: the rates and latencies of :data:`H200`, and that a kernel takes the time of its busiest unit plus the waits
-that nothing can overlap. So this orders designs and is no forecast: the table is repeated with barriers of half and
-twice the time.
+``python -m benchmarks.span_costs`` prints the table in ``docs/kernels/index.md``. Counted are instructions of the
+inner loops in the machine code for sm_90 (``cuobjdump`` and ``nvdisasm`` of Triton's package), bytes, and the programs
+that fit. Assumed are the rates and latencies of :data:`H200`, and that a kernel takes the time of its busiest unit plus
+the waits that cannot overlap. The model ranks designs; it does not predict times. The table therefore repeats the
+result with barriers of half and twice the time.
 """
 
 from dataclasses import dataclass, replace
 
 FLOAT32, FLOAT64 = 4, 8
-TEXTS, RANK, SIZE = 3500, 67, 60  # 64 entries of a head's own and three that all heads share
+TEXTS, RANK, SIZE = 3500, 67, 60  # 64 entries per head and three that all heads share
 TOGETHER = 48
-"""Heads that :func:`clipfast.analyses.textspan.pursue` hands over at once."""
+"""Heads per call of the operation in :func:`clipfast.analyses.textspan.pursue`."""
 WARP, WARPS = 32, 8
 
 
 @dataclass(frozen=True)
 class Device:
-    """Clocks, and what a multiprocessor does in one.
+    """Rates and latencies; per clock of one multiprocessor unless noted.
 
     Attributes:
-        clock: per second.
-        processors: multiprocessors of each group that a cluster must fit in (GPC).
+        clock: clocks per second.
+        processors: multiprocessors of each GPC; a cluster must fit in one GPC.
         memory: bytes/s.
-        cache: bytes of level 2 that stay there when read again and again.
-        shared: bytes of shared memory, of which every block takes :attr:`reserved` more than it asks for.
-        issued: instructions of a warp.
-        float64: multiply-adds.
-        conversions: from float32 to float64.
-        shuffles: instructions of a warp.
-        from_cache: bytes from level 2.
-        load: clocks from level 2, or from another block of the cluster.
-        barrier: clocks of a barrier of a cluster, with the writes to other blocks before it.
-        reduction: clocks of five shuffles and what is between them.
+        cache: usable bytes of the L2 cache.
+        shared: bytes of shared memory.
+        reserved: bytes of shared memory that every block takes beyond its request.
+        issued: warp instructions issued.
+        float64: float64 multiply-adds.
+        conversions: conversions from float32 to float64.
+        shuffles: warp shuffle instructions.
+        from_cache: bytes read from L2.
+        load: latency in clocks of a load from L2 or from another block of the cluster.
+        barrier: clocks of a cluster barrier, including the preceding writes to other blocks.
+        reduction: clocks of a warp reduction by five shuffles.
     """
 
     clock: float = 1.98e9
@@ -57,7 +58,7 @@ H200 = Device()
 
 @dataclass(frozen=True)
 class Loop:
-    """Instructions of a warp in one turn of an inner loop, and the products of a text with a coordinate it has then."""
+    """Warp instructions in one iteration of an inner loop, and its products of a text with a coordinate."""
 
     products: int
     issued: int
@@ -65,7 +66,7 @@ class Loop:
     conversions: int
 
     def clocks(self, device: Device, stored: int) -> float:
-        """Of one multiprocessor, per product of a text with a coordinate."""
+        """Clocks of one multiprocessor per product of a text with a coordinate."""
         lanes = self.products / WARP
         busiest = max(
             self.issued / device.issued,
@@ -77,7 +78,7 @@ class Loop:
 
 # 4 texts × 8 coordinates a thread; its float64 are 40 products, 40 multiply-adds and 36 sums
 TRITON = Loop(products=32 * WARP, issued=383, float64=116, conversions=32)
-TRITON_SHUFFLES = {"without": 104, "covariance": 96}  # of a warp, per 32 rows of `known` and of the covariance
+TRITON_SHUFFLES = {"without": 104, "covariance": 96}  # per warp, for 32 rows of `known` and of the covariance
 TRITON_ROWS = 32
 # 2 texts × 4 coordinates a thread
 CLUSTER = Loop(products=8 * WARP, issued=42, float64=16, conversions=8)
@@ -89,7 +90,14 @@ def _up(count: int, to: int) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of all heads of one call: seconds, heads at once, and clocks of a pick of which so many read texts."""
+    """Cost of all heads of one call.
+
+    Attributes:
+        seconds: total time.
+        at_once: heads processed concurrently.
+        step: clocks of one pick.
+        sweep: the part of ``step`` that reads texts.
+    """
 
     seconds: float
     at_once: int
@@ -100,18 +108,18 @@ class Cost:
 def triton(
     device: Device, heads: int, texts: int = TEXTS, rank: int = RANK, size: int = SIZE, loop: Loop = TRITON
 ) -> Cost:
-    """``kernels/span/triton.py``: a program per head; its texts come from level 2, or from memory if too many."""
+    """``kernels/span/triton.py``: one program per head; texts come from L2, or from memory if they do not fit."""
     at_once = min(heads, sum(device.processors))
-    if heads > at_once:  # the rest follow
-        whole, rest = heads // at_once, heads % at_once
-        parts = [(whole, triton(device, at_once, texts, rank, size, loop))]
+    if heads > at_once:  # in several waves
+        waves, rest = heads // at_once, heads % at_once
+        parts = [(waves, triton(device, at_once, texts, rank, size, loop))]
         parts += [(1, triton(device, rest, texts, rank, size, loop))] if rest else []
         return replace(parts[0][1], seconds=sum(times * part.seconds for times, part in parts))
     padded = _up(texts, 1024) * 1024 * _up(rank, 8) * 8  # whole tiles
-    held = FLOAT32 * texts * rank
-    sweep = max(padded * loop.clocks(device, FLOAT32), held / device.from_cache)
-    if at_once * held > device.cache:
-        sweep = max(sweep, at_once * held / device.memory * device.clock)
+    text_bytes = FLOAT32 * texts * rank
+    sweep = max(padded * loop.clocks(device, FLOAT32), text_bytes / device.from_cache)
+    if at_once * text_bytes > device.cache:
+        sweep = max(sweep, at_once * text_bytes / device.memory * device.clock)
     known = sum(_up(step, TRITON_ROWS) for step in range(size)) / size
     shuffles = 3 * known * TRITON_SHUFFLES["without"] + _up(rank, TRITON_ROWS) * TRITON_SHUFFLES["covariance"]
     waits = 5 * device.load + 4 * device.reduction  # the text, `known` three times, the covariance; norms and the best
@@ -121,7 +129,7 @@ def triton(
 
 
 def shared_bytes(texts: int, rank: int, blocks: int, stored: int) -> int:
-    """What a block of a cluster keeps, as ``Layout`` in ``csrc/cuda/span_kernel.h`` has it."""
+    """Shared memory of one block of a cluster, as laid out by ``Layout`` in ``csrc/cuda/span_kernel.h``."""
     share, rows = 2 * _up(_up(texts, blocks), 2), _up(rank, blocks)
     matrices, vectors = 2 * FLOAT64 * rows * rank, 4 * FLOAT64 * rank
     return stored * rank * share + FLOAT64 * share + matrices + vectors + 12 * blocks * WARPS
@@ -136,14 +144,14 @@ def cluster(
     size: int = SIZE,
     stored: int = FLOAT32,
 ) -> Cost | None:
-    """``csrc/cuda/span_kernel.h``: a cluster of so many blocks per head; None where its texts are too many for them."""
-    held = shared_bytes(texts, rank, blocks, stored) + device.reserved
-    resident = min(3, device.shared // held)
+    """``csrc/cuda/span_kernel.h``: a cluster of ``blocks`` blocks per head; None if they cannot hold the texts."""
+    block_bytes = shared_bytes(texts, rank, blocks, stored) + device.reserved
+    resident = min(3, device.shared // block_bytes)
     at_once = sum(count * resident // blocks for count in device.processors)
     if not at_once:
         return None
     share, rows = 2 * _up(_up(texts, blocks), 2), _up(rank, blocks)
-    quarters = _up(_up(share, 2 * WARP), 4) * 4 * 2 * WARP  # the busiest of four schedulers has whole warps
+    quarters = _up(_up(share, 2 * WARP), 4) * 4 * 2 * WARP  # the busiest of four schedulers, in whole warps
     sweep = quarters * rank * CLUSTER.clocks(device, stored)
     products = 3 * _up(rows, WARPS) * device.reduction
     small = 3 * device.reduction + products + 8 * rows * rank * FLOAT64 / 128  # the best twice, norms; matrices
@@ -155,18 +163,18 @@ def cluster(
 
 
 def best_cluster(device: Device, heads: int, stored: int = FLOAT32, texts: int = TEXTS) -> tuple[int, Cost]:
-    """The fastest of all cluster sizes; at run time they are timed."""
-    found = {
+    """The cluster size with the least modelled time, and its cost; at run time the sizes are timed."""
+    costs = {
         blocks: cost
         for blocks in range(1, 17)
         if (cost := cluster(device, heads, blocks, texts=texts, stored=stored)) is not None
     }
-    blocks = min(found, key=lambda each: found[each].seconds)
-    return blocks, found[blocks]
+    blocks = min(costs, key=lambda size: costs[size].seconds)
+    return blocks, costs[blocks]
 
 
 CASES = (("one head", 1, 1), ("ViT-B-16", 144, TOGETHER), ("ViT-L-14", 384, TOGETHER))
-"""Name, heads, and heads of one call."""
+"""Name, heads, and heads per call."""
 
 HEADER = (
     "heads",
@@ -181,7 +189,7 @@ HEADER = (
 
 
 def markdown(device: Device = H200) -> str:
-    """The table."""
+    """The table as Markdown."""
     lines = [
         f"**Modelled, not measured**: H200 at {device.clock / 1e9:.2f} GHz and {device.memory / 1e12:.1f} TB/s;"
         f" {TEXTS:,} float32 texts of rank {RANK}, {SIZE} picks; every head of a model.",

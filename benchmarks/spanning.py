@@ -1,7 +1,7 @@
-"""What TEXTSPAN is measured on, and what it is compared with: the algorithm on the outputs themselves.
+"""Inputs of the TEXTSPAN benchmark, and the published algorithm that works on the outputs of a head.
 
-The tower has the shape of a ViT-L-14 but for its images, which are one patch: heads, widths and weights are what
-TEXTSPAN's time depends on, and a thousand images take seconds.
+The tower has the heads, widths and weights of a ViT-L-14, on which the time of TEXTSPAN depends, but its images are one
+patch, so that a thousand of them take seconds.
 """
 
 from dataclasses import dataclass
@@ -19,18 +19,18 @@ from clipfast.analyses.textspan import TextSpan
 TEXTS = 3500
 SIZE = 60  # texts picked per head
 LAYERS, HEADS, EMBED_DIM = 24, 16, 768
-HEAD = (21, 5)  # whose outputs are kept
-GAP = 1e-4  # of two texts that are closer than this either may be picked
+HEAD = (21, 5)  # the head whose outputs are kept
+GAP = 1e-4  # relative difference in variance below which either of two texts may be picked
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Moments of every head of the tower, and the same images' outputs of one head.
+    """Moments of every head of the tower, and the outputs of one head on the same images.
 
     Attributes:
-        moments: of all heads.
-        outputs: ``[K, D]`` of :data:`HEAD`.
-        texts: ``[T, D]``, float32.
+        moments: moments of all heads.
+        outputs: outputs of :data:`HEAD`, ``[K, D]``.
+        texts: text features, ``[T, D]``, float32.
     """
 
     moments: Moments
@@ -39,7 +39,7 @@ class Subject:
 
 
 def subject(images: int, batch: int = 50) -> Subject:
-    """Random weights, noise for images, random texts that have half of their square in common as CLIP's have."""
+    """Random weights, noise images, and random texts with a common component, as in CLIP."""
     torch.manual_seed(0)
     visual = VisionTransformer(
         image_size=14, patch_size=14, width=1024, layers=LAYERS, heads=HEADS, mlp_ratio=4.0, output_dim=EMBED_DIM
@@ -49,20 +49,20 @@ def subject(images: int, batch: int = 50) -> Subject:
     pixels = cases.noise(visual, images)
     moments, outputs = Moments(model), []
     for start in range(0, images, batch):
-        found = model.decompose(pixels[start : start + batch])
-        moments.update(found)
-        outputs.append(found.head(*HEAD))
+        contributions = model.decompose(pixels[start : start + batch])
+        moments.update(contributions)
+        outputs.append(contributions.head(*HEAD))
     return Subject(moments, torch.cat(outputs), texts(TEXTS, EMBED_DIM))
 
 
 def texts(count: int, width: int) -> Tensor:
-    """Unit features, ``[count, width]``, each with half of its square in common with all others."""
+    """Unit features, ``[count, width]``; half of the squared norm of each is common to all."""
     common = cases.unit_texts(width, count=1, seed=3)
     return cases.unit(cases.unit_texts(width, count=count) + common)
 
 
 def on_outputs(outputs: Tensor, features: Tensor, size: int, rank: int) -> list[int]:
-    """TEXTSPAN as arXiv 2310.05916 states it (algorithm 1): outputs ``[K, D]`` and texts ``[T, D]`` shrink."""
+    """TEXTSPAN as in arXiv 2310.05916 (algorithm 1), which projects outputs ``[K, D]`` and texts ``[T, D]``."""
     axes = torch.linalg.svd(outputs, full_matrices=False)[2][:rank]
     outputs, features = outputs - outputs.mean(0), features @ axes.T @ axes
     picks = []
@@ -75,40 +75,40 @@ def on_outputs(outputs: Tensor, features: Tensor, size: int, rank: int) -> list[
 
 
 def fresh(moments: Moments, backend: str) -> Moments:
-    """The same moments with nothing computed from them yet."""
-    copied = Moments(backend=backend)
-    copied.merge(moments)
-    return copied
+    """A copy of the moments without cached results."""
+    copy = Moments(backend=backend)
+    copy.merge(moments)
+    return copy
 
 
 def largest_miss(features: Tensor, factor: Tensor, picks: list[int], floor: float = 1e-9) -> float:
-    """By which share a head's picks miss the best text at most, followed in float64.
+    """The largest relative difference between the variance of a pick and that of the best text, in float64.
 
     Args:
         features: ``[T, R]`` in coordinates of the head's span.
         factor: ``[R, R]``.
-        picks: in their order.
-        floor: of the first pick's variance, below which rounding of the features decides.
+        picks: in the order they were made.
+        floor: fraction of the first pick's variance below which rounding decides the pick, and the check stops.
     """
-    left, covariance = features.double(), factor.double() @ factor.double().T
+    residual, covariance = features.double(), factor.double() @ factor.double().T
     first, worst = 0.0, 0.0
     for pick in picks:
-        variance = ((left @ covariance) * left).sum(1)
+        variance = ((residual @ covariance) * residual).sum(1)
         best = float(variance.max())
         first = first or best
         if best < floor * first:
             break
         worst = max(worst, 1 - float(variance[pick]) / best)
-        direction = left[pick] / left[pick].norm()
-        left = left - torch.outer(left @ direction, direction)
-        away = torch.eye(len(direction), dtype=left.dtype) - torch.outer(direction, direction)
-        covariance = away @ covariance @ away
+        direction = residual[pick] / residual[pick].norm()
+        residual = residual - torch.outer(residual @ direction, direction)
+        projector = torch.eye(len(direction), dtype=residual.dtype) - torch.outer(direction, direction)
+        covariance = projector @ covariance @ projector
     return worst
 
 
-def misses(spans: HeadSpans, features: Tensor, found: list[TextSpan], groups: list[int]) -> float:
+def misses(spans: HeadSpans, features: Tensor, results: list[TextSpan], groups: list[int]) -> float:
     """:func:`largest_miss` over some of the heads."""
     return max(
-        largest_miss(features.double() @ spans.axes[group].T, spans.factor[group], list(found[group].picks))
+        largest_miss(features.double() @ spans.axes[group].T, spans.factor[group], list(results[group].picks))
         for group in groups
     )

@@ -1,7 +1,7 @@
-"""Every kernel at the sizes it is used at, as launches of ``meta`` tensors that :mod:`benchmarks.compiled` compiles.
+"""Every kernel at realistic sizes, as launches of ``meta`` tensors that :mod:`benchmarks.compiled` compiles.
 
-Sizes are those of open_clip's vision transformers at batch 256; configurations are those that each operation would
-time on a GPU of the given capability.
+Sizes are those of open_clip's vision transformers at batch 256; configurations are those that each operation
+times on a GPU of the given capability.
 """
 
 from collections.abc import Iterator
@@ -28,13 +28,13 @@ LOW, FULL = torch.bfloat16, torch.float32
 
 @dataclass(frozen=True)
 class Specimen:
-    """One launch and what is expected of it.
+    """One launch to compile.
 
     Attributes:
         operation: its name in :mod:`clipfast.kernels.ops`.
         case: sizes and dtype, in words.
-        launch: what is compiled.
-        products: whether it must use tensor cores.
+        launch: the launch.
+        products: whether the binary must use tensor cores.
     """
 
     operation: str
@@ -52,7 +52,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def specimens(capability: int) -> Iterator[Specimen]:
-    """All of them for a GPU of this capability."""
+    """All specimens for a GPU of this capability."""
     yield from _attention(capability)
     yield from _query_row()
     yield from _query_row_from_tokens()
@@ -63,7 +63,7 @@ def specimens(capability: int) -> Iterator[Specimen]:
 
 
 def _attention(capability: int) -> Iterator[Specimen]:
-    # head_dim: B and L 64, H/14 80, g 88, 96, bigG 104, 128. 257 (and 577): class token apart; 197, 50 not.
+    # head_dim: 64 in B and L, 80 in H/14, 88 in g, 104 in bigG. At 257 (and 577) tokens the class token is split off.
     cases = [(tokens, 64, LOW) for tokens in (50, 197, 257)]
     cases += [(257, head_dim, LOW) for head_dim in (80, 88, 96, 104, 128)]
     cases += [(197, 80, LOW), (257, 64, torch.float16), (257, 64, FULL), (197, 64, FULL), (257, 80, FULL)]
@@ -160,9 +160,9 @@ def _layers(capability: int) -> Iterator[Specimen]:
         x, delta = _meta(IMAGES * 257, width, dtype=dtype), _meta(IMAGES * 257, width, dtype=dtype)
         weight, bias = _meta(width, dtype=dtype), _meta(width, dtype=dtype)
         for config in layer_norm.configs(width):
-            for added, how in ((delta, "add + norm"), (None, "norm")):
+            for added, variant in ((delta, "add + norm"), (None, "norm")):
                 launch, _ = layer_norm.plan(x, added, weight, bias, 1e-5, config)
-                yield Specimen("add_layer_norm", f"W={width} {_name(dtype)}, {how}", launch, False)
+                yield Specimen("add_layer_norm", f"W={width} {_name(dtype)}, {variant}", launch, False)
 
 
 def _heads() -> Iterator[Specimen]:

@@ -1,6 +1,6 @@
-"""The results as Markdown: ``python -m benchmarks.table [FILE …]``. Reads result files and nothing else.
+"""Prints result files as Markdown: ``python -m benchmarks.table [FILE …]``.
 
-``python -m benchmarks.table --write`` writes the tables into :data:`PAGES`, between the comments that name a question.
+``python -m benchmarks.table --write`` replaces the tables in :data:`PAGES`, between comments that name the question.
 """
 
 import json
@@ -17,7 +17,7 @@ from clipfast.bench.table import duration, markdown_table, size
 FOLDER = Path(__file__).resolve().parent / "results"
 ROOT = FOLDER.parents[1]
 PAGES = tuple(ROOT / page for page in ("README.md", "docs/results/speed.md", "docs/results/gpu.md"))
-"""The pages that have tables of results."""
+"""The pages with tables of results."""
 BLOCK = re.compile(r"(<!-- results: (?P<question>\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 HEADER = ("case", "time", "against", "times as fast (q10–q90)", "peak memory", "largest error", "bars")
 
@@ -44,13 +44,13 @@ def row(name: str, case: dict[str, Any]) -> list[str]:
 
 
 def table(document: dict[str, Any]) -> str:
-    """One result file as Markdown: the question, the machine and commit, a table."""
+    """One result file as Markdown: question, machine, commit and table."""
     rows = [row(name, case) for name, case in document["cases"].items()]
     return "\n".join([f"**{document['sentence']}**", "", provenance(document), "", *markdown_table(HEADER, rows)])
 
 
 def truth_table(document: dict[str, Any]) -> str:
-    """The bars of :mod:`benchmarks.truth` with machine and commit."""
+    """Machine, commit and bars of :mod:`benchmarks.truth`."""
     from benchmarks.truth.pages import bars
 
     return f"{provenance(document)}\n\n{bars(document)}"
@@ -74,7 +74,7 @@ def roofline_table() -> str:
         for name in MODELLED
     ]
     rows = [
-        [label, *(f"{each.against(extra, 'plain_eager'):.2f}" for each in estimates)]
+        [label, *(f"{estimate.against(extra, 'plain_eager'):.2f}" for estimate in estimates)]
         for label, extra in (("heads + attention", "alpha"), (f"… + {settings.texts} text maps", "maps"))
     ]
     return "\n".join([roofline.sentence(device, settings), "", *markdown_table(("", *MODELLED), rows)])
@@ -91,12 +91,12 @@ def tables(question: str, folder: Path = FOLDER) -> str:
 
 
 def written(text: str, folder: Path = FOLDER) -> str:
-    """A page with the tables of every question that it has a place for."""
+    """A page with its tables replaced by the current ones."""
     return BLOCK.sub(lambda match: f"{match[1]}\n{tables(match['question'], folder)}\n\n{match[3]}", text)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Prints the files named, or every file with measured cases; or writes :data:`PAGES`."""
+    """Prints the given files, or all result files; with ``--write``, updates :data:`PAGES`."""
     if list(arguments) == ["--write"]:
         for page in PAGES:
             page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")

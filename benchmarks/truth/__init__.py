@@ -1,1 +1,1 @@
-"""The paper's experiments where the truth is known: on the bundled model and scenes that it has not been trained on."""
+"""The paper's experiments with known ground truth: the bundled model on scenes that it was not trained on."""

@@ -1,4 +1,4 @@
-"""Scenes with their contributions and their truth, and the zero-shot classifier of every attribute."""
+"""Scenes with contributions and ground truth, and the zero-shot classifier of every attribute."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,17 +27,17 @@ class Scenes:
 
     Attributes:
         model: the bundled model.
-        records: what was drawn.
-        found: their contributions, with the class token's own part.
+        records: description of every scene.
+        contributions: contributions of the scenes, with the class token's part kept.
     """
 
     model: clipfast.Model
     records: list[Scene]
-    found: clipfast.Contributions
+    contributions: clipfast.Contributions
 
     @classmethod
     def draw(cls, model: clipfast.Model, split: str, count: int, seed: int = 0) -> "Scenes":
-        """The first scenes of a split."""
+        """Draws and decomposes the first ``count`` scenes of a split."""
         records = [sample_scene(seed, split, index) for index in range(count)]
         parts = []
         for start in range(0, count, _BATCH):
@@ -47,13 +47,13 @@ class Scenes:
 
     @cached_property
     def moments(self) -> clipfast.Moments:
-        """Of all of them."""
+        """Moments of all scenes."""
         moments = clipfast.Moments(self.model)
-        moments.update(self.found)
+        moments.update(self.contributions)
         return moments
 
-    def judged_by(self, attribute: str) -> tuple[list[int], Tensor]:
-        """Scenes that have one value of an attribute, and its number: those that the model's own evaluation counts."""
+    def labelled(self, attribute: str) -> tuple[list[int], Tensor]:
+        """Rows and class indices of the scenes that count for an attribute and have one value of it."""
         rows = [
             row
             for row, scene in enumerate(self.records)
@@ -64,22 +64,22 @@ class Scenes:
 
     def accuracies(self, features: Tensor) -> dict[str, float]:
         """Zero-shot accuracy of every attribute from features ``[B, D]`` of all scenes."""
-        found = {}
+        accuracies = {}
         for attribute in ATTRIBUTES:
-            rows, labels = self.judged_by(attribute)
+            rows, labels = self.labelled(attribute)
             accuracy = Accuracy(classifier(self.model, attribute))
             accuracy.update(features[rows], labels)
-            found[attribute] = accuracy.accuracy
-        return found
+            accuracies[attribute] = accuracy.accuracy
+        return accuracies
 
     def ablated(self, terms: clipfast.Terms | str, moments: clipfast.Moments) -> dict[str, float]:
         """:meth:`accuracies` with terms replaced by their mean."""
-        return self.accuracies(ablate(self.found, terms, moments))
+        return self.accuracies(ablate(self.contributions, terms, moments))
 
 
 @cache
 def classifier(model: clipfast.Model, attribute: str, values: tuple[str, ...] | None = None) -> Tensor:
-    """A unit row per value of an attribute, the mean of its prompts' features, ``[C, D]``."""
+    """One unit row per value of an attribute: the normalised mean of its prompts' features, ``[C, D]``."""
     texts = prompts(attribute)
     rows = [model.encode_text(texts[value]).mean(0) for value in values or ATTRIBUTES[attribute]]
     return F.normalize(torch.stack(rows), dim=1)
@@ -87,37 +87,37 @@ def classifier(model: clipfast.Model, attribute: str, values: tuple[str, ...] | 
 
 @dataclass(frozen=True)
 class Lookalikes:
-    """The two shapes that differ little, on their own background and on the other's: four even groups."""
+    """Two similar shapes, each on its usual background and on the other's: four groups of equal size."""
 
     scenes: Scenes
 
     def accuracy(self, features: Tensor) -> Accuracy:
-        """Flower against gear, by groups of shape and background."""
-        found = Accuracy(classifier(self.scenes.model, "shape", LOOKALIKES))
+        """Accuracy of flower against gear, by groups of shape and background."""
+        accuracy = Accuracy(classifier(self.scenes.model, "shape", LOOKALIKES))
         shapes = [scene.objects[0].shape for scene in self.scenes.records]
         names = [f"{shape} in {scene.background}" for shape, scene in zip(shapes, self.scenes.records, strict=True)]
         labels = torch.tensor([LOOKALIKES.index(shape) for shape in shapes])
-        found.update(features, labels, torch.tensor([sorted(set(names)).index(name) for name in names]))
-        return found
+        accuracy.update(features, labels, torch.tensor([sorted(set(names)).index(name) for name in names]))
+        return accuracy
 
 
 Say = Callable[[str], None]
 
 
 def mean(values: Sequence[float]) -> float:
-    """Of one value or more."""
+    """The mean of at least one value."""
     return sum(values) / len(values)
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A promise and what was found.
+    """A bar: a promised value and the measured one.
 
     Attributes:
-        name: what is promised.
-        value: what was found.
-        limit: the least that is promised.
-        percent: whether both are shares.
+        name: what is measured.
+        value: the measured value.
+        limit: the least promised value.
+        percent: whether to print both as percentages.
     """
 
     name: str
@@ -127,10 +127,10 @@ class Bar:
 
     @property
     def met(self) -> bool:
-        """Whether it is kept."""
+        """Whether the bar is met."""
         return self.value >= self.limit
 
     def cells(self) -> tuple[str, str, str]:
-        """Name, what was found, and the promise."""
-        shown = [f"{number:.1%}" if self.percent else f"{number:.3g}" for number in (self.value, self.limit)]
-        return self.name, shown[0], f"≥ {shown[1]}, {'met' if self.met else '**missed**'}"
+        """Name, measured value and bar, as table cells."""
+        texts = [f"{number:.1%}" if self.percent else f"{number:.3g}" for number in (self.value, self.limit)]
+        return self.name, texts[0], f"≥ {texts[1]}, {'met' if self.met else '**missed**'}"

@@ -1,4 +1,4 @@
-"""Which method finds the pixels of the object named? Ours and five others, on the same tower, by one protocol."""
+"""Zero-shot segmentation: clipfast and five other methods on the same tower, by one protocol."""
 
 from typing import Any
 
@@ -19,9 +19,9 @@ _BATCH = 50
 
 
 def experiment(model: clipfast.Model, count: int) -> dict[str, Any]:
-    """Scores of every method on the first scenes with one shape; every method is asked for the same direction.
+    """Scores of every method on the first scenes with one shape.
 
-    The direction is the text of the shape less the mean over what can be there: the other shapes and the backgrounds.
+    Every method explains the same direction: the text of the shape minus the mean over all shapes and backgrounds.
     """
     texts = torch.cat([classifier(model, "shape"), classifier(model, "background")])
     directions = texts - texts.mean(0)
@@ -30,15 +30,15 @@ def experiment(model: clipfast.Model, count: int) -> dict[str, Any]:
     scores = {name: Scores() for name in (OURS, *METHODS)}
     for pictures, masks, targets in _batches(count):
         images = model.prepare(pictures)
-        wanted = torch.stack([truth(mask, geometry, foreground=range(1, 256)) for mask in masks])
+        truths = torch.stack([truth(mask, geometry, foreground=range(1, 256)) for mask in masks])
         maps = model.decompose(images, texts=texts, maps="summed").patch_maps()
-        scores[OURS].update(heat(maps, targets, geometry.image_size), wanted)
+        scores[OURS].update(heat(maps, targets, geometry.image_size), truths)
         for name, method in METHODS.items():
-            found = method(model.tower, images, scale * directions[targets])
-            scores[name].update(normalise(found, geometry.image_size), wanted)
+            relevance = method(model.tower, images, scale * directions[targets])
+            scores[name].update(normalise(relevance, geometry.image_size), truths)
     rows = {
-        name: {"accuracy": each.accuracy, "mean_iou": each.mean_iou, "mean_ap": each.mean_ap}
-        for name, each in scores.items()
+        name: {"accuracy": score.accuracy, "mean_iou": score.mean_iou, "mean_ap": score.mean_ap}
+        for name, score in scores.items()
     }
     best = max(METHODS, key=lambda name: rows[name]["mean_iou"])
     ours = 100 * rows[OURS]["mean_iou"]

@@ -1,4 +1,4 @@
-"""The calls of the benchmarks, built from plain numbers as a fresh process builds them."""
+"""The calls of the benchmarks, built from plain values as a new process builds them."""
 
 from typing import Any
 
@@ -13,17 +13,17 @@ ARGUMENTS = {"name": "scenes", "batch": 2, "threads": 1}
 @pytest.mark.parametrize(
     "build", [cases.explain_call, cases.heads_only_call, cases.all_tokens_call], ids=lambda build: build.__name__
 )
-def test_every_side_sees_the_same_images(build: Any) -> None:
+def test_calls_agree_with_the_plain_forward(build: Any) -> None:
     plain = cases.plain_call(**ARGUMENTS)()
-    found, kept = build(**ARGUMENTS)()
+    contributions, array = build(**ARGUMENTS)()
     assert isinstance(plain, torch.Tensor)
-    heads = kept.sum(2) if kept.ndim == 5 else kept
-    assert kept.shape[:2] == (2, 6)
-    assert all(check.passed for check in cases.against_plain(found, heads, plain))
+    heads = array.sum(2) if array.ndim == 5 else array
+    assert array.shape[:2] == (2, 6)
+    assert all(check.passed for check in cases.against_plain(contributions, heads, plain))
 
 
 @pytest.mark.parametrize("spatial", [True, False])
-def test_the_naive_side_too(spatial: bool) -> None:
+def test_calls_agree_with_the_naive_implementation(spatial: bool) -> None:
     result: Any = cases.naive_call(**ARGUMENTS, spatial=spatial)()
-    found, kept = (cases.all_tokens_call if spatial else cases.heads_only_call)(**ARGUMENTS)()  # type: ignore[misc]
-    assert all(check.passed for check in cases.against_naive(found, kept, result))
+    contributions, array = (cases.all_tokens_call if spatial else cases.heads_only_call)(**ARGUMENTS)()  # type: ignore[misc]
+    assert all(check.passed for check in cases.against_naive(contributions, array, result))

@@ -1,4 +1,4 @@
-"""Every kernel in every configuration compiles for GPUs that are not here, without spills, on tensor cores."""
+"""Every kernel configuration compiles without a GPU, uses tensor cores and spills no registers."""
 
 import json
 import os
@@ -11,11 +11,11 @@ from builders import ROOT
 
 from benchmarks import compiled
 
-FOUND = compiled.Compiled("k", "64w4s2", 90, 100, 0, 1024, 2, 4, 500, 8)
+GOOD = compiled.Compiled("k", "64w4s2", 90, 100, 0, 1024, 2, 4, 500, 8)
 
 
 def line(products: bool = True, **changes: int) -> compiled.Line:
-    return compiled.Line("op", "case", products, compiled.Compiled(**{**FOUND.to_json(), **changes}))
+    return compiled.Line("op", "case", products, compiled.Compiled(**{**GOOD.to_json(), **changes}))
 
 
 def run(*arguments: str, interpret: bool = False) -> subprocess.CompletedProcess[str]:
@@ -28,17 +28,16 @@ def run(*arguments: str, interpret: bool = False) -> subprocess.CompletedProcess
 
 @pytest.mark.slow
 def test_every_kernel_compiles_for_every_generation(tmp_path: Path) -> None:
-    """The committed table is of this run: what a kernel becomes changes with Triton, its rules do not."""
-    done = run("--out", str(tmp_path))
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    """The committed table has the same launches; its figures may differ with the version of Triton."""
+    process = run("--out", str(tmp_path))
+    assert process.returncode == 0, process.stdout[-4000:] + process.stderr[-2000:]
     launches = json.loads((tmp_path / "compiled.json").read_text())["launches"]
-    assert {each["capability"] for each in launches} == {80, 90, 100}
-    assert all(each["faults"] == [] for each in launches)
+    assert {launch["capability"] for launch in launches} == {80, 90, 100}
+    assert all(launch["faults"] == [] for launch in launches)
     committed = json.loads((ROOT / "benchmarks" / "results" / "compiled.json").read_text())["launches"]
-    named = [
-        {(e["operation"], e["case"], e["config"], e["capability"]) for e in each} for each in (launches, committed)
-    ]
-    assert named[0] == named[1], "run `python -m benchmarks.compiled` and commit its table"
+    keys = ("operation", "case", "config", "capability")
+    names, committed_names = ({tuple(line[key] for key in keys) for line in lines} for lines in (launches, committed))
+    assert names == committed_names, "run `python -m benchmarks.compiled` and commit its table"
 
 
 def test_every_operation_with_a_kernel_is_in_the_table() -> None:
@@ -46,12 +45,12 @@ def test_every_operation_with_a_kernel_is_in_the_table() -> None:
 
     triton = next(backend for backend in BACKENDS if backend.name == "triton")
     committed = json.loads((ROOT / "benchmarks" / "results" / "compiled.json").read_text())["launches"]
-    # The values of text_maps_from_tokens are formed by torch, its maps by text_maps.
-    assert {each["operation"] for each in committed} == set(triton.implementations()) - {"text_maps_from_tokens"}
+    # text_maps_from_tokens computes its values in torch and its maps with text_maps.
+    assert {line["operation"] for line in committed} == set(triton.implementations()) - {"text_maps_from_tokens"}
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "fault"),
     [
         ({"spills": 1}, "1 spills"),
         ({"shared": 228 * 1024}, f"{228 * 1024} bytes of shared memory"),
@@ -59,9 +58,9 @@ def test_every_operation_with_a_kernel_is_in_the_table() -> None:
         ({"instructions": 3}, "an empty body"),
     ],
 )
-def test_what_breaks_a_rule_is_said(changes: dict[str, int], said: str) -> None:
+def test_faults_name_the_broken_rule(changes: dict[str, int], fault: str) -> None:
     assert compiled.faults(line()) == []
-    assert compiled.faults(line(**changes)) == [said]
+    assert compiled.faults(line(**changes)) == [fault]
 
 
 def test_vector_kernels_need_no_tensor_cores() -> None:
@@ -80,12 +79,12 @@ def test_vector_kernels_need_no_tensor_cores() -> None:
     ],
 )
 def test_programs_per_multiprocessor(registers: int, warps: int, shared: int, programs: int) -> None:
-    """65,536 registers, 64 warps and 228 KB of shared memory, of which each program takes 1 KB more."""
+    """65,536 registers, 64 warps and 228 KB of shared memory; each program takes 1 KB more than it requests."""
     assert compiled.resident(registers, warps, shared, 90) == programs
 
 
 @pytest.mark.slow
-def test_nothing_is_compiled_where_triton_interprets() -> None:
-    done = run(interpret=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "benchmarks.compiled: TRITON_INTERPRET is set: unset it to compile\n"
+def test_command_is_rejected_with_the_interpreter() -> None:
+    process = run(interpret=True)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr == "benchmarks.compiled: TRITON_INTERPRET is set: unset it to compile\n"

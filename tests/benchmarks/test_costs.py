@@ -1,4 +1,4 @@
-"""The cost model: by hand, and against torch's counter on open_clip's modules and on clipfast's own forward."""
+"""The cost model against values by hand, and against torch's FLOP counter on open_clip's and clipfast's forward."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import roofline
 from benchmarks.costs import Batch, Shape, Steps, Tile, moved, padded_scores, plain_eager, plain_fused, products
-from benchmarks.costs_decomposed import Wanted, decomposed, plain_same_kernels, saved_by_last_block
+from benchmarks.costs_decomposed import Options, decomposed, plain_same_kernels, saved_by_last_block
 from clipfast import basis, contributions, forward
 from clipfast.kernels.dispatch import EAGER
 from clipfast.towers import openclip, openclip_models
@@ -33,21 +33,21 @@ ONE = Batch(HAND, images=1, element=2)
 
 
 def test_flops_of_a_tiny_tower_by_hand() -> None:
-    start, end = 2 * 4 * 3 * 4, 2 * 4 * 3  # four patches of three numbers; one row into the joint space
+    start, end = 2 * 4 * 3 * 4, 2 * 4 * 3  # four patches of three values; one row into the joint space
     block = 2 * 5 * 4 * 12 + 4 * 5 * 5 * 4 + 2 * 5 * 4 * 4 + 2 * (2 * 5 * 4 * 8)
     assert (start, block, end) == (96, 1680, 24)
     for plain in (plain_eager, plain_fused, plain_same_kernels):
         assert products(plain(ONE)) == 96 + 2 * 1680 + 24 == 3480
-    # Query, keys into it, logits, mixed tokens, codes, output projection, MLP: all for one row.
+    # Query, keys into query, logits, mixed tokens, codes, output projection, MLP: all for one row.
     last = 32 + 32 + 2 * 2 * 5 * 4 + 2 * 2 * 5 * 4 + 32 + 32 + 2 * (2 * 4 * 8)
-    terms = 2 * 4 * 4 * 3  # the start, two MLPs, what is not kept
+    terms = 2 * 4 * 4 * 3  # the start, two MLPs, the rest
     assert products(decomposed(ONE)) == 96 + 1680 + last + 24 + terms == 2312
     assert saved_by_last_block(ONE) == 1680 - last == 1264
 
 
 def test_bytes_of_a_tiny_tower_by_hand() -> None:
-    # Numbers moved by: LayerNorm, queries keys values, attention, output projection, add, LayerNorm, MLP in,
-    # activation, MLP out, add. The residual stream has 5 · 4 = 20 numbers.
+    # Values moved by LayerNorm, queries keys values, attention, output projection, add, LayerNorm, MLP in,
+    # activation, MLP out, add. The residual stream has 5 · 4 = 20 values.
     block = 40 + (20 + 48 + 60) + 80 + (20 + 16 + 20) + 60 + 40 + (20 + 32 + 40) + 80 + (40 + 32 + 20) + 60
     start = (12 + 12 + 16) + (16 + 20) + (20 + 20 + 20) + 40
     end = 40 + (4 + 12 + 3)
@@ -68,20 +68,20 @@ def test_bytes_of_a_decomposed_tiny_tower_by_hand() -> None:
     kept = 4 + (4 + 4) + (8 + 18 + 18 + 12 + 4) + (28 + 12)  # float32
     assert moved(decomposed(ONE)) == 2 * (start + block + last + end) + 4 * kept == 2510
     assert (
-        moved(decomposed(ONE, Wanted(alpha=True))) - 2510 == 4 * 2 * 5
-    )  # written in the first layer, there in the last
+        moved(decomposed(ONE, Options(alpha=True))) - 2510 == 4 * 2 * 5
+    )  # written in the first layer; the last computes it anyway
 
 
 def test_a_mean_over_patches_by_hand() -> None:
     batch = replace(ONE, shape=replace(HAND, pooling="mean", norm_after_pool=True))
-    assert products(decomposed(batch)) == 96 + 2 * 1680 + 24 + 96  # no block is for one token alone
+    assert products(decomposed(batch)) == 96 + 2 * 1680 + 24 + 96  # no block for the class token alone
     assert saved_by_last_block(batch) == 0
-    start = 24 + 40 + (16 + 20 + 20) + 16  # the mean reads the 16 numbers of four patches
+    start = 24 + 40 + (16 + 20 + 20) + 16  # the mean reads the 16 values of four patches
     block = 40 + 128 + 80 + 16 + 56 + 80 + 92 + 92 + 16
     end = (2 * 16) + 8 + 19
     kept = 4 + 2 * (4 + 4) + 4 + (28 + 12)  # float32
     assert moved(decomposed(batch)) == 2 * (start + block + (block + 40) + end) + 4 * kept == 3126
-    alpha = Wanted(alpha=True)  # scores of four queries and five keys once more, in both layers
+    alpha = Options(alpha=True)  # computes the scores of four queries and five keys again, in both layers
     assert products(decomposed(batch, alpha)) - products(decomposed(batch)) == 2 * (2 * 4 * 5 * 4)
     assert moved(decomposed(batch, alpha)) - 3126 == 2 * (2 * (20 + 20) + 4 * 2 * 5)
     padding = [step.padding for step in decomposed(batch, alpha) if step.name == "alpha"]
@@ -90,14 +90,14 @@ def test_a_mean_over_patches_by_hand() -> None:
 
 def test_text_maps_by_hand() -> None:
     def extra(texts: int) -> int:
-        return products(decomposed(ONE, Wanted(texts=texts))) - 2312
+        return products(decomposed(ONE, Options(texts=texts))) - 2312
 
     # One text: 2 · N · W in the first layer; in the last the values (4 × 4 and a bias) fold into two columns.
     assert extra(1) == 2 * 5 * 4 + (2 * 4 * 4 + 2 * 4) + 2 * 5 * 4 * 2
-    # Two texts: as many columns as values, so these are formed instead.
+    # Two texts: as many columns as values, so the values are computed instead.
     assert extra(2) == 2 * (2 * 5 * 4 * 2) + 2 * 5 * 4 * 4
-    assert sum(step.pointwise for step in decomposed(ONE, Wanted(texts=2))) == 2 * (2 * 5 * 2 * 2)
-    assert sum(step.pointwise for step in decomposed(ONE, Wanted(alpha=True))) == 0
+    assert sum(step.pointwise for step in decomposed(ONE, Options(texts=2))) == 2 * (2 * 5 * 2 * 2)
+    assert sum(step.pointwise for step in decomposed(ONE, Options(alpha=True))) == 0
 
 
 @pytest.mark.parametrize(
@@ -109,14 +109,14 @@ def test_tiles_by_hand(tokens: int, flash: int, split: int) -> None:
     assert padded_scores(tokens - 1, tokens - 1, Tile(128, 64)) == split
 
 
-def test_the_class_token_costs_nearly_twice_the_tiles_of_257_tokens() -> None:
+def test_class_token_nearly_doubles_the_tiles_of_257_tokens() -> None:
     batch = Batch(roofline.shape_of("ViT-L-14"), images=1, tile=Tile(128, 64))
     (flash, *_), (split, *_) = (
         [step for step in steps if step.name == "attention"] for steps in (plain_eager(batch), decomposed(batch))
     )
     assert flash.products == split.products == 4 * 257**2 * 1024
     assert flash.executed == 4 * 384 * 320 * 1024
-    assert split.executed == 4 * (256 * 256 + 2 * 256 + 1) * 1024  # the class token's row and column are no tiles
+    assert split.executed == 4 * (256 * 256 + 2 * 256 + 1) * 1024  # the class token's row and column are not tiled
     assert (384 * 320) / (256 * 256) == 1.875
 
 
@@ -131,7 +131,7 @@ def counted(call: Callable[[], object]) -> dict[str, int]:
 
 
 def on_meta(name: str) -> VisionTransformer:
-    """A named tower: shapes without weights."""
+    """A named tower on the meta device."""
     config = open_clip.get_model_config(name)
     with torch.device("meta"):
         build = open_clip.model._build_vision_tower
@@ -139,7 +139,7 @@ def on_meta(name: str) -> VisionTransformer:
 
 
 def cut(name: str) -> tuple[VisionTransformer, Shape]:
-    """A named tower and its shape, both cut to two blocks after comparing their depth: meta tensors are slow."""
+    """A named tower and its shape, cut to two blocks because meta tensors are slow; compares their depth first."""
     visual, shape = on_meta(name), roofline.shape_of(name)
     assert len(visual.transformer.resblocks) == shape.layers
     visual.transformer.resblocks = visual.transformer.resblocks[:2]
@@ -153,14 +153,14 @@ def shapes() -> dict[Shape, list[str]]:
 
 @pytest.fixture(scope="module")
 def names(shapes: dict[Shape, list[str]]) -> list[str]:
-    """One name per config, as it is written; an activation is nothing that the counter sees."""
-    written = {
+    """One name per vision config; the counter does not see activations."""
+    by_config = {
         json.dumps([openclip_models.vision_config(name), open_clip.get_model_config(name)["embed_dim"]]): name
         for alike in shapes.values()
         for name in alike
     }
-    assert len(written) > 30
-    return list(written.values())
+    assert len(by_config) > 30
+    return list(by_config.values())
 
 
 def test_shapes_of_models_that_differ() -> None:
@@ -182,34 +182,34 @@ def test_shapes_of_models_that_differ() -> None:
     assert roofline.shape_of("ViT-M-16-alt").layer_scale
 
 
-def test_every_model_has_a_shape_or_is_refused(shapes: dict[Shape, list[str]]) -> None:
-    found = [name for alike in shapes.values() for name in alike]
-    assert len(found) == len(set(found))
-    assert all(openclip_models.supports(name) for name in set(openclip_models.names()) - set(found))
+def test_every_model_has_a_shape_or_is_unsupported(shapes: dict[Shape, list[str]]) -> None:
+    supported = [name for alike in shapes.values() for name in alike]
+    assert len(supported) == len(set(supported))
+    assert all(openclip_models.supports(name) for name in set(openclip_models.names()) - set(supported))
     assert all(roofline.shape_of(name) == shape for shape, alike in shapes.items() for name in alike)
 
 
 def count_plain(visual: VisionTransformer) -> tuple[int, int, int]:
-    """FLOPs of convolution, matrix products, and attention, which the counter sees as one or as two operations."""
+    """FLOPs of convolution, matrix products, and attention, which is one or two operations of the counter."""
     images = torch.empty(IMAGES, 3, *visual.image_size, device="meta")
-    found = counted(lambda: visual(images))
-    return found.pop("aten.convolution"), found.pop("aten.mm") + found.pop("aten.addmm"), sum(found.values())
+    flops = counted(lambda: visual(images))
+    return flops.pop("aten.convolution"), flops.pop("aten.mm") + flops.pop("aten.addmm"), sum(flops.values())
 
 
 def by_kind(steps: Steps) -> tuple[int, int, int]:
-    """The same of the model."""
+    """The same FLOPs of the cost model."""
     convolution = products(step for step in steps if step.name == "patch convolution")
     attention = products(step for step in steps if step.name == "attention")
     return convolution, products(steps) - convolution - attention, attention
 
 
-def test_plain_flops_are_what_the_counter_counts_for_every_model(names: list[str]) -> None:
+def test_plain_flops_equal_the_counters_for_every_model(names: list[str]) -> None:
     wrong = {}
     for name in names:
         visual, shape = cut(name)
-        found, model = count_plain(visual), by_kind(plain_eager(Batch(shape, IMAGES)))
-        if found != model:
-            wrong[name] = (model, found)
+        counts, model = count_plain(visual), by_kind(plain_eager(Batch(shape, IMAGES)))
+        if counts != model:
+            wrong[name] = (model, counts)
     assert wrong == {}
 
 
@@ -227,45 +227,45 @@ class Eager:
 
 @pytest.fixture
 def transparent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the counter look into a decomposition, on meta tensors as well."""
+    """Makes the operations of a decomposition visible to the counter, also on meta tensors."""
     for module in (forward, contributions):
         monkeypatch.setattr(module, "ops", Eager())
-    for module in (forward, basis, contributions):  # there is no autocast of meta tensors to switch off
+    for module in (forward, basis, contributions):  # autocast does not know meta tensors
         monkeypatch.setattr(module, "autocast_disabled", lambda like: contextlib.nullcontext(), raising=False)
 
 
-def count_decomposed(tower: Tower, images: Tensor, wanted: Wanted) -> int:
-    """FLOPs of clipfast's forward, and of every token's contributions where they are wanted."""
+def count_decomposed(tower: Tower, images: Tensor, options: Options) -> int:
+    """FLOPs of clipfast's forward, with every token's contributions if ``options.tokens``."""
     folded = basis.fold(tower, "uniform")
-    texts = torch.ones(wanted.texts, tower.embed_dim, device=tower.device)
-    text_basis = basis.fold(tower, "uniform", texts) if wanted.texts else None
-    layers = tuple(range(tower.layers))[-(wanted.last or tower.layers) :]
+    texts = torch.ones(options.texts, tower.embed_dim, device=tower.device)
+    text_basis = basis.fold(tower, "uniform", texts) if options.texts else None
+    layers = tuple(range(tower.layers))[-(options.last or tower.layers) :]
     for layer in layers if text_basis else ():
         text_basis.values(layer)  # folded once per set of texts, not per batch
-    for layer in layers if wanted.tokens else ():
+    for layer in layers if options.tokens else ():
         folded.values(layer)
-    request = forward.Request(layers, text_basis, "summed" if wanted.texts else None, wanted.alpha, wanted.tokens)
+    request = forward.Request(layers, text_basis, "summed" if options.texts else None, options.alpha, options.tokens)
 
     def run() -> None:
-        found = forward.decompose(tower, images, request, folded)
-        for layer in layers if wanted.tokens else ():
-            found.tokens(layer)
+        result = forward.decompose(tower, images, request, folded)
+        for layer in layers if options.tokens else ():
+            result.tokens(layer)
 
-    with sdpa_kernel(SDPBackend.MATH):  # the CPU's fused attention has no formula
+    with sdpa_kernel(SDPBackend.MATH):  # the counter has no formula for the CPU's fused attention
         return sum(counted(run).values())
 
 
 @pytest.mark.usefixtures("transparent")
-def test_decomposed_flops_are_what_the_counter_counts_for_every_model(names: list[str]) -> None:
+def test_decomposed_flops_equal_the_counters_for_every_model(names: list[str]) -> None:
     """One block for all tokens, one for the class token, and alpha."""
-    wanted, wrong = Wanted(alpha=True), {}
+    options, wrong = Options(alpha=True), {}
     for name in names:
         visual, shape = cut(name)
         images = torch.empty(IMAGES, 3, *visual.image_size, device="meta")
-        found = count_decomposed(openclip.read(visual), images, wanted)
-        model = products(decomposed(Batch(shape, IMAGES), wanted))
-        if found != model:
-            wrong[name] = (model, found)
+        counts = count_decomposed(openclip.read(visual), images, options)
+        model = products(decomposed(Batch(shape, IMAGES), options))
+        if counts != model:
+            wrong[name] = (model, counts)
     assert wrong == {}
 
 
@@ -277,36 +277,36 @@ POOLED = {"pool_type": "avg", "final_ln_after_pool": True}
 @pytest.mark.usefixtures("transparent")
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize(
-    "wanted",
+    "options",
     [
-        Wanted(),
-        Wanted(alpha=True),
-        Wanted(texts=5),
-        Wanted(texts=15),  # 30 columns, fewer than the 32 of the values
-        Wanted(texts=16),
-        Wanted(tokens=True),
-        Wanted(alpha=True, texts=5, tokens=True),
-        Wanted(alpha=True, texts=5, last=2),
-        Wanted(last=1),
-        Wanted(tokens=True, last=1),
+        Options(),
+        Options(alpha=True),
+        Options(texts=5),
+        Options(texts=15),  # 30 columns, fewer than the 32 values
+        Options(texts=16),
+        Options(tokens=True),
+        Options(alpha=True, texts=5, tokens=True),
+        Options(alpha=True, texts=5, last=2),
+        Options(last=1),
+        Options(tokens=True, last=1),
     ],
     ids=str,
 )
-def test_whatever_is_wanted_is_counted(wanted: Wanted, pooling: str) -> None:
+def test_decomposed_flops_equal_the_counters_for_all_options(options: Options, pooling: str) -> None:
     tower = openclip.read(VisionTransformer(**TINY, **(POOLED if pooling == "mean" else {})).eval())
-    found = count_decomposed(tower, torch.randn(IMAGES, 3, 24, 24), wanted)
+    counts = count_decomposed(tower, torch.randn(IMAGES, 3, 24, 24), options)
     shape = replace(TINY_SHAPE, pooling=pooling, norm_after_pool=pooling == "mean")
-    assert found == products(decomposed(Batch(shape, IMAGES), wanted))
+    assert counts == products(decomposed(Batch(shape, IMAGES), options))
 
 
 @pytest.mark.usefixtures("transparent")
-def test_the_class_tokens_alpha_is_no_matrix_product() -> None:
+def test_alpha_of_the_class_token_adds_no_matrix_product() -> None:
     tower, images = openclip.read(VisionTransformer(**TINY).eval()), torch.randn(IMAGES, 3, 24, 24)
-    assert count_decomposed(tower, images, Wanted(alpha=True)) == count_decomposed(tower, images, Wanted())
+    assert count_decomposed(tower, images, Options(alpha=True)) == count_decomposed(tower, images, Options())
 
 
 class ByteCounter(TorchDispatchMode):
-    """Bytes of every kernel's matrices: inputs once, the first output once; views move nothing."""
+    """Counts the bytes of every kernel's matrices: inputs and first output once each, nothing for views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -314,7 +314,7 @@ class ByteCounter(TorchDispatchMode):
 
     @staticmethod
     def size(tensor: object) -> int:
-        """Bytes of a tensor; of a vector, or one repeated along an axis, none."""
+        """Bytes of a tensor; 0 for vectors and expanded tensors."""
         if not isinstance(tensor, Tensor):
             return 0
         axes = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride and size > 1]
@@ -330,7 +330,7 @@ class ByteCounter(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("built", "shaped"),
+    ("tower_options", "shape_options"),
     [
         ({}, {}),
         ({"act_layer": open_clip.transformer.QuickGELU}, {"quick_gelu": True}),
@@ -340,12 +340,10 @@ class ByteCounter(TorchDispatchMode):
     ],
     ids=["gelu", "quick_gelu", "layer_scale", "no_ln_pre", "mean"],
 )
-def test_plain_bytes_are_those_of_the_kernels_that_eager_torch_runs(
-    built: dict[str, Any], shaped: dict[str, Any]
-) -> None:
-    # Blocks of the custom type: torch's own multi-head attention is one opaque operation on a CPU.
-    visual = VisionTransformer(**TINY, block_type="custom", **built).eval()
+def test_plain_bytes_equal_those_of_eager_torch(tower_options: dict[str, Any], shape_options: dict[str, Any]) -> None:
+    # The custom block type, because torch's multi-head attention is one opaque operation on a CPU.
+    visual = VisionTransformer(**TINY, block_type="custom", **tower_options).eval()
     images = torch.randn(IMAGES, 3, 24, 24)
     with ByteCounter() as counter, torch.no_grad():
         visual(images)
-    assert counter.moved == moved(plain_eager(Batch(replace(TINY_SHAPE, **shaped), IMAGES, element=4)))
+    assert counter.moved == moved(plain_eager(Batch(replace(TINY_SHAPE, **shape_options), IMAGES, element=4)))

@@ -1,4 +1,4 @@
-"""The GPU's questions: every line of them runs here at toy sizes; without a GPU nothing is measured."""
+"""The GPU benchmarks: a dry run at toy sizes on the CPU; without a GPU nothing is measured."""
 
 import os
 import subprocess
@@ -23,38 +23,38 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a dry run interprets the kernels, which a GPU would run")
-def test_a_dry_run_answers_every_question_and_writes_nothing() -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests the dry run with interpreted kernels")
+def test_dry_run_runs_every_benchmark_and_writes_nothing() -> None:
     before = sorted(RESULTS.iterdir())
-    done = run("--dry-run")
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    process = run("--dry-run")
+    assert process.returncode == 0, process.stdout + process.stderr[-3000:]
     for name in gpu.QUESTIONS:
-        assert f"--- {name} (" in done.stdout
-    assert "FAILED" not in done.stdout
+        assert f"--- {name} (" in process.stdout
+    assert "FAILED" not in process.stdout
     assert sorted(RESULTS.iterdir()) == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_nothing_is_measured() -> None:
-    done = run()
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "benchmarks.gpu: torch finds no GPU here; --dry-run shows that the suite runs\n"
+def test_command_without_a_gpu_is_rejected() -> None:
+    process = run()
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr == "benchmarks.gpu: torch finds no GPU here; --dry-run shows that the suite runs\n"
 
 
 def bench(folder: Path) -> Bench:
     return Bench("cpu", DRY, Results("gpu", "?", folder=folder), lambda line: None)
 
 
-def test_a_question_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_failing_benchmark_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    completed = []
 
-    def wrong(bench: Bench) -> None:
+    def fail(bench: Bench) -> None:
         raise RuntimeError("wrong result, not timed\nand more")
 
-    monkeypatch.setattr(gpu, "QUESTIONS", {"first": wrong, "second": lambda bench: asked.append("second")})
+    monkeypatch.setattr(gpu, "QUESTIONS", {"first": fail, "second": lambda bench: completed.append("second")})
     assert gpu.ask(bench(tmp_path), ["first", "second"], 8) == ["first: RuntimeError: wrong result, not timed"]
-    assert asked == ["second"]
+    assert completed == ["second"]
 
 
-def test_time_that_is_over_is_said(tmp_path: Path) -> None:
-    assert gpu.ask(bench(tmp_path), ["forward"], -1) == ["forward: not asked, 0.0 minutes were over"]
+def test_benchmarks_beyond_the_time_limit_are_reported(tmp_path: Path) -> None:
+    assert gpu.ask(bench(tmp_path), ["forward"], -1) == ["forward: not run, 0.0 minutes had passed"]

@@ -1,4 +1,4 @@
-"""The side-by-side run with a checkout, against a stand-in that answers as the published code does."""
+"""The process that runs the published code, with a small substitute for the checkout."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ class Clip(torch.nn.Module):
         return self.visual(images)
 
 def create_model_and_transforms(name, pretrained=None):
-    print("a line that is no answer")
+    print("output of the published code")
     return Clip(), None, None
 """
 HOOK = f"""
@@ -70,28 +70,26 @@ def visual() -> Any:
     return tower
 
 
-def test_it_gets_the_same_weights_and_images_and_hands_back_its_arrays(
-    checkout: Path, visual: Any, tmp_path: Path
-) -> None:
+def test_process_decomposes_the_given_weights_and_images(checkout: Path, visual: Any, tmp_path: Path) -> None:
     images = cases.noise(visual, 2)
     with Reference(checkout, "any", visual, images, spatial=True, threads=1, folder=tmp_path) as other:
         result = other.result()
         assert other.run() > 0
         assert other.peak()["peak_mb"] >= other.peak()["loaded_mb"] * 0.99
-    wanted = naive.decompose(visual, images)
-    assert cases.relative(result.attentions, wanted.attentions) < 1e-5
-    assert cases.relative(result.start_and_mlps, wanted.start_and_mlps) < 1e-5
-    assert cases.difference(result.embedding, wanted.embedding) < 1e-5
+    expected = naive.decompose(visual, images)
+    assert cases.relative(result.attentions, expected.attentions) < 1e-5
+    assert cases.relative(result.start_and_mlps, expected.start_and_mlps) < 1e-5
+    assert cases.difference(result.embedding, expected.embedding) < 1e-5
 
 
-def test_a_checkout_that_fails_says_why(checkout: Path, visual: Any, tmp_path: Path) -> None:
-    (checkout / "prs_hook.py").write_text("import einops_of_another_time\ndef hook_prs_logger(): ...\n")
+def test_failing_checkout_reports_its_error(checkout: Path, visual: Any, tmp_path: Path) -> None:
+    (checkout / "prs_hook.py").write_text("import a_missing_package\ndef hook_prs_logger(): ...\n")
     images = cases.noise(visual, 1)
-    with pytest.raises(ReferenceFailed, match="No module named 'einops_of_another_time'"):
+    with pytest.raises(ReferenceFailed, match="No module named 'a_missing_package'"):
         Reference(checkout, "any", visual, images, spatial=True, threads=1, folder=tmp_path)
 
 
-def test_a_path_that_is_no_checkout(tmp_path: Path, checkout: Path) -> None:
+def test_folder_that_is_not_a_checkout_is_rejected(tmp_path: Path, checkout: Path) -> None:
     with pytest.raises(NotACheckout, match=r"it has no prs_hook\.py"):
         validate(tmp_path)
     (checkout / "utils" / "factory.py").write_text("")
@@ -99,9 +97,9 @@ def test_a_path_that_is_no_checkout(tmp_path: Path, checkout: Path) -> None:
         validate(checkout)
 
 
-def test_the_option_fails_in_one_line(tmp_path: Path) -> None:
+def test_invalid_reference_option_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "benchmarks/bench_reference.py", "--reference", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 4
-    assert done.stderr.strip().startswith(f"ERROR: --reference {tmp_path} is not a checkout of the published code")
-    assert len(done.stderr.strip().splitlines()) == 1
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 4
+    assert process.stderr.strip().startswith(f"ERROR: --reference {tmp_path} is not a checkout of the published code")
+    assert len(process.stderr.strip().splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Result files: what they say about themselves, what they refuse, how they read as a table."""
+"""Result files: their metadata, rejected results, and tables."""
 
 import json
 from pathlib import Path
@@ -32,15 +32,15 @@ def results(tmp_path: Path) -> Results:
     return Results("forward", "Is it faster?", folder=tmp_path)
 
 
-def test_a_file_describes_itself(results: Results) -> None:
+def test_file_has_metadata_and_cases(results: Results) -> None:
     record(results)
-    found = json.loads(results.path.read_text())
-    assert found["format"] == FORMAT
-    assert found["sentence"] == "Is it faster?"
-    assert {"device", "device_name", "cpu", "cores", "memory_gb"} <= set(found["machine"])
-    assert {"python", "torch", "open_clip_torch", "triton"} <= set(found["versions"])
-    assert set(found["code"]) == {"commit", "dirty"}
-    case = found["cases"]["ViT-B-32"]
+    document = json.loads(results.path.read_text())
+    assert document["format"] == FORMAT
+    assert document["sentence"] == "Is it faster?"
+    assert {"device", "device_name", "cpu", "cores", "memory_gb"} <= set(document["machine"])
+    assert {"python", "torch", "open_clip_torch", "triton"} <= set(document["versions"])
+    assert set(document["code"]) == {"commit", "dirty"}
+    case = document["cases"]["ViT-B-32"]
     assert case["settings"]["batch"] == 8
     assert case["taken"].endswith("+00:00")
     assert case["checks"] == [{"name": "check()", "error": 1e-7, "bound": 1e-5}]
@@ -51,7 +51,7 @@ def test_a_file_describes_itself(results: Results) -> None:
     assert case["bars"] == [{"what": "times as fast", "value": 2.0, "at_least": 1.05, "met": True}]
 
 
-def test_the_file_is_named_by_question_and_machine(results: Results) -> None:
+def test_file_is_named_by_question_and_machine(results: Results) -> None:
     assert results.path.name.startswith("forward-")
     described = {"device": "cpu", "device_name": "AMD EPYC(TM) 9654 Processor @ 2.4GHz", "cores": 2}
     assert machine.slug(described) == "amd-epyc-9654-2-cores"
@@ -59,15 +59,13 @@ def test_the_file_is_named_by_question_and_machine(results: Results) -> None:
 
 
 @pytest.mark.parametrize("checks", [(), (Check("heads", 1.0, 1e-5),), (Check("heads", float("nan"), 1e-5),)])
-def test_nothing_is_recorded_for_a_wrong_result(results: Results, checks: tuple[Check, ...]) -> None:
+def test_wrong_result_is_not_recorded(results: Results, checks: tuple[Check, ...]) -> None:
     with pytest.raises(WrongResult):
         record(results, comparison=Comparison((1.0,), (2.0,), checks))
     assert not results.path.exists()
 
 
-def test_cases_of_one_state_gather_and_of_another_are_dropped(
-    tmp_path: Path, results: Results, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cases_of_another_commit_are_dropped(tmp_path: Path, results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     record(results)
     record(results, "ViT-B-16")
     assert list(json.loads(results.path.read_text())["cases"]) == ["ViT-B-32", "ViT-B-16"]
@@ -76,13 +74,13 @@ def test_cases_of_one_state_gather_and_of_another_are_dropped(
     assert list(json.loads(results.path.read_text())["cases"]) == ["ViT-L-14"]
 
 
-def test_a_damaged_file_is_replaced(results: Results) -> None:
+def test_damaged_file_is_replaced(results: Results) -> None:
     results.path.write_text("{")
     record(results)
     assert list(json.loads(results.path.read_text())["cases"]) == ["ViT-B-32"]
 
 
-def test_the_table_names_machine_and_commit(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_names_machine_and_commit(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "code", lambda: {"commit": "0123456789abcdef", "dirty": True})
     results = Results("forward", "Is it faster?", folder=results.path.parent)
     record(results)
@@ -96,8 +94,8 @@ def test_the_table_names_machine_and_commit(results: Results, monkeypatch: pytes
     assert "2 ≥ 1.05 met" in row
 
 
-def test_every_committed_result_reads_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    """The tables of the pages come from this command; it skips files of other formats."""
+def test_every_committed_result_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command skips files of other formats."""
     main([])
     printed = capsys.readouterr().out
     for file in FOLDER.glob("*.json"):
@@ -113,10 +111,10 @@ def test_pages_have_the_tables_of_the_committed_results(page: Path) -> None:
     assert written(text) == text, "run: python -m benchmarks.table --write"
 
 
-def test_every_question_with_results_has_a_place_in_the_pages() -> None:
+def test_every_question_with_results_is_on_a_page() -> None:
     measured = {file.name.split("-")[0] for file in FOLDER.glob("*-*.json")} | {"truth"}
-    placed = [question for page in PAGES for question in questions(page.read_text(encoding="utf-8"))]
-    assert measured <= set(placed)
+    shown = [question for page in PAGES for question in questions(page.read_text(encoding="utf-8"))]
+    assert measured <= set(shown)
     assert {"forward", "truth"} <= set(questions(PAGES[0].read_text(encoding="utf-8")))
 
 
@@ -124,7 +122,7 @@ def questions(text: str) -> list[str]:
     return [line.split()[2] for line in text.splitlines() if line.startswith("<!-- results: ")]
 
 
-def test_a_page_gets_the_tables_it_has_a_place_for(results: Results) -> None:
+def test_page_gets_the_tables_of_its_questions(results: Results) -> None:
     page = "before\n<!-- results: {} -->\nold\n<!-- end of results -->\nafter\n"
     empty = written(page.format("forward"), results.path.parent)
     assert "*Not measured yet: `benchmarks/bench_forward.py`.*" in empty

@@ -1,4 +1,4 @@
-"""The model of a device: known figures, monotonicity, the table and its command line."""
+"""The roofline model: known figures, monotonicity, the table and its command line."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import roofline
 from benchmarks.costs import Batch, Shape, Step, moved, plain_eager, plain_fused, products
-from benchmarks.costs_decomposed import Wanted, decomposed, plain_same_kernels
+from benchmarks.costs_decomposed import Options, decomposed, plain_same_kernels
 
 TINY = Batch(Shape(grid=(3, 3), patch=(8, 8), layers=3, width=32, heads=2, hidden=96, embed_dim=20), images=2)
 
@@ -28,17 +28,17 @@ TINY = Batch(Shape(grid=(3, 3), patch=(8, 8), layers=3, width=32, heads=2, hidde
     ],
 )
 def test_known_figures(name: str, gflop: float, naive: float) -> None:
-    found = roofline.estimate(Batch(roofline.shape_of(name), images=256), roofline.DEVICES["h200"])
-    assert found.gflop("plain_eager") == pytest.approx(gflop, rel=2e-3)
-    assert found.naive_bytes / 1e9 == pytest.approx(naive, rel=5e-3)
-    # The last block is one of L; a row of it costs next to nothing.
-    saved = found.saved_by_last_block * found.shape.layers
+    estimate = roofline.estimate(Batch(roofline.shape_of(name), images=256), roofline.DEVICES["h200"])
+    assert estimate.gflop("plain_eager") == pytest.approx(gflop, rel=2e-3)
+    assert estimate.naive_bytes / 1e9 == pytest.approx(naive, rel=5e-3)
+    # The last block is one of L blocks; a single row of it costs almost nothing.
+    saved = estimate.saved_by_last_block * estimate.shape.layers
     assert 0.93 < saved < 1
-    assert found.against("heads", "plain_same_kernels") < 1 - found.saved_by_last_block / 2
-    assert found.against("heads", "plain_eager") < found.against("heads", "plain_same_kernels") < 1
+    assert estimate.against("heads", "plain_same_kernels") < 1 - estimate.saved_by_last_block / 2
+    assert estimate.against("heads", "plain_eager") < estimate.against("heads", "plain_same_kernels") < 1
 
 
-def test_more_of_anything_costs_more() -> None:
+def test_cost_grows_with_every_size() -> None:
     changes: list[dict[str, Any]] = [{"layers": 4}, {"width": 64}, {"hidden": 97}, {"grid": (3, 4)}, {"embed_dim": 21}]
     bigger = [replace(TINY, images=3), *(replace(TINY, shape=replace(TINY.shape, **change)) for change in changes)]
     for forward in (plain_eager, plain_fused, plain_same_kernels, decomposed):
@@ -50,12 +50,12 @@ def test_more_of_anything_costs_more() -> None:
         assert moved(forward(twice)) < 2 * moved(forward(TINY))  # weights are read once per batch
         assert moved(forward(TINY)) < moved(forward(replace(TINY, element=4))) <= 2 * moved(forward(TINY))
     assert moved(plain_fused(TINY)) < moved(plain_same_kernels(TINY)) < moved(plain_eager(TINY))
-    asked = [Wanted(), Wanted(alpha=True), Wanted(alpha=True, texts=2), Wanted(alpha=True, texts=9)]
-    costs = [moved(decomposed(TINY, each)) for each in (*asked, replace(asked[-1], tokens=True))]
+    options = [Options(), Options(alpha=True), Options(alpha=True, texts=2), Options(alpha=True, texts=9)]
+    costs = [moved(decomposed(TINY, option)) for option in (*options, replace(options[-1], tokens=True))]
     assert costs == sorted(set(costs))
 
 
-def test_time_is_the_larger_of_computing_and_moving() -> None:
+def test_time_is_the_larger_of_arithmetic_and_memory() -> None:
     device = roofline.Device("?", matrix=100, bandwidth=10, float32=20, origin="?", efficiency=0.5, attention=0.25)
     assert device.seconds(Step("moving", products=50, read=20, written=10)) == 3
     assert device.seconds(Step("computing", products=150, pointwise=25, padding=25, read=20)) == 4
@@ -78,17 +78,17 @@ def test_the_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert lines[0].startswith("**Modelled, not measured**: H200 at 790 TFLOP/s")
     assert lines[0].endswith("batch 256, bfloat16, 100 texts, the last 4 layers kept.")
     assert len({line.count("|") for line in lines[2:]}) == 1
-    (found,) = [line for line in lines if line.startswith(("| ViT-L-14 and", "| ViT-L-14 |"))]
-    assert "| 257 | 162, 155 |" in found
-    assert "122880 ÷ 65536 = 1.88" in found
+    (large,) = [line for line in lines if line.startswith(("| ViT-L-14 and", "| ViT-L-14 |"))]
+    assert "| 257 | 162, 155 |" in large
+    assert "122880 ÷ 65536 = 1.88" in large
     document = json.loads(path.read_text())
     assert (document["format"], document["modelled"], document["measured"]) == (roofline.FORMAT, True, False)
     assert len(document["models"]) == len(lines) - 4
-    (b16,) = [each for each in document["models"] if "ViT-B-16" in each["names"]]
+    (b16,) = [model for model in document["models"] if "ViT-B-16" in model["names"]]
     assert b16["costs"]["plain_eager"]["flops"] == 256 * 35126906880
 
 
-def test_devices_and_rates_are_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_set_device_and_rates(capsys: pytest.CaptureFixture[str]) -> None:
     roofline.main(["--models", "ViT-B-32", "--device", "a100", "--dtype", "float32", "--batch", "8", "--texts", "1"])
     roofline.main(["--models", "ViT-B-32", "--peak", "600", "--bandwidth", "3", "--efficiency", "0.5"])
     first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("**"))
@@ -98,7 +98,7 @@ def test_devices_and_rates_are_arguments(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--models", "RN50"], "no model that can be decomposed matches 'RN50'"),
         (["--batch", "0"], "'0' is not a whole number from 1"),
@@ -112,10 +112,10 @@ def test_devices_and_rates_are_arguments(capsys: pytest.CaptureFixture[str]) -> 
         (["--nothing"], "unrecognized arguments: --nothing"),
     ],
 )
-def test_bad_input_is_one_line_and_code_2(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         roofline.main(arguments)
     printed = capsys.readouterr()
     assert caught.value.code == 2
-    assert said in printed.err
+    assert message in printed.err
     assert (printed.err.count("\n"), printed.out) == (1, "")

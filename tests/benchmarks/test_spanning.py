@@ -1,4 +1,4 @@
-"""The other side of the TEXTSPAN benchmark, and the check that both sides pass before they are timed."""
+"""The published algorithm in the TEXTSPAN benchmark, and the check of its picks."""
 
 import torch
 from torch import Tensor
@@ -14,13 +14,13 @@ def outputs() -> Tensor:
     return weights @ torch.randn(12, 32, generator=generator, dtype=torch.float64) + 1
 
 
-def test_the_algorithm_on_outputs_picks_what_clipfast_picks() -> None:
+def test_published_algorithm_makes_the_same_picks() -> None:
     data, features = outputs(), spanning.texts(100, 32).double()
-    found = clipfast.textspan(data, features, 8)
-    assert spanning.on_outputs(data, features, 8, found.rank) == list(found.picks)
+    span = clipfast.textspan(data, features, 8)
+    assert spanning.on_outputs(data, features, 8, span.rank) == list(span.picks)
 
 
-def test_a_wrong_pick_is_seen() -> None:
+def test_wrong_pick_exceeds_the_bound() -> None:
     data, features = outputs(), spanning.texts(100, 32).double()
     spans, picks = of_outputs(data, None), list(clipfast.textspan(data, features, 8).picks)
     inside = features @ spans.axes[0].T
