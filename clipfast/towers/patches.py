@@ -26,6 +26,8 @@ SETTINGS = ("eps", "num_heads", "pool_type", "final_ln_after_pool", "approximate
 
 QUANTISED = ("torch.ao.nn.", "torch.nn.quantized.", "bitsandbytes.", "torchao.", "optimum.quanto.", "quanto.")
 ADAPTERS = ("peft.", "loralib.", "adapters.")
+READ_ONLY = ("torch.utils.module_tracker",)
+"""Modules whose global hooks change nothing: ``torch.utils.flop_counter.FlopCounterMode`` registers these."""
 _OLD_STYLE = {WeightNorm: "weight_norm", SpectralNorm: "spectral_norm", BasePruningMethod: "pruning"}
 """Forward pre-hooks that compute a weight → the reason for refusing them."""
 
@@ -137,7 +139,7 @@ def _modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _global_hooks() -> list[Patch]:
     hooks = [*torch_module._global_forward_hooks.values(), *torch_module._global_forward_pre_hooks.values()]
-    return [Patch("global_hook", _name(hook)) for hook in hooks]
+    return [Patch("global_hook", _name(hook)) for hook in hooks if getattr(hook, "__module__", "") not in READ_ONLY]
 
 
 def _of_instance(path: str, module: nn.Module, ignore_hooks: bool) -> list[Patch]:

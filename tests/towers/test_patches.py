@@ -8,6 +8,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+import torch.utils.flop_counter
 import torch.distributed
 from builders import clip_model, pixels, vision_tower
 from measures import relative_error
@@ -398,3 +399,11 @@ def test_weights_on_two_devices_are_refused() -> None:
     block(divided).to("cuda")
     with pytest.raises(InputError, match=r"are on cpu, cuda:0: move them to one device$"):
         wrap(divided)
+
+
+def test_counting_operations_is_no_patch() -> None:
+    """torch's counter registers hooks on all modules, which only follow where the forward is."""
+    visual = vision_tower()
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        assert len(wrap(visual).decompose(pixels(visual))) == 2
+    assert counter.get_total_flops() > 0
