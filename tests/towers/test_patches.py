@@ -8,8 +8,8 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-import torch.utils.flop_counter
 import torch.distributed
+import torch.utils.flop_counter
 from builders import clip_model, pixels, vision_tower
 from measures import relative_error
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
