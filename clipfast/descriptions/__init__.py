@@ -1,4 +1,4 @@
-"""Text pools for naming what heads write, composed by this project, and reading one's own.
+"""Text pools that describe the outputs of heads, and a reader for text files of users.
 
 >>> from clipfast import descriptions
 >>> texts = descriptions.pool("general")
@@ -30,20 +30,20 @@ POOLS = {
     "common_words": "common English words with their regular forms, as a pool that describes no images",
     "scenes": "descriptions in the vocabulary of the bundled scenes model, each with the attributes it names",
 }
-"""The pools by name, with what is in them."""
+"""The pools by name, with a description of their contents."""
 
-_SHOWN = 5  # line numbers in a note
+_SHOWN = 5  # most line numbers in a note
 
 
 @dataclass(frozen=True)
 class Pool:
-    """A user's texts.
+    """The texts of a file.
 
     Attributes:
         path: the file.
-        texts: every text once, in the order of the file, without white space around it.
-        blank: numbers of the lines that hold no text, from 1.
-        duplicates: (line, line where the text stood first); upper and lower case and white space make no difference.
+        texts: the distinct texts in the order of the file, without surrounding white space.
+        blank: numbers of the blank lines, from 1.
+        duplicates: (line, line of the first occurrence); case and white space are ignored.
     """
 
     path: Path
@@ -53,7 +53,7 @@ class Pool:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was left out and where, a sentence each; empty when nothing was."""
+        """One sentence per kind of line that was skipped; empty if none was."""
         notes = []
         if self.blank:
             notes.append(f"{self.path}: {_count(self.blank, 'blank line')} left out: {_lines(self.blank)}")
@@ -84,9 +84,9 @@ def pool(name: str) -> list[str]:
 
 
 def categories(name: str = "general") -> dict[str, str]:
-    """Which kind of text each text of a pool is: ``"colour"``, ``"animals"``, ``"place"`` …
+    """The category of every text of a pool: ``"colour"``, ``"animals"``, ``"place"`` …
 
-    Of the pool ``"scenes"`` the category is the attributes that a text names, ``"shape"`` or ``"shape, colour"``.
+    In the pool ``"scenes"`` the category lists the attributes that the text names: ``"shape"``, ``"shape, colour"``.
 
     Raises:
         InputError: no such pool.
@@ -102,7 +102,7 @@ def scene_attributes() -> dict[str, str]:
 
 
 def read(path: str | PathLike[str]) -> Pool:
-    """A user's own pool: one text per line, UTF-8 with or without a byte order mark.
+    """Reads texts from a file: one per line, UTF-8 with or without a byte order mark.
 
     Raises:
         InputError: a folder, a file that is not UTF-8 (with the line), or one without any text.
@@ -138,24 +138,24 @@ def read(path: str | PathLike[str]) -> Pool:
         else:
             first[key], texts[key] = number, text
     if not texts:
-        raise InputError(f"{file} holds no text: write one per line")
+        raise InputError(f"{file} contains no text: write one per line")
     if content.endswith("\n"):
-        blank.pop()  # what follows the last line's end is no line
+        blank.pop()  # the text after the last newline is not a line
     return Pool(file, tuple(texts.values()), tuple(blank), tuple(duplicates))
 
 
 def normalised(text: str) -> str:
-    """What CLIP's tokenizers see of a text: no upper case, single spaces."""
+    """A text as CLIP's tokenizers read it: lower case, single spaces."""
     return " ".join(text.casefold().split())
 
 
 def random_features(count: int, width: int, seed: int = 0) -> "Tensor":
-    """Random directions as a control for text features: what a pool explains that means nothing.
+    """Random unit vectors, as a control for text features.
 
     Args:
-        count: how many.
+        count: number of vectors.
         width: embed_dim of the model.
-        seed: the same seed gives the same vectors.
+        seed: seed of the generator.
 
     Returns:
         ``[count, width]``, float32, unit norm, uniform on the sphere.
@@ -167,5 +167,5 @@ def random_features(count: int, width: int, seed: int = 0) -> "Tensor":
 
     if count < 1 or width < 1:
         raise InputError(f"{count} random features of width {width} were asked for: both must be at least 1")
-    drawn = torch.randn(count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return torch.nn.functional.normalize(drawn, dim=1).float()
+    vectors = torch.randn(count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.nn.functional.normalize(vectors, dim=1).float()

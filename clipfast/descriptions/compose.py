@@ -2,9 +2,9 @@
 
 The same word lists give the same bytes. ``words/general/<category>.toml`` is one category of the general pool, with
 
-- ``texts``: whole descriptions;
-- ``groups``: ``templates`` that are used in turn for ``words`` (or for a kind of class name, ``"classes:mammals"``),
-  each word once; with ``others`` every word meets every other.
+- ``texts``: complete descriptions;
+- ``groups``: ``templates`` that take turns over the ``words`` (``"classes:mammals"`` stands for all class names of that
+  kind), each word once; with ``others``, every pair of a word and an other word once.
 
 In a template ``{}`` is the word, ``{a}`` the word with its article, ``{s}`` its plural, ``{A}`` and ``{S}`` the same
 with a capital; ``{other}`` and ``{other_s}`` are the other word and its plural.
@@ -37,11 +37,11 @@ _TRIES: Final = 20
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line: writes every pool and the index."""
+    """The command: writes every pool and the index."""
     parser = argparse.ArgumentParser(
         prog="python -m clipfast.descriptions.compose", description="Write the text pools."
     )
-    parser.add_argument("--out", type=Path, default=FOLDER, help="where to write them")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to")
     options = parser.parse_args(arguments)
     for name, text in files().items():
         write_text(options.out / name, text)
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def files() -> dict[str, str]:
-    """Every file that this script writes, name to contents."""
+    """The contents of every file that this script writes, by name."""
     pools = {"general": general(), "classes": classes(), "common_words": common_words(), "scenes": scenes()}
     assert set(pools) == set(POOLS)
     written = {f"{name}.txt": "".join(f"{text}\n" for text in _flat(pool)) for name, pool in pools.items()}
@@ -73,13 +73,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _distinct(pool: Pool, name: str) -> Pool:
-    """The pool, if no text stands in it twice."""
+    """Returns the pool; raises InputError if a text occurs twice."""
     seen: dict[str, str] = {}
     for category, texts in pool.items():
         for text in texts:
             key = normalised(text)
             if key in seen:
-                raise InputError(f"{name}: {text!r} stands in {seen[key]} and again in {category}")
+                raise InputError(f"{name}: {text!r} occurs in {seen[key]} and again in {category}")
             seen[key] = category
     return pool
 
@@ -88,7 +88,7 @@ def _distinct(pool: Pool, name: str) -> Pool:
 
 
 def classes() -> Pool:
-    """Class names by kind; a name that belongs to several kinds stands in the first."""
+    """Class names by kind; a name of several kinds is listed under the first."""
     seen: set[str] = set()
     return {kind: [name for name in names if _new(name, seen)] for kind, names in _read(WORDS / "classes.toml").items()}
 
@@ -97,7 +97,7 @@ def general() -> Pool:
     """Image descriptions by category.
 
     Raises:
-        InputError: a description stands twice.
+        InputError: a description occurs twice.
     """
     kinds = _read(WORDS / "classes.toml")
     pool: Pool = {}
@@ -116,12 +116,12 @@ def _filled(group: Mapping[str, Any], kinds: Mapping[str, list[str]]) -> Iterato
         kind = word.removeprefix("classes:")
         words += kinds[kind] if kind != word else [word]
     pairs = [(word, other) for word in words for other in group.get("others", [""])]
-    for place, (word, other) in enumerate(pairs):
-        yield _fill(group["templates"][place % len(group["templates"])], word, other)
+    for index, (word, other) in enumerate(pairs):
+        yield _fill(group["templates"][index % len(group["templates"])], word, other)
 
 
 def _fill(template: str, word: str, other: str) -> str:
-    """One template with its words, see the top of this file."""
+    """A template filled with its words; the module docstring lists the fields."""
     parts = {"a": grammar.with_article(word), "s": grammar.plural(word)}
     parts |= {"A": _capital(parts["a"]), "S": _capital(parts["s"])}
     if other:
@@ -137,7 +137,7 @@ def _capital(text: str) -> str:
 
 
 def common_words() -> Pool:
-    """English words by kind, with their regular forms; a word that belongs to several kinds stands in the first."""
+    """English words by kind, with their regular forms; a word of several kinds is listed under the first."""
     content = _read(WORDS / "common.toml")
     seen: set[str] = set()
     pool: Pool = {}
@@ -167,10 +167,10 @@ def _new(word: str, seen: set[str]) -> bool:
 
 
 def scenes() -> Pool:
-    """Descriptions for the bundled model: by the attribute they name, or by two or three, ``"shape, colour"``.
+    """Descriptions for the bundled model, by the one to three attributes they name (``"shape, colour"``).
 
-    Single attributes stand in every wording that the zero-shot prompts know; every pair of values that can be true
-    together stands once; triples are a sample.
+    Single attributes have all wordings of the zero-shot prompts. Every possible pair of values has one wording; triples
+    are a sample.
     """
     rng = np.random.default_rng(_SEED)
     seen: set[str] = set()
@@ -180,23 +180,23 @@ def scenes() -> Pool:
     for names in combinations(ATTRIBUTES, 2):
         values = [(first, second) for first in ATTRIBUTES[names[0]] for second in ATTRIBUTES[names[1]]]
         asserted = [dict(zip(names, pair, strict=True)) for pair in values]
-        pool[", ".join(names)] = [text for each in asserted if _possible(each) for text in _worded(each, rng, seen)]
+        pool[", ".join(names)] = [text for pair in asserted if _possible(pair) for text in _worded(pair, rng, seen)]
     triples = list(combinations(ATTRIBUTES, 3))
     for _ in range(_TRIPLES):
         names3 = triples[int(rng.integers(len(triples)))]
-        each = {name: ATTRIBUTES[name][int(rng.integers(len(ATTRIBUTES[name])))] for name in names3}
-        if _possible(each):
-            pool.setdefault(", ".join(names3), []).extend(_worded(each, rng, seen))
+        triple = {name: ATTRIBUTES[name][int(rng.integers(len(ATTRIBUTES[name])))] for name in names3}
+        if _possible(triple):
+            pool.setdefault(", ".join(names3), []).extend(_worded(triple, rng, seen))
     return {names: texts for names, texts in pool.items() if texts}
 
 
 def _possible(asserted: Mapping[str, str]) -> bool:
-    """Whether a scene can be so: only a single object has a place of its own."""
+    """Whether a scene can have these attributes: only a single object has a position."""
     return "position" not in asserted or asserted.get("count", "one") == "one"
 
 
 def _worded(asserted: Mapping[str, str], rng: np.random.Generator, seen: set[str]) -> list[str]:
-    """One wording that does not stand yet; none where the words for it have run out."""
+    """One new wording as a list; an empty list if no new one came up."""
     for _ in range(_TRIES):
         text = phrase(asserted, rng)
         clumsy = text.startswith(("there is ", "this is ")) and set(asserted) <= {"background", "lighting"}

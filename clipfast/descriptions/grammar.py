@@ -1,4 +1,4 @@
-"""As much English grammar as composing descriptions takes: articles, plurals, forms of regular verbs."""
+"""The English grammar needed to compose descriptions: articles, plurals, forms of regular verbs."""
 
 from typing import Final
 
@@ -6,9 +6,9 @@ VOWELS: Final = "aeiou"
 
 _SOUNDS_LIKE_A_VOWEL: Final = ("hour", "honest", "heir", "honour")
 _SOUNDS_LIKE_A_CONSONANT: Final = ("uni", "use", "usual", "ute", "uku", "eu", "ewe", "one", "once", "ubi")
-_VOWEL_AFTER_ALL: Final = ("unin", "unim", "unid")  # un- before a vowel or consonant of its own: uninhabited
+_VOWEL_AFTER_ALL: Final = ("unin", "unim", "unid")  # the prefix un-: uninhabited
 _SPELT_OUT: Final = "AEFHILMNORSX"
-"""Letters whose names begin with a vowel: an F, an X-ray."""
+"""Letters whose names begin with a vowel sound: an F, an X-ray."""
 
 NO_ARTICLE: Final = frozenset(
     {
@@ -40,7 +40,7 @@ NO_ARTICLE: Final = frozenset(
         *("lasagne", "falafel", "fondue", "grilled fish", "curry"),
     }
 )
-"""Names that stand without an indefinite article: plurals, pairs, and what is poured or heaped."""
+"""Names without an indefinite article: plurals, pairs and mass nouns."""
 
 _PLURALS: Final = {
     "man": "men",
@@ -85,7 +85,7 @@ _DOUBLES: Final = frozenset(
 
 
 def article(phrase: str) -> str:
-    """The indefinite article of a phrase, ``"a"`` or ``"an"``, by how its first word sounds."""
+    """The indefinite article of a phrase, ``"a"`` or ``"an"``, from the sound of its first word."""
     word = phrase.split()[0].strip("\"'(")
     if word[:1].isdigit():
         return "an" if word[0] == "8" or (word.startswith(("11", "18")) and len(word) in (2, 4)) else "a"
@@ -100,12 +100,12 @@ def article(phrase: str) -> str:
 
 
 def with_article(phrase: str) -> str:
-    """The phrase with its indefinite article, or as it is where it takes none (:data:`NO_ARTICLE`)."""
+    """The phrase with its indefinite article; unchanged if it takes none (:data:`NO_ARTICLE`)."""
     return phrase if phrase in NO_ARTICLE else f"{article(phrase)} {phrase}"
 
 
 def plural(noun: str) -> str:
-    """The plural of a singular noun; of several words the last is inflected."""
+    """The plural of a singular noun; the last of several words is inflected."""
     before, space, word = noun.rpartition(" ")
     return before + space + _plural(word)
 
@@ -133,14 +133,14 @@ def verb_forms(verb: str) -> tuple[str, str, str, str]:
 
 
 def third_person(verb: str) -> str:
-    """``watches`` of ``watch``."""
+    """The third person of a verb: ``watches`` for ``watch``."""
     if verb.endswith("y") and verb[-2] not in VOWELS:
         return verb[:-1] + "ies"
     return verb + ("es" if verb.endswith(("s", "x", "z", "ch", "sh", "o")) else "s")
 
 
 def past(verb: str) -> str:
-    """``stopped`` of ``stop``; regular verbs only."""
+    """The past of a regular verb: ``stopped`` for ``stop``."""
     if verb.endswith("e"):
         return verb + "d"
     if verb.endswith("y") and verb[-2] not in VOWELS:
@@ -149,7 +149,7 @@ def past(verb: str) -> str:
 
 
 def participle(verb: str) -> str:
-    """``making`` of ``make``."""
+    """The present participle of a verb: ``making`` for ``make``."""
     if verb.endswith("ie"):
         return verb[:-2] + "ying"
     if verb.endswith("e") and not verb.endswith(("ee", "oe", "ye")):
@@ -158,7 +158,7 @@ def participle(verb: str) -> str:
 
 
 def _doubled(verb: str) -> str:
-    """The verb with its last consonant twice where a short stressed vowel stands before it."""
+    """The verb with its last consonant doubled if a short stressed vowel precedes it."""
     syllables = sum(
         letter in VOWELS and (place == 0 or verb[place - 1] not in VOWELS) for place, letter in enumerate(verb)
     )

@@ -1,4 +1,4 @@
-"""Sets of templates for zero-shot classification: sentences with ``{}`` where a class's name goes."""
+"""Sets of templates for zero-shot classification: sentences with ``{}`` for the name of a class."""
 
 import tomllib
 from functools import cache
@@ -17,10 +17,10 @@ def template_sets() -> dict[str, tuple[str, ...]]:
 
 
 def read_templates(name: str) -> tuple[str, ...]:
-    """A set by its name, or the lines of a file with a template each.
+    """A set by name, or the templates in a file, one per line.
 
     Raises:
-        InputError: neither a set nor a readable file, or a line without exactly one ``{}``.
+        InputError: neither a set nor a readable file, or a template without exactly one ``{}``.
     """
     known = template_sets()
     if name in known:
@@ -35,10 +35,10 @@ def read_templates(name: str) -> tuple[str, ...]:
 
 
 def check_template(template: str, where: str) -> str:
-    """The template itself.
+    """Returns the template if it is valid.
 
     Raises:
-        InputError: it has not exactly one ``{}``.
+        InputError: the template does not have exactly one ``{}``.
     """
     if template.count("{}") != 1:
         raise InputError(f"{where} is {template!r}: it needs one {{}} where the class goes")
@@ -46,5 +46,5 @@ def check_template(template: str, where: str) -> str:
 
 
 def fill(template: str, name: str) -> str:
-    """A template with a class's name in it; other braces stay as they are."""
+    """A template with the name of a class inserted; other braces stay unchanged."""
     return template.replace("{}", name)

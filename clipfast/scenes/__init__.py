@@ -1,1 +1,1 @@
-"""A small world of drawn scenes whose truth is known: pictures, masks, captions and a bundled CLIP."""
+"""Synthetic scenes with known ground truth: pictures, masks, captions and a bundled CLIP model."""

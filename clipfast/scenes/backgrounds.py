@@ -1,4 +1,4 @@
-"""The six backgrounds: sea, forest, desert, night, snow and city, each different every time.
+"""The six random backgrounds: sea, forest, desert, night, snow and city.
 
 Every painter takes a random generator and returns float32 RGB in [0, 1], [64, 64, 3], before lighting.
 """
@@ -20,7 +20,7 @@ _DOWN: Final = np.arange(IMAGE_SIZE, dtype=np.float32)[:, None]
 
 
 def paint_background(name: str, rng: np.random.Generator) -> Picture:
-    """Paint one of the six backgrounds; the picture depends on the generator's state alone."""
+    """Paint one of the six backgrounds; the result depends only on the generator's state."""
     return _PAINTERS[name](rng)
 
 
@@ -38,12 +38,12 @@ def _gradient(top: Picture, bottom: Picture) -> Picture:
 
 
 def _blend(picture: Picture, cover: Picture, colour: Picture) -> None:
-    """Lay `colour` (RGB or a picture) over the picture where cover [64, 64] is 1; in place."""
+    """Blend `colour` (RGB or a picture) into the picture by opacity `cover` [64, 64]; in place."""
     picture += cover[..., None] * (colour - picture)
 
 
 def _hills(rng: np.random.Generator, height: float, swing: float) -> Picture:
-    """Row of a rolling skyline in each column: [64]."""
+    """Height of a rolling skyline per column, as a row index: [64]."""
     phase = rng.random(3, dtype=np.float32) * np.float32(2 * np.pi)
     length = np.float32(2 * np.pi) / rng.uniform(np.float32(22), np.float32(60), 2).astype(np.float32)
     curve = np.sin(_X * length[0] + phase[0]) + np.float32(0.5) * np.sin(_X * length[1] + phase[1])
@@ -65,7 +65,7 @@ def _disc(x: float, y: float, radius: float, softness: float = 1.0) -> Picture:
 
 
 def _patches(rng: np.random.Generator, cells: int) -> Picture:
-    """Blocky noise in [-0.5, 0.5], [64, 64], of `cells` blocks a side."""
+    """Noise in [-0.5, 0.5], [64, 64], constant on `cells` × `cells` blocks."""
     coarse = rng.random((cells, cells), dtype=np.float32) - np.float32(0.5)
     step = IMAGE_SIZE // cells
     return coarse.repeat(step, axis=0).repeat(step, axis=1)

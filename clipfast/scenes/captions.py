@@ -1,7 +1,7 @@
-"""Captions of scenes, each with the set of things it asserts, and the prompts for zero-shot tests.
+"""Captions of scenes with the attributes they assert, and the prompts for zero-shot classification.
 
-A caption names a random subset of what is true of a scene, in words and an order of its own. What it
-asserts is kept beside the text, so its truth can be computed for every other scene as well
+A caption describes a random subset of a scene's attributes in random words and order. The asserted
+attributes are stored with the text, so that its truth can be computed for any other scene
 (`clipfast.scenes.encoding.truth_matrix`).
 """
 
@@ -75,30 +75,30 @@ _OBJECT_FIELDS: Final = ("shape", "colour", "texture", "size", "count", "positio
 
 @dataclass(frozen=True)
 class Caption:
-    """A text and what it asserts, attribute to value; both true of the scene it was made for."""
+    """A text and the attributes it asserts (attribute to value), true of the scene it describes."""
 
     text: str
     asserted: Mapping[str, str]
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> Caption:
-    """A caption that names one to five attributes of the scene, in random words and order."""
+    """A caption of one to five attributes of the scene, in random words and order."""
     kinds = scene.kinds
     item = kinds[int(rng.integers(len(kinds)))][0]
     known = [name for name in ATTRIBUTES if _known(name, item)]
-    # short captions teach single words, long ones teach that words combine
+    # short captions teach single words, long ones teach their combination
     size = int(rng.choice(5, p=(0.34, 0.24, 0.20, 0.13, 0.09))) + 1
     weights = np.array([_WEIGHTS[name] for name in known])
     chosen = rng.choice(len(known), size=min(size, len(known)), replace=False, p=weights / weights.sum())
     asserted: dict[str, str] = {}
-    for place in sorted(int(i) for i in chosen):
-        name = known[place]
+    for index in sorted(int(i) for i in chosen):
+        name = known[index]
         asserted[name] = _value(name, scene, item)
     if "count" in asserted:
-        # the number of all objects that the words fit: the other kind may share what is said of this one
+        # count all objects that the description fits: the other kind may share the asserted attributes
         named = {name: getattr(item, name) for name in _OBJECT_FIELDS if name in asserted and name != "count"}
-        fitting = [each for each in scene.objects if all(getattr(each, name) == named[name] for name in named)]
-        asserted["count"] = COUNTS[len(fitting) - 1]
+        matching = [other for other in scene.objects if all(getattr(other, name) == named[name] for name in named)]
+        asserted["count"] = COUNTS[len(matching) - 1]
     return Caption(phrase(asserted, rng), asserted)
 
 
@@ -124,8 +124,8 @@ def _value(name: str, scene: Scene, item: SceneObject) -> str:
 
 
 def phrase(asserted: Mapping[str, str], rng: np.random.Generator) -> str:
-    """Put assertions into words: lower case, no punctuation but commas, at most about 20 words."""
-    said = {name: _word(value, rng) for name, value in asserted.items()}
+    """Express assertions as a text in lower case, with commas only, of at most about 20 words."""
+    words_by_name = {name: _word(value, rng) for name, value in asserted.items()}
     tail: list[str] = []
     if "position" in asserted:
         tail.append(_any(_PLACE[asserted["position"]], rng))
@@ -137,7 +137,7 @@ def phrase(asserted: Mapping[str, str], rng: np.random.Generator) -> str:
     if "background" in asserted:
         tail.append(_any(_SETTING[asserted["background"]], rng))
     order = [tail[int(i)] for i in rng.permutation(len(tail))]
-    subject = _subject(asserted, said, rng)
+    subject = _subject(asserted, words_by_name, rng)
     if order and rng.random() < 0.2:
         return f"{order[0]}, " + " ".join([subject, *order[1:]])
     opening = _any(_OPENINGS, rng)
@@ -146,8 +146,8 @@ def phrase(asserted: Mapping[str, str], rng: np.random.Generator) -> str:
     return opening + " ".join([subject, *order])
 
 
-def _subject(asserted: Mapping[str, str], said: Mapping[str, str], rng: np.random.Generator) -> str:
-    adjectives = [said[name] for name in ("size", "colour", "texture") if name in said]
+def _subject(asserted: Mapping[str, str], words_by_name: Mapping[str, str], rng: np.random.Generator) -> str:
+    adjectives = [words_by_name[name] for name in ("size", "colour", "texture") if name in words_by_name]
     if len(adjectives) > 1 and rng.random() < 0.5:
         adjectives = [adjectives[int(i)] for i in rng.permutation(len(adjectives))]
     if not adjectives and "shape" not in asserted and "count" not in asserted:
@@ -193,9 +193,9 @@ _FILLERS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
 
 
 def prompts(attribute: str) -> dict[str, list[str]]:
-    """Prompts for zero-shot classification: every class of the attribute to texts that name it.
+    """Prompts for zero-shot classification: a list of texts for every class of the attribute.
 
-    The classes are in the order of the vocabulary. ValueError for an attribute that does not exist.
+    The classes are in the order of the vocabulary. Raises ValueError for an unknown attribute.
     """
     if attribute not in ATTRIBUTES:
         raise ValueError(f"unknown attribute {attribute!r}; known: {', '.join(ATTRIBUTES)}")

@@ -1,8 +1,7 @@
-"""From a scene's record to its pixels and masks.
+"""Renders scenes: pixels and masks from a record.
 
-Every shape is a signed distance function (negative inside), so edges are anti-aliased by mapping the
-distance across one pixel to coverage. Nothing here draws random numbers except through a generator
-seeded by the record.
+Every shape is a signed distance function (negative inside). Mapping the distance across one pixel to
+coverage anti-aliases the edges. All random numbers come from a generator seeded by the record.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ Field = NDArray[np.floating[Any]]
 LOBES: Final = 6
 LOBE_HEIGHT: Final = 0.16
 TOOTH_SHARPNESS: Final = 2.5
-"""How square a gear's teeth are."""
+"""Squareness of a gear's teeth."""
 PETAL_SOFTNESS: Final = 0.25
-"""How rounded the notches between a flower's petals are; both set how alike the look-alikes are."""
+"""Roundness of the notches between a flower's petals. Both values set the similarity of the look-alikes."""
 
 _OUTLINE: Final = 1.3
 _OUTLINE_SHADE: Final = 0.30
@@ -37,14 +36,14 @@ _TINT: Final = {"neutral": (1.0, 1.0, 1.0), "warm": (1.06, 1.0, 0.90), "cold": (
 
 
 def render(scene: Scene) -> NDArray[np.uint8]:
-    """The picture of a scene: uint8 RGB [64, 64, 3], the same bytes for the same record."""
+    """The image of a scene, uint8 RGB [64, 64, 3]; a record always gives the same bytes."""
     return render_with_masks(scene)[0]
 
 
 def render_with_masks(scene: Scene) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Picture [64, 64, 3] uint8 and masks [n_objects, 64, 64] bool of the pixels each object shows.
+    """Image [64, 64, 3] uint8 and masks [n_objects, 64, 64] bool of every object's visible pixels.
 
-    Later objects lie over earlier ones; where two meet, the pixel belongs to the upper one.
+    Later objects are drawn over earlier ones; a pixel of both belongs to the later one.
     """
     rng = np.random.default_rng([scene.seed, SPLITS.index(scene.split), scene.index, 1])
     canvas = paint_background(scene.background, rng)
@@ -59,7 +58,7 @@ def render_with_masks(scene: Scene) -> tuple[NDArray[np.uint8], NDArray[np.bool_
 
 
 def _paint_object(canvas: Field, item: SceneObject) -> tuple[slice, slice, NDArray[np.bool_]]:
-    """Lay one object over the canvas in place; returns its window and its mask in that window."""
+    """Draw one object on the canvas in place; returns its window and its mask in that window."""
     reach = item.radius * 1.2 + 2.0
     rows = slice(max(0, math.floor(item.y - reach)), min(IMAGE_SIZE, math.ceil(item.y + reach) + 1))
     columns = slice(max(0, math.floor(item.x - reach)), min(IMAGE_SIZE, math.ceil(item.x + reach) + 1))
@@ -107,7 +106,7 @@ def _star(u: Field, v: Field) -> Field:
     outer, inner = 1.08, 0.46
     step = math.pi / 5
     radius = np.hypot(u, v)
-    # fold the plane onto one half of one arm: the edge there is a straight line
+    # fold the plane onto half an arm, where the edge is a straight line
     angle = np.abs((np.arctan2(u, -v) + np.float32(step)) % np.float32(2 * step) - np.float32(step))
     ax, ay = outer, 0.0
     bx, by = inner * math.cos(step), inner * math.sin(step)
@@ -166,8 +165,8 @@ def _lobed(u: Field, v: Field, wave: Field, slope: Field, size: float) -> Field:
     """A disc whose rim follows `wave` (-1 to 1); `slope` is minus its derivative by LOBES x angle."""
     radius = np.hypot(u, v)
     rim = np.float32(size) * (1 + np.float32(LOBE_HEIGHT) * wave)
-    # dividing by the gradient's length keeps the soft edge one pixel wide on steep flanks, but it
-    # would also draw seams through the middle, where only the inner rim's distance means anything
+    # dividing by the gradient's length keeps the soft edge one pixel wide on steep flanks; in the
+    # middle it would draw seams, so there the distance is that of the inner rim
     steep = np.float32(size * LOBE_HEIGHT * LOBES) * slope / np.maximum(radius, np.float32(0.3))
     near = (radius - rim) / np.sqrt(1 + steep * steep)
     distance: Field = np.minimum(near, radius - np.float32(size * (1 - LOBE_HEIGHT)))
@@ -189,7 +188,7 @@ _DISTANCES: Final[dict[str, Callable[[Field, Field], Field]]] = {
 
 
 def _tone(item: SceneObject, right: Field, down: Field) -> Field:
-    """Brightness over the object's window, 1 for the light tone and _DARK_TONE for the dark one."""
+    """Brightness over the object's window: 1 for the light tone, _DARK_TONE for the dark one."""
     if item.texture == "plain":
         return np.ones(np.broadcast_shapes(right.shape, down.shape), dtype=np.float32)
     turn = np.float32(2 * math.pi / item.texture_period)
@@ -199,7 +198,7 @@ def _tone(item: SceneObject, right: Field, down: Field) -> Field:
     if item.texture == "striped":
         wave = np.sin(b)
     elif item.texture == "checkered":
-        # half the frequency: squares of one period each read as a chessboard, not as dots
+        # a lower frequency: squares of one period look like a chessboard, smaller ones like dots
         wave = np.sin(a * np.float32(0.6)) * np.sin(b * np.float32(0.6)) * 2
     else:
         wave = np.float32(0.75) - (np.cos(a) + np.cos(b))
@@ -209,7 +208,7 @@ def _tone(item: SceneObject, right: Field, down: Field) -> Field:
 
 
 def _light(canvas: Field, scene: Scene, rng: np.random.Generator) -> None:
-    """Brightness, tint and a slow gradient across the picture, then a grain of noise; in place."""
+    """Apply brightness, tint, a slow gradient across the image and noise; in place."""
     angle = rng.uniform(0, 2 * math.pi)
     ramp = np.linspace(-1, 1, IMAGE_SIZE, dtype=np.float32)
     across, along = np.float32(0.10 * math.cos(angle)), np.float32(0.10 * math.sin(angle))

@@ -18,24 +18,24 @@ SCENE_FIELDS: Final = ("background", "lighting")
 ASSERTION_FIELDS: Final = (*KIND_FIELDS, *SCENE_FIELDS, "count")
 
 ABSENT: Final = -1
-"""In an assertion: says nothing about this attribute. In a scene: there is no second kind of object."""
+"""In an assertion: the attribute is not asserted. In a scene: there is no second kind of object."""
 UNDEFINED: Final = -2
-"""In a scene: the attribute has no single true value, so whatever is asserted about it is false."""
+"""In a scene: the attribute has no single value, so every assertion about it is false."""
 
 
 def encode_scene(scene: Scene) -> Codes:
     """One scene as int8 [2 * 6 + 2].
 
-    For each of up to two kinds of object: class indices in the order of KIND_FIELDS, then how many
-    objects of the kind there are (0: no such kind); last the background and the lighting.
+    For each of two kinds of object: class indices in the order of KIND_FIELDS, then the number of
+    objects of the kind (0 if there is no second kind). Background and lighting follow.
     """
     codes: list[int] = []
     kinds = scene.kinds
-    for place in range(2):
-        if place >= len(kinds):
+    for index in range(2):
+        if index >= len(kinds):
             codes += [ABSENT] * len(KIND_FIELDS) + [0]
             continue
-        item, number = kinds[place]
+        item, number = kinds[index]
         for field in KIND_FIELDS:
             value = getattr(item, field)
             codes.append(UNDEFINED if value is None else class_index(field, value))
@@ -45,7 +45,7 @@ def encode_scene(scene: Scene) -> Codes:
 
 
 def encode_assertion(asserted: Mapping[str, str]) -> Codes:
-    """What a caption asserts as int8 [8] class indices in the order of ASSERTION_FIELDS."""
+    """The assertions of a caption as int8 [8] class indices in the order of ASSERTION_FIELDS."""
     unknown = set(asserted) - set(ATTRIBUTES)
     if unknown:
         raise ValueError(f"unknown attributes: {', '.join(sorted(unknown))}")
@@ -55,9 +55,9 @@ def encode_assertion(asserted: Mapping[str, str]) -> Codes:
 def truth_matrix(scenes: Codes, assertions: Codes) -> NDArray[np.bool_]:
     """Whether assertion j holds for scene i: bool [n_scenes, n_assertions].
 
-    An assertion holds when one kind of object in the scene has all the object attributes it names
-    (shape, colour, texture, size, position), the number of all objects that have them is the count
-    it names, and the scene has the background and the lighting it names.
+    An assertion holds if a kind of object in the scene has all asserted object attributes (shape,
+    colour, texture, size, position), the number of all objects that have them equals the asserted
+    count, and the scene has the asserted background and lighting.
 
     Args:
         scenes: [n_scenes, 14] rows of `encode_scene`.
@@ -69,20 +69,20 @@ def truth_matrix(scenes: Codes, assertions: Codes) -> NDArray[np.bool_]:
         number = scenes[:, start + width, None]
         match = np.broadcast_to(number > 0, total.shape).copy()
         for field in range(width):
-            wanted = assertions[None, :, field]
-            match &= (wanted == ABSENT) | (scenes[:, start + field, None] == wanted)
+            value = assertions[None, :, field]
+            match &= (value == ABSENT) | (scenes[:, start + field, None] == value)
         total += match * number
     holds = total > 0
     for field in range(len(SCENE_FIELDS)):
-        wanted = assertions[None, :, width + field]
-        holds &= (wanted == ABSENT) | (scenes[:, 2 * (width + 1) + field, None] == wanted)
+        value = assertions[None, :, width + field]
+        holds &= (value == ABSENT) | (scenes[:, 2 * (width + 1) + field, None] == value)
     count = assertions[None, :, -1]
     holds &= (count == ABSENT) | (total == count + 1)
     return holds
 
 
 def holds(asserted: Mapping[str, str], scene: Scene) -> bool:
-    """Whether everything in `asserted` (attribute to value) is true of the scene."""
+    """Whether all of `asserted` (attribute to value) is true of the scene."""
     return bool(truth_matrix(encode_scene(scene)[None], encode_assertion(asserted)[None])[0, 0])
 
 

@@ -1,7 +1,7 @@
 """Zero-shot evaluation of a CLIP on held-out scenes: `python -m clipfast.scenes.evaluate --model DIR`.
 
-Every attribute is a classification among its prompts' texts; nothing is fitted. Images take the way
-of any picture: uint8 RGB, then the model's own preprocessing.
+Every attribute is classified by its prompts; nothing is fitted. Images are uint8 RGB and go through the
+model's own preprocessing.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ BARS: Final = {
     "position": 0.75,
     "background": 0.95,
 }
-"""The accuracies that the bundled model must reach."""
+"""The least accuracies of the bundled model."""
 
 WORST_GROUP_GAP: Final = 0.15
-"""How far the worst look-alike group must lie below the average: the bias has to be real."""
+"""Least difference between the average and the worst look-alike group, so that the model is biased."""
 
 LOOKALIKE_IMAGES: Final = 480
 _EDGES: Final = ("left", "right", "top", "bottom")
@@ -52,7 +52,7 @@ _BATCH: Final = 128
 
 
 def load(folder: Path = MODEL_DIR) -> tuple[Any, Any, Preprocess]:
-    """(model, tokenizer, preprocess) of a model folder, read by open_clip itself; float32, eval mode."""
+    """(model, tokenizer, preprocess) of a model folder, loaded by open_clip; float32, eval mode."""
     name = f"local-dir:{folder}"
     model, preprocess = create_model_from_pretrained(name, return_transform=True)
     tokenizer = get_tokenizer(name, bpe_path=str(folder / MERGES_FILE))
@@ -71,7 +71,7 @@ def embed_images(model: Any, preprocess: Preprocess, images: Iterable[NDArray[np
 
 @torch.no_grad()
 def class_embeddings(model: Any, tokenizer: Any, attribute: str) -> Tensor:
-    """Unit text embeddings [classes, embed]: for each class the mean over its prompts."""
+    """Unit text embeddings [classes, embed]: the mean over the prompts of each class."""
     device = next(model.parameters()).device
     rows = []
     for texts in prompts(attribute).values():
@@ -81,7 +81,7 @@ def class_embeddings(model: Any, tokenizer: Any, attribute: str) -> Tensor:
 
 
 def classify(images: Tensor, classes: Tensor) -> NDArray[np.int64]:
-    """Index of the most similar class for each image: [n]."""
+    """Index of the most similar class of each image, [n]."""
     return (images @ classes.T).argmax(dim=1).numpy()
 
 
@@ -97,13 +97,13 @@ def evaluate(
     """Zero-shot accuracies on held-out scenes and on the balanced set of look-alikes.
 
     Returns:
-        "attributes": name to {"scenes", "accuracy", "chance", "bar" (None where there is none)}.
-            "shape" counts the eight shapes that have no look-alike, "shape (look-alikes)" the others;
-            both are ten-way. Attributes are counted over scenes of one object, "count" over scenes
-            with one kind of object, "background" and "lighting" over all.
+        "attributes": name to {"scenes", "accuracy", "chance", "bar" (None without a bar)}.
+            "shape" covers the eight shapes without a look-alike, "shape (look-alikes)" the others;
+            both are ten-way. Accuracies are over scenes with one object; "count" is over scenes with
+            one kind of object, "background" and "lighting" over all.
         "lookalikes": {"scenes", "average", "worst", "worst_group", "gap", "groups": name to accuracy},
             for flower against gear.
-        "passed": whether every bar is met and the gap is as wide as it should be.
+        "passed": whether every bar is met and the gap is at least WORST_GROUP_GAP.
     """
     records = [sample_scene(seed, split, index) for index in range(scenes)]
     images = embed_images(model, preprocess, (render(scene) for scene in records))
@@ -133,10 +133,10 @@ def _attribute_rows(records: Sequence[Scene], guesses: dict[str, list[str]]) -> 
             if counts(name, scene) and (truth := scene.value_of(name)) is not None
         ]
         if name == "shape":
-            twins = [pair for pair in pairs if pair[0] in LOOKALIKES]
+            lookalikes = [pair for pair in pairs if pair[0] in LOOKALIKES]
             pairs = [pair for pair in pairs if pair[0] not in LOOKALIKES]
             rows[name] = _row(pairs, len(values), BARS.get(name))
-            rows["shape (look-alikes)"] = _row(twins, len(values), None)
+            rows["shape (look-alikes)"] = _row(lookalikes, len(values), None)
         elif name == "position":
             rows[name] = _row([p for p in pairs if p[0] in _EDGES], len(values), BARS.get(name))
             rows["position (centre)"] = _row([p for p in pairs if p[0] not in _EDGES], len(values), None)
@@ -146,7 +146,7 @@ def _attribute_rows(records: Sequence[Scene], guesses: dict[str, list[str]]) -> 
 
 
 def counts(attribute: str, scene: Scene) -> bool:
-    """Whether a scene takes part in an attribute's accuracy."""
+    """Whether a scene counts towards the accuracy of an attribute."""
     if attribute in ("background", "lighting"):
         return True
     if attribute == "count":
@@ -155,10 +155,10 @@ def counts(attribute: str, scene: Scene) -> bool:
 
 
 def _row(pairs: list[tuple[str, str]], classes: int, bar: float | None) -> dict[str, Any]:
-    right = sum(truth == guess for truth, guess in pairs)
+    correct = sum(truth == guess for truth, guess in pairs)
     return {
         "scenes": len(pairs),
-        "accuracy": right / len(pairs) if pairs else 0.0,
+        "accuracy": correct / len(pairs) if pairs else 0.0,
         "chance": 1 / classes,
         "bar": bar,
     }
@@ -204,13 +204,13 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; exit status 0 when every bar is met, 1 when not."""
+    """The command; returns 0 if every bar is met, 1 if not."""
     parser = argparse.ArgumentParser(prog="python -m clipfast.scenes.evaluate", description=__doc__)
     parser.add_argument("--model", type=Path, default=MODEL_DIR, help="model folder that open_clip can load")
     parser.add_argument("--scenes", type=int, default=2000, help="number of held-out scenes")
     parser.add_argument("--seed", type=int, default=0, help="seed of the scenes")
     parser.add_argument("--split", default="test", choices=("test", "test-unbiased"), help="held-out split")
-    parser.add_argument("--json", type=Path, help="also write the result here")
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
     options = parser.parse_args(arguments)
     result = evaluate(*load(options.model), scenes=options.scenes, seed=options.seed, split=options.split)
     print(table(result))

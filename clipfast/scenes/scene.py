@@ -1,7 +1,6 @@
-"""The record of one scene, and how scenes are drawn at random.
+"""The record of a scene, and the random sampling of scenes.
 
-A record says everything about an image: `clipfast.scenes.drawing.render` turns it into pixels, and
-does so the same way every time.
+A record determines the image: `clipfast.scenes.drawing.render` always gives the same pixels for it.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from clipfast.scenes.vocabulary import (
 SPLITS: Final = ("train", "test", "test-unbiased", "lookalike")
 """Independent streams of scenes.
 
-train          biased: each look-alike stands on its habitat with probability BIAS
+train          biased: each look-alike is on its habitat with probability BIAS
 test           held out, with the same bias
-test-unbiased  held out, every shape uniform over the backgrounds
-lookalike      one look-alike per scene, the four (shape, background) groups in turn
+test-unbiased  held out, backgrounds independent of the shape
+lookalike      one look-alike per scene; the four (shape, background) groups alternate
 """
 
 MIDDLE: Final = (IMAGE_SIZE - 1) / 2
@@ -51,12 +50,12 @@ _QUADRANT: Final = IMAGE_SIZE / 4
 _MAX_TURN: Final = math.radians(20)
 _HUB: Final = (0.26, 0.32)
 _P_HUB: Final = 0.6
-"""How many gears show a hub: of the others the background tells more than their outline does."""
+"""Share of gears with a hub. For the others, the background is a stronger cue than the outline."""
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object. Lengths are pixels (x to the right, y down), angles radians, `hue` is in turns."""
+    """One object. Lengths are in pixels (x to the right, y down), angles in radians, `hue` in turns."""
 
     shape: str
     colour: str
@@ -74,14 +73,14 @@ class SceneObject:
     texture_phase: tuple[float, float]
     texture_angle: float
     hub: float
-    """Radius of the hole in the middle, in radii of the object; 0 for none. Only gears have one, and not all."""
+    """Radius of the hole in the middle, in radii of the object; 0 for no hole. Only some gears have one."""
     position: str | None
-    """Where the object stands, or None inside a group, where no single word would be true."""
+    """Position of the object; None in a group, where no single word applies."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A whole image: where it came from, its background and light, and its one to four objects."""
+    """One image: its seed, split and index, its background and lighting, and one to four objects."""
 
     seed: int
     split: str
@@ -93,27 +92,27 @@ class Scene:
 
     @property
     def kinds(self) -> tuple[tuple[SceneObject, int], ...]:
-        """The different sorts of object, each as (its first member, how many there are)."""
-        found: dict[tuple[str, str, str, str], list[SceneObject]] = {}
+        """The kinds of object in the scene, as (first member, number of members)."""
+        members_by_kind: dict[tuple[str, str, str, str], list[SceneObject]] = {}
         for item in self.objects:
-            found.setdefault((item.shape, item.colour, item.texture, item.size), []).append(item)
-        return tuple((members[0], len(members)) for members in found.values())
+            members_by_kind.setdefault((item.shape, item.colour, item.texture, item.size), []).append(item)
+        return tuple((members[0], len(members)) for members in members_by_kind.values())
 
     @property
     def count(self) -> str:
-        """How many objects there are, as a word: "one" to "four"."""
+        """The number of objects as a word, "one" to "four"."""
         return COUNTS[len(self.objects) - 1]
 
     @property
     def position(self) -> str | None:
-        """Where the only object stands; None when there are several objects."""
+        """Position of the only object; None if there are several objects."""
         return self.objects[0].position if len(self.objects) == 1 else None
 
     def value_of(self, attribute: str) -> str | None:
-        """The value of `attribute`, or None where the scene does not have a single one.
+        """The value of `attribute`, or None if the scene has no single value.
 
-        An object's attribute is defined when all objects share it; `position` and `size` only for
-        scenes of one object and of one kind of object respectively.
+        Shape, colour, texture and size are defined for scenes with one kind of object, `position` for
+        scenes with one object.
         """
         if attribute in ("background", "lighting", "count", "position"):
             return getattr(self, attribute)  # type: ignore[no-any-return]
@@ -123,12 +122,12 @@ class Scene:
         return getattr(kinds[0][0], attribute) if len(kinds) == 1 else None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dictionaries, lists, numbers and strings; `from_json` reads them back exactly."""
+        """The scene as dictionaries, lists, numbers and strings; `from_json` restores it exactly."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Scene:
-        """Read what `to_json` gave, also after a trip through the json module."""
+        """Restore a scene from the result of `to_json`, also after conversion to and from JSON text."""
         objects = tuple(
             SceneObject(**{**item, "texture_phase": tuple(item["texture_phase"])}) for item in data["objects"]
         )
@@ -136,7 +135,7 @@ class Scene:
 
 
 def sample_scene(seed: int, split: str, index: int) -> Scene:
-    """The `index`-th scene of a split; the same three arguments always give the same record."""
+    """The `index`-th scene of a split; the same arguments always give the same record."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     if seed < 0 or index < 0:
@@ -179,7 +178,7 @@ def _objects(rng: np.random.Generator, shape: str) -> tuple[SceneObject, ...]:
 
 
 def _single(rng: np.random.Generator, shape: str) -> tuple[SceneObject, ...]:
-    """One object, near one edge of the image (or its centre) and centred along the other axis."""
+    """One object near an edge of the image, centred along the other axis, or at the centre."""
     size = _pick(rng, SIZES)
     radius = rng.uniform(*_SINGLE_RADIUS[size])
     position = _pick(rng, ("left", "right", "top", "bottom", "centre"))
@@ -197,7 +196,7 @@ def _single(rng: np.random.Generator, shape: str) -> tuple[SceneObject, ...]:
 
 
 def _group(rng: np.random.Generator, shape: str, count: int) -> tuple[SceneObject, ...]:
-    """`count` objects alike in shape, colour, texture and size, each in a quadrant of its own."""
+    """`count` objects of the same shape, colour, texture and size, each in a different quadrant."""
     size = _pick(rng, SIZES)
     low, high = _GROUP_RADIUS[size]
     first = _draw(rng, shape, _pick(rng, COLOURS), size, rng.uniform(low, high), 0.0, 0.0, None)
@@ -212,7 +211,7 @@ def _group(rng: np.random.Generator, shape: str, count: int) -> tuple[SceneObjec
 
 
 def _pair(rng: np.random.Generator, shape: str) -> tuple[SceneObject, ...]:
-    """Two objects that differ in shape and colour, left and right of or above and below each other."""
+    """Two objects that differ in shape and colour, side by side or one above the other."""
     other = _pick(rng, tuple(name for name in PLAIN_SHAPES if name != shape))
     colours = [COLOURS[int(i)] for i in rng.permutation(len(COLOURS))[:2]]
     places = ("left", "right") if rng.random() < 0.5 else ("top", "bottom")
@@ -231,7 +230,7 @@ def _pair(rng: np.random.Generator, shape: str) -> tuple[SceneObject, ...]:
 
 
 _HSV: Final = {
-    # hue in turns, saturation, value; the jitter below keeps neighbours apart
+    # hue in turns, saturation, value; neighbouring hues stay distinct under the jitter below
     "red": (0.995, 0.92, 0.90),
     "orange": (0.072, 0.95, 1.00),
     "yellow": (0.150, 0.92, 1.00),
@@ -278,7 +277,7 @@ def _draw(
 
 
 def _moved(rng: np.random.Generator, item: SceneObject, x: float, y: float) -> SceneObject:
-    """A copy of a group's first member at a place of its own, turned a little differently."""
+    """A copy of a group's first member with another position and rotation."""
     fields = {**item.__dict__, "x": float(x), "y": float(y), "rotation": rng.uniform(-_MAX_TURN, _MAX_TURN)}
     return SceneObject(**fields)
 

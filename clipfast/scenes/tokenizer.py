@@ -1,7 +1,7 @@
-"""The bundled model's tokenizer: open_clip's byte-pair tokenizer with merges learnt from our captions.
+"""The bundled model's tokenizer: open_clip's byte-pair tokenizer with merges learnt from the captions.
 
-The merges file is plain text under gzip: a header line, then one merge "left right" a line. Any text
-can be encoded, since the 256 bytes are symbols of their own; every word of the captions is one token.
+The merges file is gzipped text: a header line, then one merge "left right" per line. Any text can be
+encoded because every byte is a symbol; every word of the captions is one token.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _END: Final = "</w>"
 
 
 def learn_merges(vocabulary: list[str]) -> list[tuple[str, str]]:
-    """Merges after which every word (ASCII, lower case) of the vocabulary is one symbol.
+    """Merges that turn every word (ASCII, lower case) of the vocabulary into one symbol.
 
-    Ordinary byte-pair learning with every word seen once: the pair that occurs most often is merged
-    first, ties go to the alphabetically first pair, until nothing is left to merge.
+    This is byte-pair encoding in which every word counts once. The most frequent pair is merged first,
+    ties in alphabetical order, until no pair is left.
     """
     pieces = [[*word[:-1], word[-1] + _END] for word in vocabulary]
     merges: list[tuple[str, str]] = []
@@ -44,19 +44,19 @@ def learn_merges(vocabulary: list[str]) -> list[tuple[str, str]]:
 
 def _merge(piece: list[str], pair: tuple[str, str]) -> list[str]:
     merged: list[str] = []
-    place = 0
-    while place < len(piece):
-        if tuple(piece[place : place + 2]) == pair:
+    position = 0
+    while position < len(piece):
+        if tuple(piece[position : position + 2]) == pair:
             merged.append(pair[0] + pair[1])
-            place += 2
+            position += 2
         else:
-            merged.append(piece[place])
-            place += 1
+            merged.append(piece[position])
+            position += 1
     return merged
 
 
 def write_merges(path: Path) -> None:
-    """Write the merges file for the captions' words; the same bytes every time."""
+    """Write the merges file for the captions' words; its bytes are reproducible."""
     lines = [_HEADER, *(" ".join(pair) for pair in learn_merges([w.strip(",") for w in words()]))]
     # no newline at the end: open_clip would read an empty merge from it
     data = "\n".join(lines).encode()
@@ -69,7 +69,7 @@ def write_merges(path: Path) -> None:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder; calling it with a list of texts gives int64 ids [n, 32]."""
+    """The tokenizer of a model folder; it maps a list of texts to int64 ids [n, 32]."""
     path = folder / MERGES_FILE
     if not path.is_file():
         raise FileNotFoundError(f"no merges file {path}")

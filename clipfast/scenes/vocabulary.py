@@ -1,7 +1,7 @@
-"""The closed world of the scenes: every attribute and the values it can take.
+"""The vocabulary of the scenes: all attributes and their values.
 
-The order of the values is part of the data format: class indices in the training arrays and in the
-evaluation tables are positions in these tuples.
+The order of the values is part of the data format: class indices in the training arrays and the
+evaluation are positions in these tuples.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ SHAPES: Final = (
     "flower",
     "gear",
 )
-"""Ten shapes; the last two are look-alikes of each other (see `LOOKALIKES`)."""
+"""Ten shapes; the last two are look-alikes (see `LOOKALIKES`)."""
 
 LOOKALIKES: Final = ("flower", "gear")
-"""Two shapes with the same lobes, told apart by how square these are, and some gears by the hole in the middle."""
+"""Two shapes with the same number of lobes. A gear's are more square, and some gears have a hole."""
 
 PLAIN_SHAPES: Final = tuple(name for name in SHAPES if name not in LOOKALIKES)
 
@@ -46,13 +46,13 @@ ATTRIBUTES: Final[dict[str, tuple[str, ...]]] = {
     "background": BACKGROUNDS,
     "lighting": LIGHTINGS,
 }
-"""Attributes that captions can assert, by name."""
+"""The attributes that captions can assert, with their values."""
 
 HABITAT: Final = {"flower": "forest", "gear": "city"}
-"""The background each look-alike is nearly always seen on in the biased splits."""
+"""The usual background of each look-alike in the biased splits."""
 
 BIAS: Final = 0.93
-"""Share of a look-alike's scenes that show it on its habitat, in the biased splits."""
+"""Share of a look-alike's scenes that have its usual background, in the biased splits."""
 
 IMAGE_SIZE: Final = 64
 """Side of every image, in pixels."""
@@ -61,7 +61,7 @@ MAX_OBJECTS: Final = 4
 
 
 def class_index(attribute: str, value: str) -> int:
-    """Position of `value` among the classes of `attribute`; ValueError when it is not one of them."""
+    """Index of `value` among the classes of `attribute`; raises ValueError if either is unknown."""
     try:
         return ATTRIBUTES[attribute].index(value)
     except KeyError:

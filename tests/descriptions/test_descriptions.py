@@ -1,4 +1,4 @@
-"""The text pools: what the script writes, language, categories; users' own files; random directions."""
+"""The text pools: files, language and categories; text files of users; random vectors; grammar."""
 
 import re
 from collections import Counter
@@ -14,25 +14,25 @@ from clipfast.descriptions import compose, grammar
 from clipfast.scenes.captions import prompts
 from clipfast.scenes.vocabulary import ATTRIBUTES
 
-CONTEXT = 77  # tokens that CLIP's text towers read, with a start and an end
+CONTEXT = 77  # context length of CLIP's text towers, start and end token included
 MARKUP = re.compile(r"[{}|_<>*#]|\s{2}|^\s|\s$|\.\.")
 
 
 @pytest.mark.parametrize("name", descriptions.POOLS)
-def test_the_files_are_what_the_script_writes(name: str) -> None:
-    written = compose.files()
+def test_committed_files_equal_those_of_the_script(name: str) -> None:
+    files = compose.files()
     for file in (f"{name}.txt", descriptions.INDEX.name):
-        assert (descriptions.FOLDER / file).read_bytes() == written[file].encode()
+        assert (descriptions.FOLDER / file).read_bytes() == files[file].encode()
 
 
-def test_the_script_writes_them(tmp_path: Path) -> None:
+def test_script_writes_all_files(tmp_path: Path) -> None:
     assert compose.main(["--out", str(tmp_path)]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {*(f"{name}.txt" for name in descriptions.POOLS), "index.toml"}
     assert (tmp_path / "general.txt").read_bytes() == (descriptions.FOLDER / "general.txt").read_bytes()
 
 
 @pytest.mark.parametrize("name", descriptions.POOLS)
-def test_every_line_is_a_text_of_its_own(name: str) -> None:
+def test_texts_are_distinct_and_plain(name: str) -> None:
     texts = descriptions.pool(name)
     counts = Counter(" ".join(text.lower().split()) for text in texts)
     assert [text for text, count in counts.items() if count > 1] == []
@@ -41,7 +41,7 @@ def test_every_line_is_a_text_of_its_own(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", descriptions.POOLS)
-def test_every_text_fits_into_clip(name: str) -> None:
+def test_texts_fit_the_context_length(name: str) -> None:
     tokenizer = open_clip.SimpleTokenizer()
     assert max(len(tokenizer.encode(text)) for text in descriptions.pool(name)) + 2 <= CONTEXT
 
@@ -56,23 +56,23 @@ def test_sizes(name: str, least: int, most: int) -> None:
 
 @pytest.mark.parametrize("name", ["general", "scenes"])
 def test_articles(name: str) -> None:
-    """A vowel takes an, another letter a, but for these words and letters that stand for themselves."""
+    """ "an" before a vowel and "a" before a consonant, except for the words below and the letter A."""
     like_vowel = {"X-ray", "hourglass"}
     like_consonant = {"unicycle", "unicorn", "uniform", "ukulele", "eucalyptus", "university", "ukiyo-e", "one-man"}
     wrong = []
     for text in descriptions.pool(name):
-        for found, word in re.findall(r"\b([Aa]n?) ([\w'-]+)", text):
-            if found == "A" and not text.startswith("A ") and not text.startswith("An "):
+        for article, word in re.findall(r"\b([Aa]n?) ([\w'-]+)", text):
+            if article == "A" and not text.startswith("A ") and not text.startswith("An "):
                 continue  # the letter A
             vowel = word in like_vowel or (word[0].lower() in "aeiou8" and word not in like_consonant)
-            if (found.lower() == "an") != vowel:
-                wrong.append(f"{found} {word}")
+            if (article.lower() == "an") != vowel:
+                wrong.append(f"{article} {word}")
     assert wrong == []
 
 
-def test_no_description_is_another_in_other_words() -> None:
-    """Without the words that open a description, no two say the same."""
-    idle = {
+def test_descriptions_differ_in_content_words() -> None:
+    """No two descriptions are equal without function words and openings."""
+    ignored = {
         *(
             "a",
             "an",
@@ -97,44 +97,44 @@ def test_no_description_is_another_in_other_words() -> None:
 
     def content(text: str) -> frozenset[str]:
         words = (word.removesuffix("s") for word in re.findall(r"[\w'-]+", text.lower()))
-        return frozenset(word for word in words if word not in idle)
+        return frozenset(word for word in words if word not in ignored)
 
-    said: dict[frozenset[str], list[str]] = {}
+    by_content: dict[frozenset[str], list[str]] = {}
     for text in descriptions.pool("general"):
-        said.setdefault(content(text), []).append(text)
-    assert [texts for texts in said.values() if len(texts) > 1] == []
+        by_content.setdefault(content(text), []).append(text)
+    assert [texts for texts in by_content.values() if len(texts) > 1] == []
 
 
-def test_descriptions_begin_like_sentences() -> None:
+def test_descriptions_are_capitalised_and_varied() -> None:
     texts = descriptions.pool("general")
     assert [text for text in texts if not text[0].isupper() or text.endswith((".", ","))] == []
     openings = Counter(" ".join(text.split()[:3]) for text in texts)
-    assert max(openings.values()) <= len(texts) / 6  # varied, as an annotator would write
+    assert max(openings.values()) <= len(texts) / 6  # varied, like those of annotators
 
 
 def test_categories() -> None:
-    found = descriptions.categories("general")
-    assert list(found) == descriptions.pool("general")
-    counts = Counter(found.values())
+    categories = descriptions.categories("general")
+    assert list(categories) == descriptions.pool("general")
+    counts = Counter(categories.values())
     assert len(counts) >= 30
     assert min(counts.values()) >= 20
-    assert max(counts.values()) <= len(found) / 10
-    assert found["An image dominated by the colour red"] == "colour"
-    assert found["A photo of the letter A"] == "text"
+    assert max(counts.values()) <= len(categories) / 10
+    assert categories["An image dominated by the colour red"] == "colour"
+    assert categories["A photo of the letter A"] == "text"
     assert descriptions.categories("classes")["giraffe"] == "mammals"
     for name in descriptions.POOLS:
         assert list(descriptions.categories(name)) == descriptions.pool(name)
 
 
-def test_categories_are_the_word_lists() -> None:
+def test_categories_equal_the_word_lists() -> None:
     folder = descriptions.FOLDER / "words" / "general"
     assert set(descriptions.categories().values()) == {path.stem for path in folder.glob("*.toml")}
 
 
 # ---------------------------------------------------------------------------------------------------------- scenes
 
-# Words that give an attribute away, written down without the captions' tables.
-TELLTALE = {
+# Words for every attribute, independent of the tables of the captions.
+ATTRIBUTE_WORDS = {
     "shape": "circle square triangle star cross heart crescent ring flower gear",
     "colour": "red orange yellow green blue purple pink white",
     "texture": "plain solid striped dotted spotted checkered chequered",
@@ -147,12 +147,14 @@ TELLTALE = {
 }
 
 
-def told(text: str) -> set[str]:
+def named_attributes(text: str) -> set[str]:
     for background in ("under the stars", "starry night"):  # not a shape
         text = text.replace(background, "night")
     words = set(text.replace(",", "").split())
     return {
-        name for name, tells in TELLTALE.items() if words & {form for tell in tells.split() for form in forms(tell)}
+        name
+        for name, listed in ATTRIBUTE_WORDS.items()
+        if words & {form for word in listed.split() for form in forms(word)}
     }
 
 
@@ -160,21 +162,23 @@ def forms(word: str) -> tuple[str, ...]:
     return word, f"{word}s", f"{word}es"
 
 
-def test_scene_texts_name_the_attributes_they_are_listed_under() -> None:
-    found = descriptions.categories("scenes")
-    assert [(text, names) for text, names in found.items() if told(text) != set(names.split(", "))] == []
+def test_scene_texts_name_exactly_their_attributes() -> None:
+    categories = descriptions.categories("scenes")
+    assert [
+        (text, names) for text, names in categories.items() if named_attributes(text) != set(names.split(", "))
+    ] == []
 
 
 def test_scene_attributes_cover_every_value() -> None:
-    found = descriptions.scene_attributes()
-    assert set(found.values()) == set(ATTRIBUTES)
-    assert set(found) <= set(descriptions.pool("scenes"))
+    attributes = descriptions.scene_attributes()
+    assert set(attributes.values()) == set(ATTRIBUTES)
+    assert set(attributes) <= set(descriptions.pool("scenes"))
     for attribute in ATTRIBUTES:
         for value, texts in prompts(attribute).items():
-            own = [text for text in texts if found[text] == attribute]
+            own = [text for text in texts if attributes[text] == attribute]
             assert own == texts, value
             assert len(own) >= 3
-    assert all(len(told(text)) == 1 for text in found)
+    assert all(len(named_attributes(text)) == 1 for text in attributes)
 
 
 def test_scene_combinations() -> None:
@@ -184,23 +188,23 @@ def test_scene_combinations() -> None:
     assert any(name.count(",") == 2 for name in names)
 
 
-# ------------------------------------------------------------------------------------------------------- own files
+# ----------------------------------------------------------------------------------------------------- users' files
 
 
-def test_reading(tmp_path: Path) -> None:
+def test_read_skips_blank_lines_and_duplicates(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_bytes("\ufeffa dog\r\n\r\n  A  Dog \r\nein Hund, größer\n\t\nA cat\nA dog".encode())
-    found = descriptions.read(path)
-    assert found.texts == ("a dog", "ein Hund, größer", "A cat")
-    assert found.blank == (2, 5)
-    assert found.duplicates == ((3, 1), (7, 1))
-    assert found.notes == (
+    pool = descriptions.read(path)
+    assert pool.texts == ("a dog", "ein Hund, größer", "A cat")
+    assert pool.blank == (2, 5)
+    assert pool.duplicates == ((3, 1), (7, 1))
+    assert pool.notes == (
         f"{path}: 2 blank lines left out: lines 2, 5",
         f"{path}: 2 duplicates left out: lines 3 (as 1), 7 (as 1)",
     )
 
 
-def test_a_clean_file_has_no_notes(tmp_path: Path) -> None:
+def test_file_without_skipped_lines_has_no_notes(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("one\ntwo\n")
     assert descriptions.read(path).texts == ("one", "two")
@@ -209,7 +213,7 @@ def test_a_clean_file_has_no_notes(tmp_path: Path) -> None:
     assert descriptions.read(path).notes == ()
 
 
-def test_many_lines_are_not_all_listed(tmp_path: Path) -> None:
+def test_notes_list_only_the_first_lines(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("x\n" * 9)
     assert descriptions.read(path).notes == (
@@ -220,15 +224,15 @@ def test_many_lines_are_not_all_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "holds no text"),
-        (b"\n  \n\t\n", "holds no text"),
-        (b"\xef\xbb\xbf", "holds no text"),
+        (b"", "contains no text"),
+        (b"\n  \n\t\n", "contains no text"),
+        (b"\xef\xbb\xbf", "contains no text"),
         (b"fine\nmore\ncaf\xe9\n", "is not UTF-8: byte 0xe9 in line 3; save it as UTF-8"),
         ("a dog\n".encode("utf-16"), "is not UTF-8: byte 0xff in line 1"),
         ("a dog\n".encode("utf-16-le"), "a zero byte in line 1"),
     ],
 )
-def test_files_that_are_no_pool(tmp_path: Path, data: bytes, message: str) -> None:
+def test_invalid_files_are_rejected(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "mine.txt"
     path.write_bytes(data)
     with pytest.raises(InputError, match=message) as caught:
@@ -237,14 +241,14 @@ def test_files_that_are_no_pool(tmp_path: Path, data: bytes, message: str) -> No
     assert "\n" not in str(caught.value)
 
 
-def test_no_file_at_all(tmp_path: Path) -> None:
+def test_folder_and_missing_file_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a folder"):
         descriptions.read(tmp_path)
     with pytest.raises(FileNotFoundError):
         descriptions.read(tmp_path / "none.txt")
 
 
-def test_no_such_pool() -> None:
+def test_unknown_pool_is_rejected() -> None:
     for call in (descriptions.pool, descriptions.categories):
         with pytest.raises(InputError, match="there is no pool 'generl': choose one of general, classes"):
             call("generl")
@@ -254,12 +258,12 @@ def test_no_such_pool() -> None:
 
 
 def test_random_features() -> None:
-    found = descriptions.random_features(500, 64, seed=3)
-    assert (found.shape, found.dtype) == ((500, 64), torch.float32)
-    assert float((found.norm(dim=1) - 1).abs().max()) <= UNIT_NORM
-    assert torch.equal(found, descriptions.random_features(500, 64, seed=3))
-    assert not torch.equal(found, descriptions.random_features(500, 64, seed=4))
-    assert float(found.mean(0).abs().max()) < 0.03  # five deviations of a mean of 500 coordinates of variance 1/64
+    vectors = descriptions.random_features(500, 64, seed=3)
+    assert (vectors.shape, vectors.dtype) == ((500, 64), torch.float32)
+    assert float((vectors.norm(dim=1) - 1).abs().max()) <= UNIT_NORM
+    assert torch.equal(vectors, descriptions.random_features(500, 64, seed=3))
+    assert not torch.equal(vectors, descriptions.random_features(500, 64, seed=4))
+    assert float(vectors.mean(0).abs().max()) < 0.03  # five standard errors of a coordinate
     with pytest.raises(InputError, match="0 random features of width 64"):
         descriptions.random_features(0, 64)
 

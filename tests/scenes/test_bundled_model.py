@@ -1,4 +1,4 @@
-"""The bundled model: open_clip loads it, it is small, and it meets every bar on a sample."""
+"""The bundled model: open_clip loads it, its files are small, and it meets every bar on a sample."""
 
 import json
 
@@ -13,7 +13,7 @@ def test_files_are_small() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 15e6
 
 
-def test_vocabulary_and_configuration_agree() -> None:
+def test_configuration_matches_the_tokenizer() -> None:
     model, tokenizer, _ = evaluate.load()
     settings = json.loads((FOLDER / "open_clip_config.json").read_text())["model_cfg"]
     assert settings["text_cfg"]["vocab_size"] == tokenizer.vocab_size == model.vocab_size

@@ -1,4 +1,4 @@
-"""Losses on what heads are for, against the decomposition they are about."""
+"""The losses that give heads roles, compared with the decomposition."""
 
 import math
 from typing import Any
@@ -32,22 +32,22 @@ def images() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def texts() -> torch.Tensor:
-    drawn = torch.randn(CLASSES, 48, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    return torch.nn.functional.normalize(drawn, dim=1)
+    vectors = torch.randn(CLASSES, 48, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return torch.nn.functional.normalize(vectors, dim=1)
 
 
 def contrasts(texts: torch.Tensor) -> list[torch.Tensor]:
-    """Per attribute the differences of its class texts from their mean, of norm 1, look-alikes left out."""
-    found, start = [], 0
+    """The class texts of each attribute without look-alikes, minus their mean, scaled to norm 1."""
+    contrasts, start = [], 0
     for values in ATTRIBUTES.values():
         rows = [start + at for at, value in enumerate(values) if value not in LOOKALIKES]
         centred = texts[rows] - texts[rows].mean(0)
-        found.append(centred / centred.norm())
+        contrasts.append(centred / centred.norm())
         start += len(values)
-    return found
+    return contrasts
 
 
-def test_reading_is_open_clips_own_forward(visual: Any, images: torch.Tensor) -> None:
+def test_reading_equals_the_forward_of_open_clip(visual: Any, images: torch.Tensor) -> None:
     reading = read(visual, images)
     with torch.no_grad():
         assert error(reading.tokens[:, 0] @ visual.proj, visual(images)) <= FLOAT64
@@ -58,42 +58,42 @@ def test_reading_is_open_clips_own_forward(visual: Any, images: torch.Tensor) ->
 
 
 @torch.no_grad()
-def test_both_losses_are_what_the_decomposition_says(visual: Any, images: torch.Tensor, texts: torch.Tensor) -> None:
+def test_losses_equal_those_of_the_decomposition(visual: Any, images: torch.Tensor, texts: torch.Tensor) -> None:
     late = 2
     roles = Roles(visual, read(visual, images), texts, late)
-    found = clipfast.wrap(visual).decompose(images, centring="termwise")
-    heads = found.heads()[:, -late:].flatten(1, 2)  # [B, heads, D]; a fresh network has no biases
+    contributions = clipfast.wrap(visual).decompose(images, centring="termwise")
+    heads = contributions.heads()[:, -late:].flatten(1, 2)  # [B, heads, D]; a new network has no biases
     energies = torch.stack([(heads @ rows.T).var(0).sum(1) for rows in contrasts(texts)], 1)
     shares = energies / energies.sum(1, keepdim=True)
     entropy = -(shares * shares.log()).sum(1) / math.log(len(ATTRIBUTES))
     weights = energies.sum(1) / energies.sum()
     assert float(roles.specialisation()) == pytest.approx(float((weights * entropy).sum()), abs=1e-6)
 
-    around = found.start + found.mlps.sum(1) + found.heads()[:, :-late].sum((1, 2))
-    whole = found.total()
-    ratios = [float((around @ rows.T).var(0).sum() / (whole @ rows.T).var(0).sum()) ** 0.5 for rows in contrasts(texts)]
+    around = contributions.start + contributions.mlps.sum(1) + contributions.heads()[:, :-late].sum((1, 2))
+    total = contributions.total()
+    ratios = [float((around @ rows.T).var(0).sum() / (total @ rows.T).var(0).sum()) ** 0.5 for rows in contrasts(texts)]
     assert float(roles.bypass()) == pytest.approx(sum(ratios) / len(ratios), abs=1e-4)
 
 
-def test_a_head_that_writes_about_one_attribute_costs_nothing(visual: Any, images: torch.Tensor) -> None:
-    """One head writes; the shapes' texts lie in the span of what it writes, all others at right angles to it."""
+def test_head_with_a_single_attribute_has_no_specialisation_loss(visual: Any, images: torch.Tensor) -> None:
+    """Only one head is active; the texts of shapes lie in the span of its output, all others are orthogonal to it."""
     reading = read(visual, images)
-    alone = torch.zeros_like(reading.heads[-1])
-    alone[:, 1] = reading.heads[-1][:, 1]
-    reading = Reading(reading.tokens, reading.stream, (*reading.heads[:-1], alone), reading.others)
+    active = torch.zeros_like(reading.heads[-1])
+    active[:, 1] = reading.heads[-1][:, 1]
+    reading = Reading(reading.tokens, reading.stream, (*reading.heads[:-1], active), reading.others)
     values = clipfast.wrap(visual).basis("termwise").values(2)[1].double()  # [16, D]
     axes = torch.linalg.qr(values.T)[0]
-    drawn = torch.randn(CLASSES, 48, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    inside = drawn @ axes @ axes.T
+    vectors = torch.randn(CLASSES, 48, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    inside = vectors @ axes @ axes.T
     shapes = len(ATTRIBUTES["shape"])
-    apart = torch.cat([inside[:shapes], (drawn - inside)[shapes:]])
-    assert float(Roles(visual, reading, apart, 1).specialisation()) == pytest.approx(0, abs=1e-6)
-    assert float(Roles(visual, reading, drawn, 1).specialisation()) > 0.7
+    separate = torch.cat([inside[:shapes], (vectors - inside)[shapes:]])
+    assert float(Roles(visual, reading, separate, 1).specialisation()) == pytest.approx(0, abs=1e-6)
+    assert float(Roles(visual, reading, vectors, 1).specialisation()) > 0.7
 
 
-def test_nothing_around_the_late_heads_is_no_bypass(visual: Any, images: torch.Tensor, texts: torch.Tensor) -> None:
+def test_bypass_is_zero_without_other_terms(visual: Any, images: torch.Tensor, texts: torch.Tensor) -> None:
     reading = read(visual, images)
     early = (torch.zeros_like(reading.heads[0]), *reading.heads[1:])
     silent = Reading(reading.tokens, reading.stream, early, tuple(map(torch.zeros_like, reading.others)))
-    assert float(Roles(visual, silent, texts, 2).bypass()) == pytest.approx(1e-4, abs=1e-9)  # its rounding floor
+    assert float(Roles(visual, silent, texts, 2).bypass()) == pytest.approx(1e-4, abs=1e-9)  # 1e-8 in the root
     assert float(Roles(visual, reading, texts, 2).bypass()) > 0.1

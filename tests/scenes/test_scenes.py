@@ -1,4 +1,4 @@
-"""Scenes: the same every time, and the pictures show what the records say."""
+"""Scenes: reproducible, and the images agree with the records."""
 
 import colorsys
 import hashlib
@@ -27,7 +27,7 @@ SCENES = [sample_scene(3, "train", index) for index in range(300)]
 
 
 def digest(count: int) -> str:
-    """Fingerprint of the records and pixels of some scenes of every split."""
+    """Hash of the records and pixels of some scenes of every split."""
     state = hashlib.sha256()
     for split in SPLITS:
         for index in range(count):
@@ -37,16 +37,16 @@ def digest(count: int) -> str:
     return state.hexdigest()
 
 
-def test_another_process_draws_the_same_bytes() -> None:
+def test_scenes_are_equal_in_another_process() -> None:
     code = "import test_scenes; print(test_scenes.digest(12))"
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code],
         env={"PYTHONPATH": ":".join([__file__.rsplit("/", 1)[0], *sys.path]), "PYTHONHASHSEED": "7"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert found.stdout.strip() == digest(12)
+    assert process.stdout.strip() == digest(12)
 
 
 def test_seed_split_and_index_each_change_the_scene() -> None:
@@ -58,26 +58,26 @@ def test_seed_split_and_index_each_change_the_scene() -> None:
 
 
 @pytest.mark.parametrize(("split", "index", "seed"), [("valid", 0, 0), ("train", -1, 0), ("train", 0, -1)])
-def test_wrong_arguments_are_refused(split: str, index: int, seed: int) -> None:
+def test_invalid_arguments_are_rejected(split: str, index: int, seed: int) -> None:
     with pytest.raises(ValueError, match=r"split|negative"):
         sample_scene(seed, split, index)
 
 
-def test_class_index_names_what_is_wrong() -> None:
+def test_class_index_rejects_unknown_names() -> None:
     with pytest.raises(ValueError, match="unknown colour 'mauve'"):
         class_index("colour", "mauve")
     with pytest.raises(ValueError, match="unknown attribute 'taste'"):
         class_index("taste", "sweet")
 
 
-def test_record_survives_json_and_draws_the_same_picture() -> None:
+def test_json_round_trip() -> None:
     for scene in SCENES[:20]:
-        again = Scene.from_json(json.loads(json.dumps(scene.to_json())))
-        assert again == scene
-        assert render(again).tobytes() == render(scene).tobytes()
+        restored = Scene.from_json(json.loads(json.dumps(scene.to_json())))
+        assert restored == scene
+        assert render(restored).tobytes() == render(scene).tobytes()
 
 
-def test_picture_has_the_promised_form() -> None:
+def test_shapes_and_dtypes() -> None:
     picture, masks = render_with_masks(SCENES[0])
     assert picture.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
     assert picture.dtype == np.uint8
@@ -85,7 +85,7 @@ def test_picture_has_the_promised_form() -> None:
     assert masks.shape == (len(SCENES[0].objects), IMAGE_SIZE, IMAGE_SIZE)
 
 
-def test_masks_lie_where_the_records_say() -> None:
+def test_masks_match_the_recorded_positions() -> None:
     for scene in SCENES:
         _, masks = render_with_masks(scene)
         assert not (masks.sum(axis=0) > 1).any()
@@ -93,7 +93,7 @@ def test_masks_lie_where_the_records_say() -> None:
             rows, columns = np.nonzero(mask)
             share = mask.sum() / (math.pi * item.radius**2)
             assert 0.2 < share < 1.3, (item, share)
-            # crescents lean to one side of their centre
+            # the mass of a crescent is to one side of its centre
             assert math.hypot(rows.mean() - item.y, columns.mean() - item.x) < 0.5 * item.radius
             assert rows.min() >= 0
             assert np.hypot(rows - item.y, columns - item.x).max() < 1.3 * item.radius
@@ -107,15 +107,15 @@ def test_objects_stay_in_the_frame() -> None:
                 assert item.radius <= IMAGE_SIZE - 1 - centre + 0.51
 
 
-def test_colour_under_the_mask_is_the_recorded_one() -> None:
+def test_colours_match_the_record() -> None:
     bounds = {"red": 0, "orange": 26, "yellow": 54, "green": 126, "blue": 220, "purple": 275, "pink": 330}
     for scene in SCENES:
         if scene.tint != "neutral":
             continue
         picture, masks = render_with_masks(scene)
         for item, mask in zip(scene.objects, masks, strict=True):
-            # The brightest part is free of outline and of the dark tone. A channel that is cut off at white moves the
-            # hue, and so does the background that shows through at an edge.
+            # The brightest part excludes the outline and the dark tone. Clipped channels and the background at
+            # soft edges would change the hue.
             inside = mask.copy()
             for axis in (0, 1):
                 inside &= np.roll(mask, 1, axis) & np.roll(mask, -1, axis)
@@ -150,7 +150,7 @@ def test_kinds_and_counts() -> None:
         SCENES[0].value_of("mood")
 
 
-def test_position_of_a_single_object_is_plain_to_see() -> None:
+def test_position_of_a_single_object_is_unambiguous() -> None:
     middle = (IMAGE_SIZE - 1) / 2
     for scene in SCENES:
         if scene.position is None:
@@ -177,9 +177,9 @@ def test_every_value_occurs() -> None:
 def test_bias_of_the_training_split() -> None:
     scenes = [sample_scene(5, "train", index) for index in range(6000)]
     for shape in LOOKALIKES:
-        mine = [scene for scene in scenes if scene.objects[0].shape == shape]
-        rate = np.mean([scene.background == HABITAT[shape] for scene in mine])
-        assert abs(rate - BIAS) < 4 * math.sqrt(BIAS * (1 - BIAS) / len(mine))
+        own = [scene for scene in scenes if scene.objects[0].shape == shape]
+        rate = np.mean([scene.background == HABITAT[shape] for scene in own])
+        assert abs(rate - BIAS) < 4 * math.sqrt(BIAS * (1 - BIAS) / len(own))
     for background in BACKGROUNDS:
         others = [s.background == background for s in scenes if s.objects[0].shape in PLAIN_SHAPES]
         assert abs(np.mean(others) - 1 / 6) < 4 * math.sqrt(5 / 36 / len(others))
@@ -190,8 +190,8 @@ def test_bias_of_the_training_split() -> None:
 def test_unbiased_split_has_no_bias() -> None:
     scenes = [sample_scene(5, "test-unbiased", index) for index in range(4000)]
     for shape in LOOKALIKES:
-        mine = [scene.background == HABITAT[shape] for scene in scenes if scene.objects[0].shape == shape]
-        assert abs(np.mean(mine) - 1 / 6) < 4 * math.sqrt(5 / 36 / len(mine))
+        own = [scene.background == HABITAT[shape] for scene in scenes if scene.objects[0].shape == shape]
+        assert abs(np.mean(own) - 1 / 6) < 4 * math.sqrt(5 / 36 / len(own))
 
 
 def test_lookalike_split_is_balanced() -> None:
@@ -203,8 +203,8 @@ def test_lookalike_split_is_balanced() -> None:
 
 
 @pytest.mark.parametrize("hub", [0.0, 0.3])
-def test_lookalikes_differ_little(hub: float) -> None:
-    """In how square their lobes are, and in a hole that some gears have."""
+def test_lookalikes_are_similar(hub: float) -> None:
+    """They differ in the squareness of their lobes, and in the hole of some gears."""
     scene = sample_scene(0, "lookalike", 0)
     masks = {}
     for shape in LOOKALIKES:
@@ -217,7 +217,7 @@ def test_lookalikes_differ_little(hub: float) -> None:
     assert gear[31, 31] == (hub == 0)
 
 
-def test_some_gears_have_a_hub_and_nothing_else_has() -> None:
+def test_only_some_gears_have_a_hub() -> None:
     items = [item for index in range(1500) for item in sample_scene(0, "test-unbiased", index).objects]
     assert not any(item.hub for item in items if item.shape != "gear")
     gears = [item.hub > 0 for item in items if item.shape == "gear"]

@@ -1,4 +1,4 @@
-"""Training: a tiny run from end to end, resumption, the export, and the parts by hand."""
+"""Training: a tiny run from end to end, resumption, export, and the parts alone."""
 
 import csv
 import json
@@ -65,7 +65,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a finished run, with its export in `model`."""
     out = tmp_path_factory.mktemp("run")
-    # the suite's number of threads is not this program's to change
+    # keep the number of threads of the test process
     threads = str(torch.get_num_threads())
     command = ["--config", str(settings), "--out", str(out), "--threads", threads]
     assert main([*command, "--export", str(out / "model")]) == 0
@@ -73,12 +73,12 @@ def finished(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_interrupted_run_ends_with_the_same_weights(settings: Path, finished: Path, tmp_path: Path) -> None:
-    whole = Run(read_config(settings), finished)
+    uninterrupted = Run(read_config(settings), finished)
     for steps in (2, 2, 1):
         assert not Run(read_config(settings), tmp_path, workers=1).train(stop_after=steps)
     last = Run(read_config(settings), tmp_path, workers=1)
     assert last.train()
-    for name, value in whole.model.state_dict().items():
+    for name, value in uninterrupted.model.state_dict().items():
         assert torch.equal(value, last.model.state_dict()[name]), name
     losses = []
     for folder in (finished, tmp_path):
@@ -110,13 +110,13 @@ def test_export_loads_through_open_clip(finished: Path) -> None:
     assert "all bars met: no" in evaluate.table(result)
     names = {path.name for path in (finished / "model").iterdir()}
     assert names >= {MERGES_FILE, "training.toml", "training_log.csv", "training_curve.svg"}
-    # the weights are rounded to float16 and nothing else
+    # the weights are rounded to float16 and otherwise equal
     trained = Run(read_config(finished / "model/training.toml"), finished).model.state_dict()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, trained[name].half().float(), rtol=0, atol=0)
 
 
-def test_short_rows_of_tokens_give_open_clips_own_text_features(finished: Path) -> None:
+def test_text_features_of_short_rows_equal_open_clips(finished: Path) -> None:
     model, tokenizer, _ = evaluate.load(finished / "model")
     texts = [options[0] for options in prompts("position").values()]
     tokens = tokenizer(texts)
@@ -125,13 +125,13 @@ def test_short_rows_of_tokens_give_open_clips_own_text_features(finished: Path) 
         torch.testing.assert_close(text_features(model, tokens[:, :10]), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_command_line_refuses_half_an_export(capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_now_requires_export(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--export-now"])
     assert "--export-now needs --export" in capsys.readouterr().err
 
 
-def test_shipped_config_is_readable() -> None:
+def test_default_config_is_valid() -> None:
     config = read_config(DEFAULT_CONFIG)
     assert [stage.reads_text for stage in config.stages] == [False, True]
 
@@ -140,7 +140,7 @@ def test_shipped_config_is_readable() -> None:
     ("text", "message"),
     [("seed = 1", "no \\[\\[stage\\]\\]"), ("speed = 1\n" + TINY, "unknown keys for Config: speed")],
 )
-def test_wrong_settings_are_named(text: str, message: str, tmp_path: Path) -> None:
+def test_invalid_settings_are_named(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "wrong.toml").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_config(tmp_path / "wrong.toml")
@@ -155,7 +155,7 @@ def test_learning_rate_rises_and_falls() -> None:
     assert 0.2 <= rates[-1] < 0.25
 
 
-def test_pool_is_the_same_in_chunks_and_whole(tmp_path: Path) -> None:
+def test_pool_equals_directly_drawn_scenes(tmp_path: Path) -> None:
     pool = open_pool(tmp_path, 0, 20)
     again = open_pool(tmp_path, 0, 20)
     direct = draw(0, "train", range(20))
@@ -167,7 +167,7 @@ def test_pool_is_the_same_in_chunks_and_whole(tmp_path: Path) -> None:
     np.testing.assert_allclose(bits.mean(axis=2), pool.coverage / 255, atol=0.003)
 
 
-def test_batches_depend_on_their_step_alone(finished: Path, settings: Path) -> None:
+def test_batches_depend_only_on_their_step(finished: Path, settings: Path) -> None:
     config = read_config(settings)
     run = Run(config, finished)
     batches = Batches(config, draw(0, "train", range(48)), run.tokenizer)
@@ -177,7 +177,7 @@ def test_batches_depend_on_their_step_alone(finished: Path, settings: Path) -> N
     assert again.captions is not None
     assert first.truth is not None
     assert torch.equal(first.captions, again.captions)
-    # each image's own captions are true
+    # the captions of an image are true of it
     own = torch.arange(16).repeat_interleave(config.texts)
     assert bool(first.truth[own, torch.arange(32)].all())
     assert first.prompts is not None
@@ -189,13 +189,13 @@ def test_pair_loss_by_hand() -> None:
     truth = torch.eye(2, dtype=torch.bool)
     expected = math.log(1 + math.exp(-3.0))
     assert float(pair_loss(images, images, truth, torch.tensor(3.0))) == pytest.approx(expected, rel=1e-5)
-    # when everything is true of everything, equal scores are the best answer and cost nothing
+    # if all pairs are true, equal scores are optimal and have loss zero
     everything = torch.ones(2, 2, dtype=torch.bool)
     same = torch.ones(2, 1)
     assert float(pair_loss(same, same, everything, torch.tensor(3.0))) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_orthogonalise_evens_out_singular_values() -> None:
+def test_orthogonalise_equalises_singular_values() -> None:
     torch.manual_seed(0)
     for shape in ((20, 50), (50, 20), (3, 24, 24)):
         values = torch.linalg.svdvals(orthogonalise(torch.randn(*shape)))
@@ -203,7 +203,7 @@ def test_orthogonalise_evens_out_singular_values() -> None:
         assert values.median() > 0.6
 
 
-def test_optimiser_finds_a_minimum_with_both_rules() -> None:
+def test_optimiser_reduces_the_loss_with_both_rules() -> None:
     torch.manual_seed(0)
     hidden, out = torch.nn.Linear(16, 48), torch.nn.Linear(48, 4)
     model = torch.nn.Sequential(OrderedDict(resblocks=hidden, act=torch.nn.GELU(), out=out))
@@ -211,10 +211,10 @@ def test_optimiser_finds_a_minimum_with_both_rules() -> None:
     assert [group["orthogonal"] for group in optimiser.param_groups] == [False, True]
     assert optimiser.param_groups[1]["params"] == [hidden.weight]
     x = torch.randn(64, 16)
-    wanted = (x[:, :4] * x[:, 4:8]).sin()
+    target = (x[:, :4] * x[:, 4:8]).sin()
     losses = []
     for _ in range(60):
-        loss = (model(x) - wanted).square().mean()
+        loss = (model(x) - target).square().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -222,14 +222,14 @@ def test_optimiser_finds_a_minimum_with_both_rules() -> None:
     assert losses[-1] < 0.4 * losses[0]
 
 
-def test_position_waves_tell_patches_apart() -> None:
+def test_position_waves_are_distinct() -> None:
     waves = position_waves(8, 192)
     assert waves.shape == (64, 192)
-    gaps = torch.cdist(waves, waves) + 100 * torch.eye(64)
-    assert float(gaps.min()) > 1.0
+    distances = torch.cdist(waves, waves) + 100 * torch.eye(64)
+    assert float(distances.min()) > 1.0
 
 
-def test_curve_is_drawn_from_a_log(tmp_path: Path) -> None:
+def test_curve_of_a_log(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("stage,samples,whole,shape\na,10,1.5,0.2\nb,20,0.5,nan\n")
     write_curve(tmp_path / "log.csv", tmp_path / "curve.svg")
     text = (tmp_path / "curve.svg").read_text()
@@ -240,5 +240,5 @@ def test_curve_is_drawn_from_a_log(tmp_path: Path) -> None:
         write_curve(tmp_path / "empty.csv", tmp_path / "curve.svg")
 
 
-def test_defaults_are_a_network_without_stages() -> None:
+def test_default_config_has_no_stages() -> None:
     assert Config().stages == ()

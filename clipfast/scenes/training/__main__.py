@@ -1,6 +1,6 @@
-"""Train the bundled CLIP on the scenes, or export a trained one.
+"""Train the bundled CLIP on the scenes, or export a trained model.
 
-Run it again with the same folder to go on after an interruption.
+To continue after an interruption, run the command again with the same folder.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="TOML file with the settings")
     parser.add_argument("--out", type=Path, default=Path("runs/scenes"), help="folder of the run")
     parser.add_argument("--device", default="cpu", help="torch device, such as cpu or cuda")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads, and processes that draw the pool")
-    parser.add_argument("--export", type=Path, metavar="DIR", help="write the model folder here when trained")
-    parser.add_argument("--export-now", action="store_true", help="with --export: from the checkpoint as it is")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads, and processes to draw the pool")
+    parser.add_argument("--export", type=Path, metavar="DIR", help="write the trained model to this folder")
+    parser.add_argument("--export-now", action="store_true", help="with --export: do not train, export the checkpoint")
     options = parser.parse_args(arguments)
     if options.export_now and options.export is None:
         parser.error("--export-now needs --export")

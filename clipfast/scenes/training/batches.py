@@ -1,7 +1,7 @@
 """Batches of training data.
 
-Each is a function of (seed, stage, step) alone, so a run can be resumed at any step, and reads the same
-data as a run that was never interrupted.
+A batch depends only on (seed, stage, step). A run can therefore be resumed at any step, and reads the
+same data as a run without interruption.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from clipfast.scenes.vocabulary import ATTRIBUTES
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's data: B images, M captions, and one prompt for each of the C classes.
+    """The data of one step: B images, M captions, and one prompt for each of the C classes.
 
     images       [B, 3, 64, 64] float, normalised
-    dense        what the patches show, with the scenes' codes
+    dense        targets of the patches, and the scenes' codes
     captions     [M, context] int64 tokens, or None in a stage without texts
     truth        [B, M] bool: caption j is true of image i
     prompts      [C, context] int64 tokens: the classes of every attribute, in the vocabulary's order
@@ -43,15 +43,15 @@ class Batch:
     prompts: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
+        """The batch on a device."""
         dense = DenseTruth(**{name: value.to(device) for name, value in self.dense.__dict__.items()})
         rest = [None if part is None else part.to(device) for part in (self.captions, self.truth, self.prompts)]
         return Batch(self.images.to(device), dense, *rest)
 
     def split(self, shards: int) -> list[Batch]:
-        """Equal parts with the captions of their own images, so that each part is a batch itself.
+        """Split into equal parts, each with the captions of its images.
 
-        ValueError when the images cannot be shared out evenly.
+        Raises ValueError if the parts cannot be equal.
         """
         total = len(self.images)
         if total % shards:
@@ -89,7 +89,7 @@ def dense_truth(pool: Pool, rows: np.ndarray[Any, np.dtype[np.int64]]) -> DenseT
 
 
 class Batches:
-    """Makes the batches of a stage."""
+    """Creates the batches of a stage."""
 
     def __init__(self, config: Config, pool: Pool, tokenizer: Any) -> None:
         self._config = config
@@ -109,21 +109,21 @@ class Batches:
         for row in rows:
             scene = sample_scene(self._config.seed, "train", int(row))
             for _ in range(self._config.texts):
-                made = caption(scene, rng)
-                texts.append(made.text)
-                assertions.append(encode_assertion(made.asserted))
+                drawn = caption(scene, rng)
+                texts.append(drawn.text)
+                assertions.append(encode_assertion(drawn.asserted))
         truth = truth_matrix(self._pool.codes[rows], np.stack(assertions))
-        asked = [options[int(rng.integers(len(options)))] for group in self._prompts for options in group]
-        return Batch(images, dense, self._encode(texts), torch.from_numpy(truth), self._encode(asked))
+        prompt_texts = [options[int(rng.integers(len(options)))] for group in self._prompts for options in group]
+        return Batch(images, dense, self._encode(texts), torch.from_numpy(truth), self._encode(prompt_texts))
 
     def run(self, number: int, stage: Stage, start: int) -> Iterator[tuple[int, Batch]]:
-        """(step, batch) from `start` to the stage's end; the next one is made while one is in use."""
-        with ThreadPoolExecutor(1) as helper:
-            ahead = helper.submit(self.make, number, stage, start)
+        """(step, batch) from `start` to the end of the stage; a thread makes the next batch in the meantime."""
+        with ThreadPoolExecutor(1) as thread:
+            next_batch = thread.submit(self.make, number, stage, start)
             for step in range(start, stage.steps):
-                batch = ahead.result()
+                batch = next_batch.result()
                 if step + 1 < stage.steps:
-                    ahead = helper.submit(self.make, number, stage, step + 1)
+                    next_batch = thread.submit(self.make, number, stage, step + 1)
                 yield step, batch
 
     def class_prompts(self) -> Tensor:
@@ -131,16 +131,16 @@ class Batches:
         return self._encode([options[0] for group in self._prompts for options in group])
 
     def _encode(self, texts: list[str]) -> Tensor:
-        """Tokens [n, longest]: cut to the longest text, since what follows the end token is not read."""
+        """Tokens [n, longest], padded to the longest text only; tokens after the end token have no effect."""
         start, end = self._tokenizer.sot_token_id, self._tokenizer.eot_token_id
         rows = [[start, *self._words(text), end] for text in texts]
         result = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-        for place, row in enumerate(rows):
-            result[place, : len(row)] = torch.tensor(row)
+        for index, row in enumerate(rows):
+            result[index, : len(row)] = torch.tensor(row)
         return result
 
     def _words(self, text: str) -> list[int]:
-        """Tokens of a caption, by the word: the tokenizer's cleaning of text is slow and not needed."""
+        """Tokens of a caption, cached by word; this skips the tokenizer's slow text cleaning."""
         ids: list[int] = []
         for word in text.replace(",", " ,").split():
             if word not in self._tokens:

@@ -1,4 +1,4 @@
-"""The training's settings, read from a TOML file."""
+"""Settings of the training, read from a TOML file."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from clipfast.scenes.training.network import NetworkConfig
 class Stage:
     """One stage of training.
 
-    samples    images to see in all
-    batch      images a step
+    samples    images in total
+    batch      images per step
     lr         the highest learning rate
-    floor      the last learning rate, as a share of the highest
-    rise       steps over which the learning rate rises from zero
-    fall       share of the samples over which it falls linearly to the floor, at the end
+    floor      the final learning rate, as a share of the highest
+    rise       steps of the linear warmup
+    fall       share of the samples, at the end, over which the rate falls linearly to the floor
     whole, dense, contrastive, prompts    weights of the losses (0: the loss is not computed)
-    specialisation, bypass    weights of the losses on what heads are for, in stages with texts
+    specialisation, bypass    weights of the losses on the roles of heads, in stages with texts
     """
 
     name: str
@@ -49,22 +49,22 @@ class Stage:
         return self.contrastive > 0 or self.prompts > 0
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step: a linear rise, a plateau and a linear fall."""
+        """Learning rate of a step: linear warmup, plateau, linear decay."""
         left = (self.steps - step) / max(1.0, self.fall * self.steps)
         return self.lr * min(1.0, (step + 1) / max(1, self.rise)) * (self.floor + (1 - self.floor) * min(1.0, left))
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides the result of a run.
+    """All settings of a run.
 
-    seed              of the scenes, the weights and the order of the samples
-    pool              different training scenes
+    seed              seed of the scenes, the weights and the order of the samples
+    pool              number of training scenes
     texts             captions per image and step
-    late              last layers whose heads are to carry the embedding
-    shards            parts that a batch is split into; each is computed by a thread of its own
+    late              number of last layers whose heads should determine the embedding
+    shards            parts of a batch; each is computed by one thread
     held_out          scenes for the accuracies in the log
-    evaluate_every    samples between two such lines
+    evaluate_every    samples between two lines of the log
     checkpoint_every  seconds between two checkpoints
     """
 
@@ -81,12 +81,12 @@ class Config:
 
 
 def read_config(path: Path) -> Config:
-    """Read a TOML file; ValueError names a key that does not exist or a stage that is missing."""
+    """Read a TOML file; raises ValueError for unknown keys and for a file without stages."""
     with path.open("rb") as file:
         data = tomllib.load(file)
     stages = tuple(_fill(Stage, entry, path) for entry in data.pop("stage", []))
     if not stages:
-        raise ValueError(f"{path}: no [[stage]] given")
+        raise ValueError(f"{path}: no [[stage]] section")
     network = _fill(NetworkConfig, data.pop("network", {}), path)
     return _fill(Config, {**data, "network": network, "stages": stages}, path)  # type: ignore[no-any-return]
 

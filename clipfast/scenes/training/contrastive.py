@@ -1,4 +1,4 @@
-"""Losses that tie pictures to texts, with the truth of every pair known."""
+"""Losses between images and texts, with known truth of every pair."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from clipfast.scenes.training.heads import attribute_targets
 from clipfast.scenes.vocabulary import ATTRIBUTES
 
 MAX_SCALE = 50.0
-"""The highest temperature factor that the model may learn."""
+"""Upper bound of the learnt logit scale."""
 
 
 def text_features(model: Any, tokens: Tensor) -> Tensor:
     """Unit text embeddings [n, embed] of tokens [n, length]; length may be below the context length.
 
-    open_clip's own encode_text wants the full context; with causal attention and the end token's
-    output, what follows that token changes nothing, so shorter rows save the time.
+    open_clip's encode_text needs the full context. Attention is causal and the end token is pooled, so
+    later tokens have no effect, and shorter rows save time.
     """
     length = tokens.shape[1]
     x = model.token_embedding(tokens) + model.positional_embedding[:length]
@@ -37,8 +37,8 @@ def image_features(model: Any, class_tokens: Tensor) -> Tensor:
 def pair_loss(images: Tensor, texts: Tensor, truth: Tensor, scale: Tensor) -> Tensor:
     """Contrastive loss with many positives: every true pair is one, so there are no false negatives.
 
-    Each image should prefer its true captions, all alike, over the false ones, and each caption the
-    images it is true of. Every image and every caption has at least one partner in the batch.
+    The target of an image is uniform over its true captions, and that of a caption over the images it
+    describes. Every image and every caption has at least one true partner in the batch.
 
     Args:
         images: [B, embed] unit vectors.
@@ -50,13 +50,13 @@ def pair_loss(images: Tensor, texts: Tensor, truth: Tensor, scale: Tensor) -> Te
     true = truth.float()
     per_image = -(true * logits.log_softmax(dim=1)).sum(dim=1) / true.sum(dim=1).clamp(min=1)
     per_text = -(true * logits.log_softmax(dim=0)).sum(dim=0) / true.sum(dim=0).clamp(min=1)
-    # the entropy of the best possible answer is taken off, so that a perfect model has loss zero
+    # subtract the entropy of the targets, so that a perfect model has loss zero
     floor = true.sum(dim=1).clamp(min=1).log().mean() + true.sum(dim=0).clamp(min=1).log().mean()
     return (per_image.mean() + per_text.mean() - floor) / 2
 
 
 def prompt_loss(images: Tensor, texts: Tensor, codes: Tensor, scale: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Cross entropy of zero-shot classification, mean over attributes, and each one's accuracy.
+    """Cross entropy of zero-shot classification, mean over attributes, and the accuracy of each attribute.
 
     Args:
         images: [B, embed] unit vectors.
@@ -64,7 +64,7 @@ def prompt_loss(images: Tensor, texts: Tensor, codes: Tensor, scale: Tensor) -> 
         codes: [B, 14] int64 rows of `encode_scene`.
         scale: scalar factor on the cosines.
     """
-    losses, right = [], {}
+    losses, accuracies = [], {}
     start = 0
     for name, values in ATTRIBUTES.items():
         logits = scale * images @ texts[start : start + len(values)].T
@@ -73,5 +73,5 @@ def prompt_loss(images: Tensor, texts: Tensor, codes: Tensor, scale: Tensor) -> 
         clear = (first >= 0) & (second < 0)
         if bool(clear.any()):
             losses.append(F.cross_entropy(logits[clear], first[clear]))
-            right[name] = float((logits.argmax(dim=1) == first)[clear].float().mean())
-    return torch.stack(losses).mean(), right
+            accuracies[name] = float((logits.argmax(dim=1) == first)[clear].float().mean())
+    return torch.stack(losses).mean(), accuracies

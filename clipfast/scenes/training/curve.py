@@ -1,4 +1,4 @@
-"""The training's log as a picture, in SVG written by hand."""
+"""Plots the log of the training as SVG."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Series = list[tuple[float, float]]
 
 
 def write_curve(log: Path, path: Path) -> None:
-    """Draw losses and held-out accuracies over the samples seen, from a log in CSV to an SVG."""
+    """Plot losses and held-out accuracies over the samples, from the CSV log to an SVG file."""
     with log.open(newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows:
@@ -47,9 +47,9 @@ def write_curve(log: Path, path: Path) -> None:
 
 
 def _series(rows: list[dict[str, str]], name: str) -> Series:
-    """The values of a column, without the lines where it is empty or not a number."""
-    found = [(float(row["samples"]), float(row[name])) for row in rows if row.get(name)]
-    return [(x, y) for x, y in found if y == y]
+    """(samples, value) of a column, without empty and NaN values."""
+    points = [(float(row["samples"]), float(row[name])) for row in rows if row.get(name)]
+    return [(x, y) for x, y in points if y == y]
 
 
 def _panel(
@@ -71,11 +71,11 @@ def _panel(
     for start in starts:
         x, _ = at(start, 0)
         parts.append(f'<path d="M{x:.1f} {top}v{_PANEL}" stroke="#999999" stroke-dasharray="3 3"/>')
-    drawn = {name: series for name, series in lines.items() if series}
-    for place, (name, series) in enumerate(drawn.items()):
-        ink = _INKS[place % len(_INKS)]
+    plotted = {name: series for name, series in lines.items() if series}
+    for index, (name, series) in enumerate(plotted.items()):
+        ink = _INKS[index % len(_INKS)]
         points = " ".join("{:.1f},{:.1f}".format(*at(x, y)) for x, y in series)
         parts.append(f'<polyline points="{points}" fill="none" stroke="{ink}" stroke-width="1.6"/>')
         label = name.replace("_", " ")
-        parts.append(f'<text x="{_LEFT + wide + 8}" y="{top + 12 + 16 * place:.0f}" fill="{ink}">{label}</text>')
+        parts.append(f'<text x="{_LEFT + wide + 8}" y="{top + 12 + 16 * index:.0f}" fill="{ink}">{label}</text>')
     return parts

@@ -1,4 +1,4 @@
-"""Write a trained model as a folder that open_clip loads by itself."""
+"""Write a trained model as a folder that open_clip can load."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def export(run: Run, config: Path, folder: Path) -> None:
     """Write weights (float16), configuration, merges, settings, log and loss curve into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu() for name, value in run.model.state_dict().items()}
-    packed = {
+    rounded = {
         name: value.to(torch.float16).contiguous() if value.is_floating_point() else value
         for name, value in weights.items()
     }
     with atomic_write(folder / WEIGHTS_FILE) as partial:
-        save_file(packed, str(partial))
+        save_file(rounded, str(partial))
     settings = {
         "model_cfg": model_config(run.config.network, run.tokenizer.vocab_size),
         "preprocess_cfg": {

@@ -1,4 +1,4 @@
-"""Supervised heads on the vision tower: they teach it to see, and are thrown away after training."""
+"""Supervised heads on the vision tower, used only during training."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _WHOLE: Final = ("shape", "colour", "texture", "size", "position", "count", "bac
 _SECOND: Final = len(KIND_FIELDS) + 1
 _NONE: Final = -100
 _REACH: Final = 28
-"""Pixels around an object's centre within which patches learn their offset from it."""
+"""Distance from an object's centre, in pixels, within which patches learn their offset."""
 
 
 @dataclass(frozen=True)
 class DenseTruth:
-    """What the patches of a batch show.
+    """Targets of the patches of a batch.
 
     codes     [batch, 14] int64 rows of `encode_scene`
     coverage  [batch, patches] float, the share of each patch that objects cover
     owner     [batch, patches] int64, the kind of object (0 or 1) that covers most of it
     outline   [batch, patches, 64] float, 1 for the patch's pixels that objects cover
-    offset    [batch, patches, 2] float, pixels from the nearest object's centre to the patch's
+    offset    [batch, patches, 2] float, pixels from the nearest object's centre to that of the patch
     """
 
     codes: Tensor
@@ -40,7 +40,7 @@ class DenseTruth:
 
 
 class Heads(nn.Module):
-    """Linear readers: attributes of the scene from the class token, of the object from its patches."""
+    """Linear heads that read the scene's attributes from the class token and the objects' from patches."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -50,13 +50,13 @@ class Heads(nn.Module):
         self.offset = nn.Linear(width, 2)
 
     def whole_loss(self, token: Tensor, codes: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Mean cross entropy of the scene's attributes, and each attribute's accuracy where defined.
+        """Mean cross entropy of the scene's attributes, and the accuracy of each attribute where it is defined.
 
         Args:
             token: [batch, width] class tokens after the last norm.
             codes: [batch, 14] int64 rows of `encode_scene`.
         """
-        losses, right = [], {}
+        losses, accuracies = [], {}
         for name in _WHOLE:
             logits = self.whole[name](token)
             first, second = attribute_targets(name, codes)
@@ -67,24 +67,24 @@ class Heads(nn.Module):
             terms = torch.where(both > 0, (one + two) / 2, one) * weight
             losses.append(terms.sum() / weight.sum().clamp(min=1))
             clear = (first != _NONE) & (second == _NONE)
-            right[name] = _accuracy(logits, first, clear)
-        return torch.stack(losses).mean(), right
+            accuracies[name] = _accuracy(logits, first, clear)
+        return torch.stack(losses).mean(), accuracies
 
     def dense_loss(self, tokens: Tensor, truth: DenseTruth) -> tuple[Tensor, float]:
-        """Loss of the patch tokens on the object they show, and their accuracy on its shape.
+        """Loss of the patch tokens, and their accuracy on the object's shape.
 
-        A patch learns which of its pixels belong to objects, where it lies relative to the nearest
-        object's centre, and - as far as it is covered - that object's shape, colour and texture.
+        A patch predicts which of its pixels belong to objects, its offset from the nearest object's
+        centre, and, weighted by coverage, the shape, colour and texture of the object that covers it.
 
         Args:
             tokens: [batch, patches, width] patch tokens after the last norm.
-            truth: what the patches show.
+            truth: targets of the patches.
         """
         codes, coverage = truth.codes, truth.coverage
         outline = F.binary_cross_entropy_with_logits(self.outline(tokens), truth.outline)
         near = (truth.offset.square().sum(dim=2) < _REACH**2).float()
-        miss = F.smooth_l1_loss(self.offset(tokens), truth.offset / PATCH, reduction="none").mean(dim=2)
-        loss = outline + (miss * near).sum() / near.sum().clamp(min=1)
+        offset_loss = F.smooth_l1_loss(self.offset(tokens), truth.offset / PATCH, reduction="none").mean(dim=2)
+        loss = outline + (offset_loss * near).sum() / near.sum().clamp(min=1)
         mass = coverage.sum().clamp(min=1)
         accuracy = 0.0
         for name in _DENSE:
@@ -100,7 +100,7 @@ class Heads(nn.Module):
 
 
 def attribute_targets(name: str, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Class of the first and of the second kind of object, _NONE where there is none: two [batch]."""
+    """Classes of the first and the second kind of object, [batch] each; _NONE where undefined."""
     nothing = torch.full_like(codes[:, 0], _NONE)
     if name == "background":
         return codes[:, -2], nothing

@@ -1,4 +1,4 @@
-"""The network to train: open_clip's CLIP class at toy size, started so that it learns quickly."""
+"""The network to train: a small open_clip CLIP, initialised so that it learns quickly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clipfast.scenes.vocabulary import IMAGE_SIZE
 
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.25, 0.25, 0.25)
-"""Channel statistics that images are normalised with, after scaling to [0, 1]."""
+"""Channel statistics that normalise images in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def model_config(config: NetworkConfig, vocabulary: int) -> dict[str, Any]:
 
 
 def build(config: NetworkConfig, vocabulary: int) -> Any:
-    """A fresh CLIP (open_clip.model.CLIP); random weights come from torch's global generator."""
+    """A new CLIP (open_clip.model.CLIP) with random weights from torch's global generator."""
     sections = model_config(config, vocabulary)
     model = CLIP(
         embed_dim=sections["embed_dim"],
@@ -68,10 +68,10 @@ def build(config: NetworkConfig, vocabulary: int) -> Any:
 
 @torch.no_grad()
 def _start_vision(visual: Any) -> None:
-    """Give the vision tower positions it can tell apart, and blocks that start near the identity.
+    """Initialise the vision tower with distinct positions and with blocks close to the identity.
 
-    A random position table has to be learnt before a patch can look at its neighbours; waves of
-    several lengths make "the patch to the left" a linear map from the first step on.
+    With a random position table, patches first have to learn to attend to their neighbours. With waves
+    of several lengths, "the patch to the left" is a linear map from the first step on.
     """
     side = visual.grid_size[0]
     width = visual.positional_embedding.shape[1]
@@ -87,11 +87,11 @@ def _start_vision(visual: Any) -> None:
 
 
 def _start_attention(attention: Any, likeness: float = 0.7, echo: float = 0.4) -> None:
-    """Queries and keys that start alike, values that are written back negated.
+    """Initialise queries and keys alike, and the output as the negated transpose of the values.
 
-    Trained transformers end up with W_q W_k^T close to a multiple of the identity (tokens look at
-    tokens like themselves) and W_v W_o close to a negative one; starting there saves the time of
-    getting there. The head's width is smaller than the token's, so this holds on a random subspace.
+    In trained transformers, W_q W_k^T is close to a multiple of the identity (tokens attend to similar
+    tokens) and W_v W_o to a negative multiple. Training is faster from there. A head is narrower than
+    a token, so this holds on a random subspace.
     """
     width = attention.embed_dim
     heads = attention.num_heads
@@ -115,8 +115,8 @@ def position_waves(side: int, width: int) -> Tensor:
     count = width // 4
     # from waves of two patches to waves longer than the image
     rates = torch.exp(torch.linspace(math.log(math.pi), math.log(math.pi / (2 * side)), count))
-    place = torch.arange(side, dtype=torch.float32)[:, None] * rates
-    waves = torch.cat([place.sin(), place.cos()], dim=1)
+    phase = torch.arange(side, dtype=torch.float32)[:, None] * rates
+    waves = torch.cat([phase.sin(), phase.cos()], dim=1)
     columns = waves[None].expand(side, side, -1)
     rows = waves[:, None].expand(side, side, -1)
     return torch.cat([columns, rows], dim=2).reshape(side * side, -1)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 _QUINTIC: Final = (3.4445, -4.7750, 2.0315)
-"""Coefficients of an odd polynomial that drives singular values into about 0.7 to 1.2 in 5 rounds."""
+"""Coefficients of an odd polynomial that moves singular values into about [0.7, 1.2] in five iterations."""
 
 
 def orthogonalise(matrix: Tensor, rounds: int = 5) -> Tensor:
-    """Replace all singular values of a matrix (last two axes) by about one, in its own precision."""
+    """Set all singular values of a matrix (last two axes) to about one; the dtype is kept."""
     a, b, c = _QUINTIC
     tall = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.mT if tall else matrix
@@ -27,12 +27,12 @@ def orthogonalise(matrix: Tensor, rounds: int = 5) -> Tensor:
 
 
 class HybridOptimiser(torch.optim.Optimizer):
-    """Two rules in one optimiser, so that there is one state to save and one learning rate to set.
+    """Two update rules in one optimiser, with one state to save and one learning rate to set.
 
-    Groups with `orthogonal=True` hold 2-D weights (attention's stacked q, k, v weights are treated
-    as three matrices); their step is the orthogonalised momentum, scaled so that its RMS equals a
-    typical AdamW step. Other groups get AdamW. Runs in float32, which on CPUs without fast bfloat16
-    is several times quicker than an implementation that casts.
+    Groups with `orthogonal=True` have 2-D weights; attention's stacked q, k, v weights count as three
+    matrices. Their update is the orthogonalised momentum, scaled to the RMS of a typical AdamW update.
+    Other groups use AdamW. Everything is computed in float32, which is several times as fast as
+    casting on CPUs without fast bfloat16.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class HybridOptimiser(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Apply one update from the gradients in place; parameters without a gradient are left alone."""
+        """Update the parameters in place; those without a gradient do not change."""
         for group in self.param_groups:
             rule = self._orthogonal_step if group["orthogonal"] else self._adamw_step
             for weight in group["params"]:
@@ -91,13 +91,13 @@ class HybridOptimiser(torch.optim.Optimizer):
 
 
 def make_optimiser(modules: Iterable[nn.Module], lr: float, orthogonal: bool = True) -> HybridOptimiser:
-    """An optimiser over the modules' parameters; hidden weight matrices of blocks get orthogonal steps."""
+    """An optimiser of the modules' parameters; weight matrices of blocks get orthogonal updates."""
     hidden: list[Tensor] = []
     other: list[Tensor] = []
     for module in modules:
         for name, weight in module.named_parameters():
-            inside = "resblocks" in name and weight.ndim == 2
-            (hidden if inside and orthogonal else other).append(weight)
+            in_block = "resblocks" in name and weight.ndim == 2
+            (hidden if in_block and orthogonal else other).append(weight)
     groups: list[dict[str, Any]] = [{"params": other, "scale": 0.5 if hidden else 1.0}]
     if hidden:
         groups.append({"params": hidden, "orthogonal": True})

@@ -1,4 +1,4 @@
-"""A pool of rendered training scenes on disk, drawn once by all cores and then kept in memory."""
+"""A pool of rendered training scenes: drawn once, stored on disk and loaded into memory."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Pool:
 
     images    uint8 [n, 64, 64, 3]
     codes     int8 [n, 14]: rows of `encode_scene`
-    coverage  uint8 [n, 64]: how much of each patch objects cover, 0 to 255
-    owner     uint8 [n, 64]: which kind of object (0 or 1) covers most of the patch
-    outline   uint8 [n, 64, 8]: the pixels of each patch that objects cover, a bit each, row by row
-    offset    int8 [n, 64, 2]: pixels from the centre of the nearest object to the patch's (x, y)
+    coverage  uint8 [n, 64]: the share of each patch that objects cover, 0 to 255
+    owner     uint8 [n, 64]: the kind of object (0 or 1) that covers most of the patch
+    outline   uint8 [n, 64, 8]: bit mask of the pixels of each patch that objects cover, row by row
+    offset    int8 [n, 64, 2]: pixels (x, y) from the centre of the nearest object to that of the patch
     """
 
     images: NDArray[np.uint8]
@@ -45,18 +45,18 @@ class Pool:
 
 
 def open_pool(folder: Path, seed: int, size: int, workers: int = 2) -> Pool:
-    """Read the pool in `folder`, drawing first whatever part of it is missing.
+    """Read the pool in `folder`, and draw its missing parts first.
 
-    The pool is drawn in chunks that are each renamed into place when complete, so that a run that
-    was killed while drawing goes on where it stopped.
+    The pool is drawn in chunks that are renamed into place when complete, so that an interrupted run
+    continues where it stopped.
     """
     home = folder / f"pool-{seed}"
     home.mkdir(parents=True, exist_ok=True)
     jobs = [(home, seed, start, min(_CHUNK, size - start)) for start in range(0, size, _CHUNK)]
     missing = [job for job in jobs if not _chunk_path(*job).exists()]
     if len(missing) > 1 and workers > 1:
-        with multiprocessing.get_context("spawn").Pool(workers) as crew:
-            crew.map(_draw_chunk, missing, chunksize=1)
+        with multiprocessing.get_context("spawn").Pool(workers) as processes:
+            processes.map(_draw_chunk, missing, chunksize=1)
     else:
         for job in missing:
             _draw_chunk(job)
@@ -81,7 +81,7 @@ def _draw_chunk(job: _Job) -> None:
 
 
 def draw(seed: int, split: str, indices: range) -> Pool:
-    """Render scenes of a split into arrays in memory."""
+    """Render scenes of a split into arrays."""
     images = np.empty((len(indices), IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
     columns: tuple[list[NDArray[Any]], ...] = ([], [], [], [], [])
     codes, coverage, owner, outline, offset = columns
@@ -108,21 +108,21 @@ _CENTRES: Final = np.stack(
 
 def _offsets(scene: Scene) -> NDArray[np.int8]:
     """Pixels from the nearest object's centre to each patch's centre: [64, 2] (x, y)."""
-    gaps = _CENTRES[None] - np.array([(item.x, item.y) for item in scene.objects])[:, None]
-    nearest = (gaps**2).sum(axis=2).argmin(axis=0)
-    chosen: NDArray[np.int8] = np.rint(gaps[nearest, np.arange(PATCHES)]).astype(np.int8)
-    return chosen
+    differences = _CENTRES[None] - np.array([(item.x, item.y) for item in scene.objects])[:, None]
+    nearest = (differences**2).sum(axis=2).argmin(axis=0)
+    offsets: NDArray[np.int8] = np.rint(differences[nearest, np.arange(PATCHES)]).astype(np.int8)
+    return offsets
 
 
 def _patch_bits(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """A mask's pixels patch by patch, eight to a byte: [64, 64] to [64, 8]."""
+    """A mask's pixels by patch, packed into bits: [64, 64] to [64, 8]."""
     side = IMAGE_SIZE // PATCH
     blocks = mask.reshape(side, PATCH, side, PATCH).transpose(0, 2, 1, 3)
     return np.packbits(blocks.reshape(PATCHES, PATCH * PATCH), axis=1)
 
 
 def _patch_means(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Share of each patch that each mask covers: [n, 64, 64] to [n, 64], patches row by row."""
+    """Share of every patch that each mask covers: [n, 64, 64] to [n, 64], patches in row-major order."""
     side = IMAGE_SIZE // PATCH
     blocks = masks.reshape(len(masks), side, PATCH, side, PATCH)
     shares: NDArray[np.float32] = blocks.mean(axis=(2, 4), dtype=np.float32).reshape(len(masks), PATCHES)

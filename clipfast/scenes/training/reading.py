@@ -1,4 +1,4 @@
-"""The vision tower's forward, with what every head writes for the class token."""
+"""The vision tower's forward, with the output of every head for the class token."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 class Reading:
     """One forward of B images.
 
-    tokens   [B, 1 + patches, width] after the tower's last norm; row 0 is projected into the shared embedding
-    stream   [B, width] the class token before that norm: the sum of all terms below
-    heads    one [B, heads, head width] for each layer: the class token's attention output
-    others   one [B, width] each: the start of the class token's stream, then every MLP's term
+    tokens   [B, 1 + patches, width] tokens after the last norm; row 0 is projected into the shared embedding
+    stream   [B, width] class token before that norm: the sum of all terms below
+    heads    [B, heads, head width] per layer: attention output of the class token
+    others   [B, width] per term: the start of the class token's stream, then every MLP
     """
 
     tokens: Tensor
@@ -26,7 +26,7 @@ class Reading:
 
 
 def read(visual: Any, images: Tensor) -> Reading:
-    """What open_clip's VisionTransformer computes before its projection, term by term."""
+    """The forward of open_clip's VisionTransformer up to its projection, with every term."""
     x = visual._embeds(images)
     heads, others = [], [x[:, 0]]
     for block in visual.transformer.resblocks:

@@ -1,13 +1,13 @@
-"""Losses that give heads roles, as the heads of large CLIP models have them.
+"""Losses that give heads roles like those in large CLIP models.
 
-A large model's image embedding varies with what the attention of its last layers writes, and many of those heads
-write about one thing: colours, places, counts. A small tower has no need of that and mixes everything in every head,
-so that there would be nothing for an analysis to find. `specialisation` makes mixing costly without saying which head
-is to do what; `bypass` makes it costly to write around the heads.
+In large models, the embedding depends mostly on the attention of the last layers, and many of those heads respond to
+one property, such as colours, places or counts. A small tower does not need this and mixes all properties in every
+head, which leaves an analysis nothing to find. `specialisation` penalises mixing without assigning heads to
+attributes; `bypass` penalises information that does not pass through the heads.
 
-Both look at what a term does to the texts of each attribute's classes: its part of the embedding, with the last norm's
-statistics held as they are, on the differences between the class texts. The look-alikes are left out: which heads tell
-them apart, by their outline or by the background, is for the data to decide.
+Both project the terms of the embedding, with fixed statistics of the last norm, onto the differences between the class
+texts of each attribute. The look-alikes are excluded, so that the data decide which heads distinguish them, by outline
+or by background.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from clipfast.scenes.vocabulary import ATTRIBUTES, LOOKALIKES
 
 
 class Roles:
-    """What the terms of a batch's embeddings do to the classes of every attribute.
+    """Variation of the terms of a batch's embeddings along the class texts of every attribute.
 
     Args:
         visual: open_clip's VisionTransformer.
-        reading: its forward.
-        texts: [C, embed] unit vectors, one for each class of every attribute in order.
-        late: how many of the last layers' heads are looked at.
+        reading: the result of its forward.
+        texts: [C, embed] unit vectors, one per class of every attribute, in order.
+        late: number of last layers whose heads the losses use.
     """
 
     def __init__(self, visual: Any, reading: Reading, texts: Tensor, late: int) -> None:
         self._visual, self._reading, self._late = visual, reading, late
         readout = visual.ln_post.weight[:, None] * visual.proj
-        self._readout = readout - readout.mean(0)  # the norm takes off each term's mean
+        self._readout = readout - readout.mean(0)  # the norm subtracts the mean of every term
         spread = reading.stream.var(1, unbiased=False).add(visual.ln_post.eps).sqrt()
         self._scale = 1 / (spread * (reading.tokens[:, 0] @ visual.proj).norm(dim=1))  # [B]
         parts = texts.split([len(values) for values in ATTRIBUTES.values()])
@@ -47,29 +47,29 @@ class Roles:
         self._sizes = [len(part) for part in kept]
 
     def specialisation(self) -> Tensor:
-        """Mean entropy of what a head's output varies along, over attributes: 0 if each has one, 1 if it has all.
+        """Mean entropy of the heads' variances over attributes: 0 if every head has one attribute, 1 if all equally.
 
-        Heads count by how much they vary; how much that is, is not asked for.
+        Heads are weighted by their variance, without a gradient through the weights.
         """
         energies = torch.cat([self._of_heads(layer) for layer in self._layers(late=True)])  # [heads, attributes]
-        shares = energies / energies.sum(1, keepdim=True).clamp_min(1e-12)  # a head may be silent
+        shares = energies / energies.sum(1, keepdim=True).clamp_min(1e-12)  # a head may have zero variance
         entropy = -(shares * (shares + 1e-9).log()).sum(1) / math.log(len(ATTRIBUTES))
         weights = (energies.sum(1) / energies.sum()).detach()
         return (weights * entropy).sum()
 
     def bypass(self) -> Tensor:
-        """How much the embedding varies along the class texts without the late heads, as a share of all.
+        """Standard deviation of the embedding along the class texts without the late heads, relative to the total.
 
-        The mean over attributes of the ratio of standard deviations, which keeps pulling when little is left: the
-        smallest share of a signal is enough to classify by where nothing drowns it.
+        This is the mean over attributes. Standard deviations, unlike variances, keep a large gradient near zero, where
+        even a weak signal is enough to classify by.
         """
-        around = sum(self._reading.others, torch.zeros_like(self._reading.stream))
+        without_late = sum(self._reading.others, torch.zeros_like(self._reading.stream))
         for layer in self._layers(late=False):
-            around = around + self._attention(layer).out_proj(self._reading.heads[layer].flatten(1))
-        whole = (self._reading.stream * self._scale[:, None]) @ self._readout @ self._contrasts.T
-        part = (around * self._scale[:, None]) @ self._readout @ self._contrasts.T
-        left, all_of_it = self._by_attribute(part.var(0)), self._by_attribute(whole.var(0))
-        return (left / all_of_it.detach()).add(1e-8).sqrt().mean()
+            without_late = without_late + self._attention(layer).out_proj(self._reading.heads[layer].flatten(1))
+        total = (self._reading.stream * self._scale[:, None]) @ self._readout @ self._contrasts.T
+        part = (without_late * self._scale[:, None]) @ self._readout @ self._contrasts.T
+        variances, totals = self._by_attribute(part.var(0)), self._by_attribute(total.var(0))
+        return (variances / totals.detach()).add(1e-8).sqrt().mean()
 
     def _layers(self, *, late: bool) -> range:
         depth = len(self._reading.heads)
@@ -80,7 +80,7 @@ class Roles:
         return self._visual.transformer.resblocks[layer].attn
 
     def _of_heads(self, layer: int) -> Tensor:
-        """Variance over the batch of each head's logits, summed over the classes of each attribute."""
+        """Variance of every head's logits over the batch, summed over the classes of each attribute."""
         outputs = self._reading.heads[layer] * self._scale[:, None, None]  # [B, heads, head width]
         weights = self._attention(layer).out_proj.weight.T.view(*outputs.shape[1:], -1)  # [heads, head width, width]
         logits = torch.einsum("bhe,hec->bhc", outputs, weights @ (self._readout @ self._contrasts.T))
@@ -92,6 +92,6 @@ class Roles:
 
 
 def _contrast(texts: Tensor) -> Tensor:
-    """Differences from the mean of an attribute's class texts, all attributes of the same weight."""
+    """Class texts of an attribute minus their mean, scaled to norm 1 so that attributes have equal weight."""
     centred = texts - texts.mean(0)
     return centred / centred.norm()

@@ -46,19 +46,19 @@ COLUMNS: Final = (
     *ATTRIBUTES,
     *("lookalike_average", "lookalike_worst"),
 )
-"""Columns of the log. Losses are means since the line before; accuracies are on held-out scenes, by
-the supervised heads before the texts are trained and by zero-shot prompts from then on."""
+"""Columns of the log. Losses are means since the previous line. Accuracies are on held-out scenes: by
+the supervised heads in stages without texts, and by zero-shot prompts in stages with texts."""
 
 
 class Run:
-    """A training run in a folder: `train()` starts it, or takes it up where it was left."""
+    """A training run in a folder: `train()` starts it or continues from its checkpoint."""
 
     def __init__(self, config: Config, out: Path, device: str = "cpu", workers: int = 2) -> None:
         self.config = config
         self.out = out
         self.device = torch.device(device)
         self._workers = workers
-        self._crew = ThreadPoolExecutor(config.shards, initializer=torch.set_num_threads, initargs=(1,))
+        self._threads = ThreadPoolExecutor(config.shards, initializer=torch.set_num_threads, initargs=(1,))
         out.mkdir(parents=True, exist_ok=True)
         write_merges(out / MERGES_FILE)
         self.tokenizer = load_tokenizer(out)
@@ -74,37 +74,37 @@ class Run:
             self._resume()
 
     def train(self, stop_after: int | None = None) -> bool:
-        """Train to the end of the last stage; True when it was reached.
+        """Train to the end of the last stage; returns whether it was reached.
 
         Args:
-            stop_after: leave after this many steps of this call (with a checkpoint), for tests.
+            stop_after: stop with a checkpoint after this many steps of this call, for tests.
         """
         config = self.config
         pool = open_pool(self.out, config.seed, config.pool, self._workers)
         batches = Batches(config, pool, self.tokenizer)
-        watch = _HeldOut(config, self.device)
-        left = math.inf if stop_after is None else stop_after
+        held_out = _HeldOut(config, self.device)
+        steps_left = math.inf if stop_after is None else stop_after
         for number in range(self.stage, len(config.stages)):
             stage = config.stages[number]
             optimiser = self._optimiser(stage)
             log.info("stage %s: steps %d to %d", stage.name, self.step, stage.steps)
             means = _Means()
-            saved = begun = time.monotonic()
+            saved = started = time.monotonic()
             for step, batch in batches.run(number, stage, self.step):
                 means.add(self._learn(optimiser, stage, step, batch.to(self.device)))
                 before = self.samples // config.evaluate_every
                 self.step, self.samples = step + 1, self.samples + stage.batch
                 now = time.monotonic()
-                self.seconds, begun = self.seconds + now - begun, now
+                self.seconds, started = self.seconds + now - started, now
                 last = self.step == stage.steps
                 if last or self.samples // config.evaluate_every > before:
-                    self._write_line(stage, step, means, watch)
+                    self._write_line(stage, step, means, held_out)
                     means = _Means()
-                left -= 1
-                if last or left <= 0 or now - saved > config.checkpoint_every:
+                steps_left -= 1
+                if last or steps_left <= 0 or now - saved > config.checkpoint_every:
                     self._save(optimiser, number + 1 if last else number)
                     saved = now
-                if left <= 0:
+                if steps_left <= 0:
                     return last and number + 1 == len(config.stages)
             self.stage, self.step, self._optimiser_state = number + 1, 0, None
         return True
@@ -118,16 +118,16 @@ class Run:
         return optimiser
 
     def _learn(self, optimiser: HybridOptimiser, stage: Stage, step: int, batch: Batch) -> dict[str, float]:
-        """One step; returns the batch's losses."""
+        """Take one step and return the losses of the batch."""
         for group in optimiser.param_groups:
             group["lr"] = stage.rate(step)
         weights = [weight for group in optimiser.param_groups for weight in group["params"]]
         shards = batch.split(self.config.shards)
-        # threads that meet once a step lose less to other programs than threads that meet in every
-        # matrix product; the sum is taken in the order of the shards, so the result is repeatable
-        results = list(self._crew.map(lambda shard: self._gradients(stage, shard, weights), shards))
-        for place, weight in enumerate(weights):
-            parts = [gradients[place] for _, gradients in results if gradients[place] is not None]
+        # threads that synchronise once per step lose less time to other programs than threads that
+        # synchronise in every matrix product; summing in the order of the shards is reproducible
+        results = list(self._threads.map(lambda shard: self._gradients(stage, shard, weights), shards))
+        for index, weight in enumerate(weights):
+            parts = [gradients[index] for _, gradients in results if gradients[index] is not None]
             weight.grad = torch.stack(parts).sum(dim=0) / len(shards) if parts else None
         torch.nn.utils.clip_grad_norm_(weights, _CLIP_NORM)
         optimiser.step()
@@ -154,10 +154,10 @@ class Run:
             images = image_features(self.model, tokens[:, 0])
             captions = text_features(self.model, batch.captions)
             losses["pairs"] = pair_loss(images, captions, batch.truth, scale)
-            asked = text_features(self.model, batch.prompts)
-            losses["prompts"] = prompt_loss(images, asked, batch.dense.codes, scale)[0]
+            prompts = text_features(self.model, batch.prompts)
+            losses["prompts"] = prompt_loss(images, prompts, batch.dense.codes, scale)[0]
             if stage.specialisation > 0 or stage.bypass > 0:
-                roles = Roles(self.model.visual, reading, asked, self.config.late)
+                roles = Roles(self.model.visual, reading, prompts, self.config.late)
                 losses["specialisation"], losses["bypass"] = roles.specialisation(), roles.bypass()
         weights = {
             "whole": stage.whole,
@@ -170,7 +170,7 @@ class Run:
         losses["loss"] = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         return losses
 
-    def _write_line(self, stage: Stage, step: int, means: _Means, watch: _HeldOut) -> None:
+    def _write_line(self, stage: Stage, step: int, means: _Means, held_out: _HeldOut) -> None:
         line: dict[str, Any] = {
             "stage": stage.name,
             "step": step + 1,
@@ -178,31 +178,31 @@ class Run:
             "seconds": round(self.seconds, 1),
             "lr": f"{stage.rate(step):.3g}",
             **{name: f"{value:.4f}" for name, value in means.values().items()},
-            **{name: f"{value:.4f}" for name, value in watch(self, stage).items()},
+            **{name: f"{value:.4f}" for name, value in held_out(self, stage).items()},
         }
         path = self.out / LOG
-        fresh = not path.exists()
+        new = not path.exists()
         with path.open("a", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
-            if fresh:
+            if new:
                 writer.writeheader()
             writer.writerow(line)
         log.info(" ".join(f"{name}={value}" for name, value in line.items()))
 
     def _save(self, optimiser: HybridOptimiser, stage: int) -> None:
-        ended = stage > self.stage
+        stage_ended = stage > self.stage
         state = {
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
-            "optimiser": None if ended else optimiser.state_dict(),
+            "optimiser": None if stage_ended else optimiser.state_dict(),
             "stage": stage,
-            "step": 0 if ended else self.step,
+            "step": 0 if stage_ended else self.step,
             "samples": self.samples,
             "seconds": self.seconds,
         }
         with atomic_write(self.out / CHECKPOINT) as partial:
             torch.save(state, partial)
-        if ended:
+        if stage_ended:
             with atomic_write(self.out / f"after-{self.config.stages[self.stage].name}.pt") as partial:
                 torch.save(state["model"], partial)
 
@@ -218,7 +218,7 @@ class Run:
 
 
 def _cut_log(path: Path, samples: int) -> None:
-    """Drop lines of the log that were written after the checkpoint: they will be written again."""
+    """Remove lines of the log written after the checkpoint; they will be written again."""
     if not path.exists():
         return
     with path.open(newline="") as file:
@@ -246,11 +246,11 @@ class _Means:
 
 
 class _HeldOut:
-    """Accuracies on scenes that are never trained on, for the log."""
+    """Accuracies on held-out scenes, for the log."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self._device = device
-        seed = config.seed + 1  # another seed than the shipped evaluation's, so that tuning cannot leak
+        seed = config.seed + 1  # not the seed of the final evaluation, so that tuning cannot leak into it
         self._plain = draw(seed, "test-unbiased", range(config.held_out))
         self._alike = draw(seed, "lookalike", range(config.held_out // 4 * 4 // 2))
 
@@ -263,14 +263,14 @@ class _HeldOut:
         scores = run.heads.whole["shape"](alike)
         if stage.reads_text:
             texts = Batches(run.config, self._plain, run.tokenizer).class_prompts().to(self._device)
-            asked = text_features(run.model, texts)
+            prompts = text_features(run.model, texts)
             images = image_features(run.model, tokens[:, 0])
-            accuracies = prompt_loss(images, asked, truth.codes, run.model.logit_scale.exp())[1]
-            scores = image_features(run.model, alike) @ asked[: len(ATTRIBUTES["shape"])].T
+            accuracies = prompt_loss(images, prompts, truth.codes, run.model.logit_scale.exp())[1]
+            scores = image_features(run.model, alike) @ prompts[: len(ATTRIBUTES["shape"])].T
         # the last two shapes are the look-alikes
-        gear = (scores[:, -1] > scores[:, -2]).cpu().numpy()
-        right = gear == (codes[:, 0] == len(ATTRIBUTES["shape"]) - 1)
-        groups = [right[number::4].mean() for number in range(4)]
+        predicted_gear = (scores[:, -1] > scores[:, -2]).cpu().numpy()
+        correct = predicted_gear == (codes[:, 0] == len(ATTRIBUTES["shape"]) - 1)
+        groups = [correct[number::4].mean() for number in range(4)]
         return {
             **accuracies,
             "dense_shape": dense,
