@@ -18,6 +18,7 @@ from clipfast import Contributions, Model, Moments
 from clipfast.analyses.ablation import Ablations, Batch, ablate, curves, evaluate
 from clipfast.analyses.reconstruction import _Replaced, reconstruction_curve
 from clipfast.analyses.terms import Terms
+from clipfast.basis import Basis
 
 CLASSES = directions(4, 20, dtype=torch.float64)
 LAYERS, HEADS = 3, 2
@@ -193,14 +194,20 @@ def test_what_does_not_belong_together(data: tuple[Contributions, Contributions,
     with pytest.raises(clipfast.InputError, match="'L3': layer 3 does not exist"):
         ablate(found, "L3", moments)
     with pytest.raises(clipfast.InputError, match="the moments of 0 images were asked for"):
-        ablate(bare, "L0", Moments(model) if found.basis.centring == "uniform" else empty(bare))
+        ablate(bare, "L0", Moments(BasisOf(bare)))
     assert ablate(found.select([]), "L0, cls", moments).shape == (0, 20)
 
 
-def empty(like: Contributions) -> Moments:
-    moments = Moments()
-    moments._basis = like.basis
-    return moments
+class BasisOf:
+    """What moments need of a model, with the centring of these contributions."""
+
+    backend = "auto"
+
+    def __init__(self, contributions: Contributions) -> None:
+        self.contributions = contributions
+
+    def basis(self) -> Basis:
+        return self.contributions.basis
 
 
 # -------------------------------------------------------------------------------------------------- many in one pass
