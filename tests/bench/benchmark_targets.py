@@ -1,4 +1,4 @@
-"""What :mod:`test_bench_measuring` measures in processes of their own."""
+"""The calls whose memory :mod:`test_bench_measuring` measures in new processes."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Result files made by hand, for what reads them."""
+"""Result documents made by hand, for the tests of their readers."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ def timing(ratio: float) -> dict[str, Any]:
 
 
 def entry(output: str = "heads", ratio: float = 1.25, speed: float = 20.0, **changes: Any) -> dict[str, Any]:
-    made = {
+    values = {
         "model": "ViT-B-32",
         "batch": 8,
         "dtype": "fp32",
@@ -22,16 +22,16 @@ def entry(output: str = "heads", ratio: float = 1.25, speed: float = 20.0, **cha
         "against": {"plain": timing(ratio)},
         "memory": {"shown_mb": 1500.0, "of": "process"},
     }
-    return made | changes
+    return values | changes
 
 
 def failure(output: str = "maps", kind: str = "out of memory", reason: str = "try a smaller --batch") -> dict[str, Any]:
-    kept = {key: entry(output)[key] for key in ("model", "batch", "dtype", "backend", "output", "torch_threads")}
-    return kept | {"failed": {"kind": kind, "reason": reason}, "checks": []}
+    settings = {key: entry(output)[key] for key in ("model", "batch", "dtype", "backend", "output", "torch_threads")}
+    return settings | {"failed": {"kind": kind, "reason": reason}, "checks": []}
 
 
 def result(*entries: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    made = {
+    values = {
         "format": "clipfast.bench/1",
         "complete": True,
         "machine": {"device": "cpu", "device_name": "AMD EPYC", "cores": 2},
@@ -40,4 +40,4 @@ def result(*entries: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "settings": {"pairs": 3, "texts": 16, "threads": 2, "device": "cpu"},
         "cases": list(entries),
     }
-    return made | changes
+    return values | changes

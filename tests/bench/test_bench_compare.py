@@ -1,4 +1,4 @@
-"""Two result files side by side."""
+"""The comparison of two result files."""
 
 from typing import Any
 
@@ -23,27 +23,27 @@ def test_matching_cases_have_the_ratio_of_b_over_a() -> None:
     assert "only in" not in compared(a, b)
 
 
-def test_a_case_is_the_same_only_if_everything_is() -> None:
+def test_cases_match_only_with_equal_settings() -> None:
     a = result(entry())
     for other in ({"model": "ViT-B-16"}, {"batch": 4}, {"dtype": "bf16"}, {"backend": "eager"}, {"output": "maps"}):
         assert in_both(a, result(entry(**other))) == []
     assert len(in_both(a, result(entry()))) == 1
 
 
-def test_cases_of_one_file_are_named() -> None:
-    said = compared(result(entry("heads"), entry("maps")), result(entry("heads"), entry("tokens"))).splitlines()
-    assert "- only in A: ViT-B-32, batch 8, fp32, auto: maps" in said
-    assert "- only in B: ViT-B-32, batch 8, fp32, auto: tokens" in said
+def test_cases_of_only_one_file_are_listed() -> None:
+    lines = compared(result(entry("heads"), entry("maps")), result(entry("heads"), entry("tokens"))).splitlines()
+    assert "- only in A: ViT-B-32, batch 8, fp32, auto: maps" in lines
+    assert "- only in B: ViT-B-32, batch 8, fp32, auto: tokens" in lines
 
 
-def test_cases_that_failed_are_named_with_their_reason() -> None:
-    said = compared(result(entry("maps")), result(failure("maps"))).splitlines()
-    assert "- not measured in B: ViT-B-32, batch 8, fp32, auto: maps (out of memory: try a smaller --batch)" in said
+def test_failed_cases_are_listed_with_their_reason() -> None:
+    lines = compared(result(entry("maps")), result(failure("maps"))).splitlines()
+    assert "- not measured in B: ViT-B-32, batch 8, fp32, auto: maps (out of memory: try a smaller --batch)" in lines
     alone = compared(result(), result(failure("maps"))).splitlines()
     assert any(line.startswith("- only in B:") and "not measured: out of memory" in line for line in alone)
 
 
-def test_what_else_differs_is_said() -> None:
+def test_other_differences_are_listed() -> None:
     a = result(entry())
     other = {"device": "cuda", "device_name": "NVIDIA H200", "cores": 16}
     settings = {"pairs": 3, "texts": 32, "threads": 2, "device": "cpu"}
@@ -68,12 +68,12 @@ def test_what_else_differs_is_said() -> None:
     assert differences(a, a) == []
 
 
-def test_local_changes_are_another_state_of_the_code() -> None:
+def test_local_changes_count_as_a_difference() -> None:
     dirty = result(entry(), code={"commit": "0123456789abcdef", "dirty": True})
     assert differences(result(entry()), dirty) == ["commit: 0123456789 in A, 0123456789 with local changes in B"]
 
 
-def test_memory_of_a_process_is_not_compared_with_that_of_a_device() -> None:
+def test_process_memory_is_not_compared_with_device_memory() -> None:
     (line,) = compared(result(entry()), result(entry(memory={"shown_mb": 750.0, "of": "device"}))).splitlines()[-1:]
     assert line.endswith("| 1.50 GB | 750 MB |  |")
     (line,) = compared(result(entry()), result(entry(memory=None))).splitlines()[-1:]

@@ -1,4 +1,4 @@
-"""Result files: written, read back, refused in one line."""
+"""Result files: writing, reading, errors, and tables."""
 
 import json
 from pathlib import Path
@@ -13,20 +13,20 @@ from clipfast.bench.table import cells, markdown
 from clipfast.errors import InputError
 
 
-def test_a_document_says_where_it_comes_from() -> None:
-    made = document(Plan(models=("scenes",)).to_json(), [entry()], complete=False)
-    assert made["format"] == FORMAT
-    assert made["complete"] is False
-    assert {"device_name", "cores"} <= set(made["machine"])
-    assert {"clipfast", "torch", "python"} <= set(made["versions"])
-    assert set(made["code"]) == {"commit", "dirty"}
-    assert made["settings"]["models"] == ("scenes",)
-    assert made["settings"]["float32_matmul_precision"] == "highest"
-    assert made["backends"]["eager"] == []
-    assert rows(json.loads(json.dumps(made, allow_nan=False))) == rows(made)
+def test_document_has_provenance() -> None:
+    written = document(Plan(models=("scenes",)).to_json(), [entry()], complete=False)
+    assert written["format"] == FORMAT
+    assert written["complete"] is False
+    assert {"device_name", "cores"} <= set(written["machine"])
+    assert {"clipfast", "torch", "python"} <= set(written["versions"])
+    assert set(written["code"]) == {"commit", "dirty"}
+    assert written["settings"]["models"] == ("scenes",)
+    assert written["settings"]["float32_matmul_precision"] == "highest"
+    assert written["backends"]["eager"] == []
+    assert rows(json.loads(json.dumps(written, allow_nan=False))) == rows(written)
 
 
-def test_reading_back(tmp_path: Path) -> None:
+def test_read_returns_the_written_cases(tmp_path: Path) -> None:
     (tmp_path / "bench.json").write_text(json.dumps(result(entry(), failure())))
     heads, maps = rows(read(tmp_path / "bench.json"))
     assert heads.name == "ViT-B-32, batch 8, fp32, auto: heads"
@@ -36,9 +36,9 @@ def test_reading_back(tmp_path: Path) -> None:
     assert (maps.images_per_second, maps.memory_mb, dict(maps.against)) == (None, None, {})
 
 
-def without(found: dict[str, Any], *path: str) -> dict[str, Any]:
-    """A copy of a result whose first case, or itself, lacks what ``path`` leads to."""
-    copied = json.loads(json.dumps(found))
+def without(document: dict[str, Any], *path: str) -> dict[str, Any]:
+    """A copy of a result without the entry at ``path``; a list is entered at its first item."""
+    copied = json.loads(json.dumps(document))
     inner = copied
     for key in path[:-1]:
         inner = inner[key][0] if key == "cases" else inner[key]
@@ -47,7 +47,7 @@ def without(found: dict[str, Any], *path: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("{", "is not JSON"),
         ("\x00", "is not JSON"),
@@ -64,20 +64,20 @@ def without(found: dict[str, Any], *path: str) -> dict[str, Any]:
         (json.dumps(result() | {"machine": "a computer"}), "is damaged: TypeError"),
     ],
 )
-def test_a_file_that_is_no_result_is_one_line(tmp_path: Path, content: str, said: str) -> None:
+def test_invalid_file_is_one_line(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "other.json"
     path.write_text(content)
     with pytest.raises(InputError) as caught:
         read(path)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
         read(tmp_path / "gone.json")
-    with pytest.raises(InputError, match="directory"):
+    with pytest.raises(InputError, match="a folder, not a file"):
         read(tmp_path)
     (tmp_path / "latin.json").write_bytes(b'{"a": "\xe4"}')
     with pytest.raises(InputError, match="is not JSON"):
@@ -95,7 +95,7 @@ def test_provenance() -> None:
 # ------------------------------------------------------------------------------------------------------------ tables
 
 
-def test_columns_are_those_that_something_fills() -> None:
+def test_table_has_only_columns_with_values() -> None:
     headers, lines = cells(result(entry(memory=None)))
     assert headers == ["case", "output", "images/s", "time", "× plain", "largest error"]
     assert lines == [["ViT-B-32, batch 8, fp32, auto", "heads", "20", "400 ms", "1.25 (1.12–1.38)", "2.0e-07"]]
@@ -107,7 +107,7 @@ def test_columns_are_those_that_something_fills() -> None:
     assert lines[2][2:] == ["", "", "", "", "", "", "", "out of memory: try a smaller --batch"]
 
 
-def test_markdown_is_one_table_whatever_a_reason_says() -> None:
+def test_markdown_escapes_reasons() -> None:
     text = markdown(result(entry(), failure(reason="a | b\nc")))
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 2

@@ -1,4 +1,4 @@
-"""What a result says it was measured on."""
+"""The description of machine and code in a result."""
 
 import subprocess
 from pathlib import Path
@@ -22,9 +22,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_checkout_gives_its_commit_and_whether_it_was_changed(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_of_a_checkout_is_its_commit_and_state(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "ROOT", checkout)
     commit = git(checkout, "rev-parse", "HEAD")
     assert machine.code() == {"commit": commit, "dirty": False}
@@ -39,14 +37,12 @@ def test_results_do_not_make_a_checkout_dirty(checkout: Path, monkeypatch: pytes
     assert machine.code()["dirty"] is False
 
 
-def test_an_installation_inside_somebodys_repository_has_no_commit(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_installation_inside_another_repository_has_no_commit(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed = checkout / ".venv" / "lib" / "site-packages"
     installed.mkdir(parents=True)
     monkeypatch.setattr(machine, "ROOT", installed)
     assert machine.code() == {"commit": None, "dirty": None}
 
 
-def test_the_root_is_the_checkouts() -> None:
+def test_root_is_the_checkout() -> None:
     assert Path(__file__).resolve().parents[2] == machine.ROOT

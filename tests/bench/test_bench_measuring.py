@@ -1,4 +1,4 @@
-"""What is measured with: order of runs, statistics, the gate, memory, bars."""
+"""Measuring: order of runs, statistics, checks, memory, bars."""
 
 import math
 from pathlib import Path
@@ -22,55 +22,55 @@ def test_times_belong_to_their_side(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = {"now": 0.0}
     monkeypatch.setattr("time.perf_counter", lambda: clock["now"])
 
-    def taking(step: float):
+    def takes(step: float):
         return lambda: clock.update(now=clock["now"] + step)
 
-    result = pairs(taking(2.0), taking(3.0), pairs=3, warmup=0)
+    result = pairs(takes(2.0), takes(3.0), pairs=3, warmup=0)
     assert result.seconds_a == pytest.approx((2.0, 2.0, 2.0))
     assert result.seconds_b == pytest.approx((3.0, 3.0, 3.0))
     assert result.ratio == pytest.approx(1.5)
 
 
-def test_the_figure_is_the_median_of_the_ratios_of_pairs() -> None:
-    # The machine is ten times slower during the last pair: the ratio of the pair is not.
+def test_ratio_is_the_median_of_the_pairs_ratios() -> None:
+    # A slower machine during the last pair does not change the pair's ratio.
     result = Comparison((1.0, 2.0, 30.0), (2.0, 3.0, 60.0))
     assert result.ratios == (2.0, 1.5, 2.0)
     assert result.ratio == 2.0
 
 
 def test_quantiles_by_hand() -> None:
-    found = quantiles([5.0, 1.0, 3.0, 2.0, 4.0])
-    assert found == pytest.approx({"min": 1, "q10": 1.4, "q25": 2, "median": 3, "q75": 4, "q90": 4.6, "max": 5})
+    result = quantiles([5.0, 1.0, 3.0, 2.0, 4.0])
+    assert result == pytest.approx({"min": 1, "q10": 1.4, "q25": 2, "median": 3, "q75": 4, "q90": 4.6, "max": 5})
     assert set(quantiles([7.0]).values()) == {7.0}
 
 
-def test_no_pairs_is_an_error() -> None:
+def test_zero_pairs_are_rejected() -> None:
     with pytest.raises(ValueError, match="pairs is 0"):
         pairs(lambda: None, lambda: None, pairs=0)
 
 
 @pytest.mark.parametrize(
-    ("checks", "said"),
+    ("checks", "message"),
     [
         ([RIGHT, Check("heads", 2e-3, 1e-5)], "heads: 0.002 > 1e-05"),
         ([Check("heads", math.nan, 1e-5)], "heads: nan"),
         ([], "no check was made"),
     ],
 )
-def test_a_wrong_result_is_never_timed(checks: list[Check], said: str) -> None:
-    ran: list[str] = []
-    with pytest.raises(WrongResult, match=said):
-        compare(lambda: ran.append("a"), lambda: ran.append("b"), lambda: checks, count=1)
-    assert not ran
+def test_wrong_result_is_not_timed(checks: list[Check], message: str) -> None:
+    calls: list[str] = []
+    with pytest.raises(WrongResult, match=message):
+        compare(lambda: calls.append("a"), lambda: calls.append("b"), lambda: checks, count=1)
+    assert not calls
 
 
-def test_a_right_result_is_timed_and_carries_its_error() -> None:
+def test_correct_result_is_timed_with_its_error() -> None:
     result = compare(lambda: None, lambda: None, lambda: [RIGHT, Check("mlps", 3e-6, 1e-5)], count=2, warmup=0)
     assert result.error == 3e-6
     assert len(result.ratios) == 2
 
 
-def test_a_check_is_json_whatever_its_error_is() -> None:
+def test_check_with_any_error_is_valid_json() -> None:
     assert [Check("sum", error, 1e-5).to_json()["error"] for error in (1e-7, math.nan, math.inf)] == [
         1e-7,
         "nan",
@@ -78,7 +78,7 @@ def test_a_check_is_json_whatever_its_error_is() -> None:
     ]
 
 
-def test_require_accepts_the_bound_itself() -> None:
+def test_require_accepts_an_error_at_the_bound() -> None:
     require([Check("startup", 0.0, 0.0)])
 
 
@@ -90,29 +90,27 @@ def test_bars_in_both_directions() -> None:
     assert str(Bar("speed", 1.04, 1.05, at_least=True)) == "speed 1.04 (bar ≥ 1.05: MISSED)"
 
 
-def test_peak_memory_sees_what_is_freed_again() -> None:
+def test_peak_memory_includes_freed_memory() -> None:
     small = peak_memory("benchmark_targets:allocating", megabytes=1)
     large = peak_memory("benchmark_targets:allocating", megabytes=200)
     assert 190 < large.peak_mb - small.peak_mb < 230
-    found = memory_json(large, small)
-    assert found["peak_ratio_a_over_b"] == pytest.approx(large.peak_mb / small.peak_mb)
-    assert found["a"]["increment_mb"] == pytest.approx(large.peak_mb - large.loaded_mb)
+    memory = memory_json(large, small)
+    assert memory["peak_ratio_a_over_b"] == pytest.approx(large.peak_mb / small.peak_mb)
+    assert memory["a"]["increment_mb"] == pytest.approx(large.peak_mb - large.loaded_mb)
 
 
-def test_a_peak_while_loading_does_not_count() -> None:
-    found = peak_memory("benchmark_targets:heavy_to_build", megabytes=200)
-    if found.method.startswith("VmHWM, reset"):
-        assert found.increment_mb < 50
+def test_peak_memory_excludes_loading() -> None:
+    peak = peak_memory("benchmark_targets:heavy_to_build", megabytes=200)
+    if peak.method.startswith("VmHWM, reset"):
+        assert peak.increment_mb < 50
 
 
-def test_a_process_that_dies_is_an_error() -> None:
+def test_failing_process_raises() -> None:
     with pytest.raises(ProbeFailed, match="no such image"):
         peak_memory("benchmark_targets:failing")
 
 
-def test_a_process_imports_what_this_one_does_and_nothing_from_its_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_process_does_not_import_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "json.py").write_text("raise RuntimeError('the wrong json')")
     monkeypatch.chdir(tmp_path)
     assert peak_memory("benchmark_targets:allocating", megabytes=1).peak_mb > 1

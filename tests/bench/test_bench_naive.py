@@ -1,4 +1,4 @@
-"""The naive implementation and the checks, on a tiny tower of open_clip's own class."""
+"""The naive implementation and the checks, on a tiny open_clip tower."""
 
 from dataclasses import replace
 from typing import Any
@@ -33,9 +33,9 @@ def visual(request: pytest.FixtureRequest) -> Any:
 
 
 def all_tokens(model: clipfast.Model, images: torch.Tensor) -> tuple[clipfast.Contributions, torch.Tensor]:
-    """``[B, L, N, H, D]``, which fits in memory for a tower this small."""
-    found = model.decompose(images, attention=True, tokens=True)
-    return found, torch.stack([found.tokens(layer) for layer in found.layers], 1)
+    """Contributions and those of all tokens, ``[B, L, N, H, D]``."""
+    contributions = model.decompose(images, attention=True, tokens=True)
+    return contributions, torch.stack([contributions.tokens(layer) for layer in contributions.layers], 1)
 
 
 @pytest.fixture(scope="module")
@@ -44,55 +44,55 @@ def images(visual: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("spatial", [True, False])
-def test_the_naive_terms_add_up_to_the_modules_embedding(visual: Any, images: torch.Tensor, spatial: bool) -> None:
+def test_naive_terms_sum_to_the_modules_embedding(visual: Any, images: torch.Tensor, spatial: bool) -> None:
     result = naive.decompose(visual, images, spatial=spatial)
     with torch.no_grad():
-        wanted = visual(images)
+        expected = visual(images)
     assert result.attentions.shape == ((3, 3, 17, 4, 20) if spatial else (3, 3, 4, 20))
     assert result.start_and_mlps.shape == (3, 4, 20)
-    assert difference(result.embedding, wanted) < 1e-5
-    assert difference(result.heads().sum((1, 2)) + result.start_and_mlps.sum(1), unit(wanted)) < 1e-6
+    assert difference(result.embedding, expected) < 1e-5
+    assert difference(result.heads().sum((1, 2)) + result.start_and_mlps.sum(1), unit(expected)) < 1e-6
 
 
 def test_naive_equals_clipfast(visual: Any, images: torch.Tensor) -> None:
     model = clipfast.wrap(visual)
-    found, tokens = all_tokens(model, images)
-    require(against_naive(found, tokens, naive.decompose(visual, images)))
-    found, heads = heads_only(model, images)
-    require(against_naive(found, heads, naive.decompose(visual, images, spatial=False)))
+    contributions, tokens = all_tokens(model, images)
+    require(against_naive(contributions, tokens, naive.decompose(visual, images)))
+    contributions, heads = heads_only(model, images)
+    require(against_naive(contributions, heads, naive.decompose(visual, images, spatial=False)))
     with torch.no_grad():
-        require(against_plain(found, heads, visual(images)))
+        require(against_plain(contributions, heads, visual(images)))
 
 
-def test_maps_are_the_naive_tokens_towards_texts(visual: Any, images: torch.Tensor) -> None:
+def test_maps_equal_the_naive_tokens_times_texts(visual: Any, images: torch.Tensor) -> None:
     texts = unit_texts(20, count=5)
-    found, _ = explain(clipfast.wrap(visual), images, texts)
+    contributions, _ = explain(clipfast.wrap(visual), images, texts)
     tokens = naive.decompose(visual, images).attentions  # [B, L, N, H, D]
-    assert relative(found.maps, tokens.sum((1, 3)) @ texts.T) < 1e-5
+    assert relative(contributions.maps, tokens.sum((1, 3)) @ texts.T) < 1e-5
 
 
-def test_the_gate_blocks_a_wrong_decomposition(visual: Any, images: torch.Tensor) -> None:
+def test_wrong_decomposition_is_not_timed(visual: Any, images: torch.Tensor) -> None:
     model = clipfast.wrap(visual)
     with torch.no_grad():
         plain = visual(images)
-    wanted = naive.decompose(visual, images)
-    found, tokens = all_tokens(model, images)
+    expected = naive.decompose(visual, images)
+    contributions, tokens = all_tokens(model, images)
     timed: list[str] = []
 
-    def blocked(checks: list[Check]) -> None:
+    def assert_rejected(checks: list[Check]) -> None:
         with pytest.raises(WrongResult):
             compare(lambda: timed.append("a"), lambda: timed.append("b"), lambda: checks, count=1)
 
-    heads = found.heads()
-    blocked(against_plain(found, heads + 1e-4, plain))
-    blocked(against_plain(replace(found, embedding=found.embedding.roll(1, 0)), heads, plain))
-    blocked(against_plain(replace(found, mlps=found.mlps * 1.01), heads, plain))
-    blocked(against_naive(found, tokens.roll(1, 2), wanted))  # tokens in the wrong places: every sum is right
-    blocked(against_naive(found, tokens[:, :, 1:], wanted))
+    heads = contributions.heads()
+    assert_rejected(against_plain(contributions, heads + 1e-4, plain))
+    assert_rejected(against_plain(replace(contributions, embedding=contributions.embedding.roll(1, 0)), heads, plain))
+    assert_rejected(against_plain(replace(contributions, mlps=contributions.mlps * 1.01), heads, plain))
+    assert_rejected(against_naive(contributions, tokens.roll(1, 2), expected))  # permuted tokens keep every sum
+    assert_rejected(against_naive(contributions, tokens[:, :, 1:], expected))
     assert not timed
 
 
-def test_cases_are_reproducible_and_not_trivial() -> None:
+def test_inputs_are_reproducible_and_not_trivial() -> None:
     texts = unit_texts(8)
     assert torch.equal(texts, unit_texts(8))
     assert difference(texts.norm(dim=-1), torch.ones(len(texts))) < 1e-6

@@ -1,4 +1,4 @@
-"""The callables that are compared, by name."""
+"""The calls of every output and baseline."""
 
 from functools import partial
 from typing import Any
@@ -27,47 +27,48 @@ def case() -> Case:
     return Case.of(module("scenes"), 2, texts=3)
 
 
-def test_each_output_keeps_what_it_is_called_after_and_no_more(case: Case) -> None:
-    found: dict[str, Any] = {name: call(case, name)() for name in ("heads", "attention", "maps")}
-    for contributions, heads in found.values():
+def test_outputs_keep_only_what_they_name(case: Case) -> None:
+    results: dict[str, Any] = {name: call(case, name)() for name in ("heads", "attention", "maps")}
+    for contributions, heads in results.values():
         assert torch.equal(heads, contributions.heads())
-    assert found["maps"][0].maps.shape[::2] == (2, 3)
-    assert found["maps"][0].attention.shape == found["attention"][0].attention.shape
+    assert results["maps"][0].maps.shape[::2] == (2, 3)
+    assert results["maps"][0].attention.shape == results["attention"][0].attention.shape
     for name, attribute in (("heads", "attention"), ("heads", "maps"), ("attention", "maps")):
         with pytest.raises(NotKept):
-            getattr(found[name][0], attribute)
+            getattr(results[name][0], attribute)
 
 
-def test_every_layers_tokens_are_made(case: Case) -> None:
-    seen: dict[int, tuple[int, ...]] = {}
-    each_token(case.model, case.images, lambda layer, tokens: seen.update({layer: tuple(tokens.shape)}))
+def test_each_token_visits_every_layer(case: Case) -> None:
+    shapes: dict[int, tuple[int, ...]] = {}
+    each_token(case.model, case.images, lambda layer, tokens: shapes.update({layer: tuple(tokens.shape)}))
     tower = case.model.tower
     shape = (2, tower.tokens, tower.heads, tower.embed_dim)
-    assert seen == dict.fromkeys(range(tower.layers), shape)
+    assert shapes == dict.fromkeys(range(tower.layers), shape)
 
 
-def test_a_fresh_process_builds_the_same_weights_images_and_texts(case: Case) -> None:
+def test_build_reproduces_weights_images_and_texts(case: Case) -> None:
     for name in ("plain", "maps"):
-        mine: Any = call(case, name)()
+        expected: Any = call(case, name)()
         built: Any = build(name, **ARGUMENTS)()
-        for a, b in [(mine, built)] if name == "plain" else [(mine[0].maps, built[0].maps), (mine[1], built[1])]:
+        parts = [(expected, built)] if name == "plain" else [(expected[0].maps, built[0].maps), (expected[1], built[1])]
+        for a, b in parts:
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("wrapped", [lambda out: out, lambda out: (out, None)], ids=["embedding", "with_tokens"])
-def test_a_compiled_tower_gives_its_embedding(case: Case, wrapped: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_call_returns_the_embedding(case: Case, wrapped: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda visual, dynamic: lambda images: wrapped(visual(images)))
     assert torch.equal(call(case, COMPILED)(), call(case, "plain")())  # type: ignore[arg-type]
 
 
-def test_the_naive_forms_differ_by_tokens(case: Case) -> None:
+def test_naive_calls_with_and_without_tokens(case: Case) -> None:
     for name, axes in ((NAIVE_HEADS, 4), (NAIVE_TOKENS, 5)):
         result = call(case, name)()
         assert isinstance(result, naive.Result)
         assert result.attentions.ndim == axes
 
 
-def test_the_naive_form_of_a_model_that_pools_patches() -> None:
+def test_naive_calls_reject_a_model_that_pools_patches() -> None:
     pooling = Case.of(vision_tower(pool_type="avg", final_ln_after_pool=True), 1)
     (reason,) = naive_refusals(pooling)
     for name in (NAIVE_HEADS, NAIVE_TOKENS):
@@ -76,7 +77,7 @@ def test_the_naive_form_of_a_model_that_pools_patches() -> None:
     assert naive_refusals(Case.of(vision_tower(), 1)) == []
 
 
-def test_random_weights_are_seeded_and_bundled_ones_left_alone() -> None:
+def test_random_weights_are_seeded_and_bundled_ones_unchanged() -> None:
     small = partial(module, "ViT-S-32-alt")
     a, b, other = (model.visual.state_dict() for model in (small(), small(), small(seed=1)))
     assert all(torch.equal(a[key], b[key]) for key in a)

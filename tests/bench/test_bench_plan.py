@@ -1,4 +1,4 @@
-"""What is asked for: combinations, order, and what cannot be asked."""
+"""Plans: combinations, order, and invalid plans."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from clipfast.bench.plan import Plan, Setup, parse_outputs
 from clipfast.errors import ClipfastError, InputError, ModelError
 
 
-def test_every_combination_once_with_one_models_weights_together() -> None:
+def test_setups_are_unique_and_grouped_by_weights() -> None:
     plan = Plan(models=("a", "b"), dtypes=("fp32", "bf16"), backends=("auto", "eager"), batches=(1, 8))
     setups = list(plan.setups())
     assert len(setups) == len(set(setups)) == 16
@@ -30,7 +30,7 @@ def test_rows_of_a_combination(outputs: tuple[str, ...], options: dict[str, bool
     assert Plan(outputs=outputs, **options).rows() == rows
 
 
-def test_outputs_with_commas_or_one_by_one() -> None:
+def test_outputs_with_commas_or_repeated() -> None:
     assert parse_outputs([]) == OUTPUTS
     assert parse_outputs(["tokens,plain", "heads"]) == ("plain", "heads", "tokens")
     assert parse_outputs(["maps", "maps, maps"]) == ("maps",)
@@ -38,7 +38,7 @@ def test_outputs_with_commas_or_one_by_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"outputs": ("heads", "tails")}, "--outputs does not know 'tails': choose from plain, heads"),
         ({"outputs": ()}, "--outputs is empty"),
@@ -54,14 +54,14 @@ def test_outputs_with_commas_or_one_by_one() -> None:
         ({"models": ("local-dir:/nowhere",)}, "holds no open_clip_config.json"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(changes: dict[str, object], said: str) -> None:
-    asked = {"models": ("scenes",), **changes}
+def test_invalid_plan_is_one_line(changes: dict[str, object], message: str) -> None:
+    settings = {"models": ("scenes",), **changes}
     with pytest.raises((InputError, ModelError)) as caught:
-        Plan(**asked).check()  # type: ignore[arg-type]
+        Plan(**settings).check()  # type: ignore[arg-type]
     assert isinstance(caught.value, ClipfastError)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_plan_that_can_be_measured() -> None:
+def test_valid_plan() -> None:
     Plan(models=("scenes", "ViT-B-32", "RN50"), dtypes=("fp16", "fp64"), backends=("auto", "eager"), warmup=0).check()

@@ -1,4 +1,4 @@
-"""Measuring for real, on the bundled model: what an entry holds, and what happens to what cannot be measured."""
+"""Runs of the bundled model: contents of an entry, and cases that fail."""
 
 import json
 from dataclasses import replace
@@ -24,14 +24,14 @@ def measured(**changes: Any) -> dict[str, dict[str, Any]]:
 
 
 def is_not_timed(entry: dict[str, Any]) -> bool:
-    """Whether an entry holds no speed anywhere."""
+    """Whether an entry has no timings."""
     return not {"milliseconds", "images_per_second", "against", "seconds", "memory"} & set(entry)
 
 
-def test_every_output_is_timed_against_plain_and_its_pairs_are_kept() -> None:
-    found = measured()
-    assert list(found) == list(OUTPUTS)
-    for output, entry in found.items():
+def test_every_output_is_timed_against_plain() -> None:
+    entries = measured()
+    assert list(entries) == list(OUTPUTS)
+    for output, entry in entries.items():
         assert (entry["model"], entry["batch"], entry["dtype"], entry["backend"]) == ("scenes", 2, "fp32", "auto")
         assert entry["failed"] is None
         assert entry["memory"] is None
@@ -49,10 +49,10 @@ def test_every_output_is_timed_against_plain_and_its_pairs_are_kept() -> None:
         assert Row.of(entry).failed is None
 
 
-def test_baselines_are_paired_with_the_outputs_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_are_timed_against_their_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda visual, dynamic: visual.forward)  # the compiler takes a minute
-    found = measured(naive=True, compiled=True, pairs=1)
-    baselines = {output: list(entry["against"]) for output, entry in found.items()}
+    entries = measured(naive=True, compiled=True, pairs=1)
+    baselines = {output: list(entry["against"]) for output, entry in entries.items()}
     assert baselines == {
         "plain": ["plain"],
         "heads": ["plain", "plain compiled", "naive heads"],
@@ -65,146 +65,146 @@ def test_baselines_are_paired_with_the_outputs_they_have(monkeypatch: pytest.Mon
     }
 
 
-def test_memory_is_that_of_a_fresh_process_that_computes_the_same() -> None:
-    found = measured(outputs=("plain", "tokens"), memory=True, pairs=1)
-    for entry in found.values():
+def test_memory_is_that_of_a_new_process() -> None:
+    entries = measured(outputs=("plain", "tokens"), memory=True, pairs=1)
+    for entry in entries.values():
         memory = entry["memory"]
         assert memory["of"] == "process"
         assert memory["shown_mb"] == memory["peak_mb"] >= memory["loaded_mb"] * 0.99 > 100
         assert Row.of(entry).memory_mb == memory["peak_mb"]
 
 
-def test_a_process_that_dies_leaves_the_speed_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    def died(*_: object, **__: object) -> None:
+def test_failed_memory_process_keeps_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise run.ProbeFailed("it ended\nwith -9")
 
-    monkeypatch.setattr(run, "peak_memory", died)
+    monkeypatch.setattr(run, "peak_memory", fail)
     (entry,) = measured(outputs=("plain",), memory=True, pairs=1).values()
     assert entry["images_per_second"] > 0
     assert entry["memory"] == {"shown_mb": None, "of": "process", "failed": "it ended with -9"}
 
 
-# ------------------------------------------------------------------------------------------------------- the gate
+# ----------------------------------------------------------------------------------------------------- the checks
 
 
-def test_a_wrong_output_has_no_speed_and_the_others_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = outputs.explain
+def test_wrong_output_is_not_timed_and_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = outputs.explain
 
-    def wrong(*given: Any) -> Any:
-        found, heads = right(*given)
-        return found, heads * 1.001
+    def wrong(*arguments: Any) -> Any:
+        contributions, heads = original(*arguments)
+        return contributions, heads * 1.001
 
     monkeypatch.setattr(outputs, "explain", wrong)
-    found = measured(pairs=1)
-    entry = found.pop("maps")
+    entries = measured(pairs=1)
+    entry = entries.pop("maps")
     assert is_not_timed(entry)
     assert entry["failed"]["kind"] == WRONG
     assert entry["failed"]["reason"].startswith("not timed: ")
     assert any(check["error"] > check["bound"] for check in entry["checks"])
-    assert all(other["failed"] is None for other in found.values())
+    assert all(other["failed"] is None for other in entries.values())
     assert "not timed" in (Row.of(entry).failed or "")
 
 
 @pytest.mark.parametrize("wrong", [lambda tokens: tokens.roll(1, 1), lambda tokens: tokens * 1.01])
-def test_tokens_that_are_wrong_inside_the_library_are_not_timed(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = clipfast.Contributions.tokens
-    # the float64 that outputs are compared with is wrong too: only the definition written out knows better
-    monkeypatch.setattr(clipfast.Contributions, "tokens", lambda self, layer: wrong(right(self, layer)))
-    found = measured(outputs=("heads", "tokens"), pairs=1)
-    assert found["heads"]["failed"] is None
-    assert found["tokens"]["failed"]["kind"] == WRONG
-    assert "float64 tokens against the definition's" in found["tokens"]["failed"]["reason"]
-    assert is_not_timed(found["tokens"])
+def test_wrong_tokens_are_not_timed(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = clipfast.Contributions.tokens
+    # the float64 decomposition is wrong as well; only the naive definition shows it
+    monkeypatch.setattr(clipfast.Contributions, "tokens", lambda self, layer: wrong(original(self, layer)))
+    entries = measured(outputs=("heads", "tokens"), pairs=1)
+    assert entries["heads"]["failed"] is None
+    assert entries["tokens"]["failed"]["kind"] == WRONG
+    assert "float64 tokens against the definition's" in entries["tokens"]["failed"]["reason"]
+    assert is_not_timed(entries["tokens"])
 
 
-def test_a_wrong_compiler_is_not_timed_and_is_no_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_compiled_forward_is_no_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda visual, dynamic: lambda images: visual(images).roll(1, 0))
-    found = measured(outputs=("heads",), compiled=True, pairs=1)
-    assert found["plain compiled"]["failed"]["kind"] == WRONG
-    assert is_not_timed(found["plain compiled"])
-    assert list(found["heads"]["against"]) == ["plain"]
+    entries = measured(outputs=("heads",), compiled=True, pairs=1)
+    assert entries["plain compiled"]["failed"]["kind"] == WRONG
+    assert is_not_timed(entries["plain compiled"])
+    assert list(entries["heads"]["against"]) == ["plain"]
 
 
-def test_an_embedding_that_is_not_finite_is_wrong_and_valid_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = outputs.noise
-    monkeypatch.setattr(outputs, "noise", lambda *given, **more: right(*given, **more) * float("nan"))
-    found = measured()
-    assert {entry["failed"]["kind"] for entry in found.values()} == {WRONG}
-    json.dumps(list(found.values()), allow_nan=False)
+def test_embedding_with_nan_is_wrong_and_valid_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = outputs.noise
+    monkeypatch.setattr(outputs, "noise", lambda *arguments, **options: original(*arguments, **options) * float("nan"))
+    entries = measured()
+    assert {entry["failed"]["kind"] for entry in entries.values()} == {WRONG}
+    json.dumps(list(entries.values()), allow_nan=False)
 
 
-# ---------------------------------------------------------------------------------- what cannot be measured at all
+# ------------------------------------------------------------------------------------ cases that cannot be measured
 
 
-def test_a_refused_model_is_one_entry_per_combination_and_the_rest_goes_on() -> None:
+def test_unsupported_model_is_one_entry_per_combination() -> None:
     plan = replace(PLAN, models=("RN50", "scenes"), batches=(1, 2), outputs=("heads",), pairs=1)
-    found = list(measure_plan(plan))
-    assert [(entry["model"], entry["batch"], entry["output"]) for entry in found] == [
+    entries = list(measure_plan(plan))
+    assert [(entry["model"], entry["batch"], entry["output"]) for entry in entries] == [
         ("RN50", 1, EVERY),
         ("RN50", 2, EVERY),
         ("scenes", 1, "heads"),
         ("scenes", 2, "heads"),
     ]
-    assert found[0]["failed"]["kind"] == "refused"
-    assert "ModifiedResNet" in found[0]["failed"]["reason"]
-    assert is_not_timed(found[0])
-    assert [entry["failed"] for entry in found[2:]] == [None, None]
+    assert entries[0]["failed"]["kind"] == "refused"
+    assert "ModifiedResNet" in entries[0]["failed"]["reason"]
+    assert is_not_timed(entries[0])
+    assert [entry["failed"] for entry in entries[2:]] == [None, None]
 
 
-def test_running_out_of_memory_is_an_entry_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_does_not_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outputs, "with_attention", lambda model, images: torch.empty(1 << 60))
-    found = measured(pairs=1)
-    entry = found.pop("attention")
+    entries = measured(pairs=1)
+    entry = entries.pop("attention")
     assert entry["failed"] == {"kind": "out of memory", "reason": "try a smaller --batch"}
     assert is_not_timed(entry)
-    assert all(other["failed"] is None for other in found.values())
+    assert all(other["failed"] is None for other in entries.values())
 
 
-def test_running_out_of_memory_while_the_clock_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_while_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    right = outputs.heads_only
+    original = outputs.heads_only
 
-    def later(*given: Any) -> Any:
+    def fail_later(*arguments: Any) -> Any:
         calls.append(1)
-        return right(*given) if len(calls) == 1 else torch.empty(1 << 60)  # the gate is the first
+        return original(*arguments) if len(calls) == 1 else torch.empty(1 << 60)  # the first call is the check
 
-    monkeypatch.setattr(outputs, "heads_only", later)
-    found = measured(outputs=("heads", "attention"), pairs=1)
-    assert found["heads"]["failed"]["kind"] == "out of memory"
-    assert is_not_timed(found["heads"])
-    assert found["attention"]["failed"] is None
+    monkeypatch.setattr(outputs, "heads_only", fail_later)
+    entries = measured(outputs=("heads", "attention"), pairs=1)
+    assert entries["heads"]["failed"]["kind"] == "out of memory"
+    assert is_not_timed(entries["heads"])
+    assert entries["attention"]["failed"] is None
 
 
-def test_without_a_plain_forward_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_plain_forward_stops_the_combination(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_kernel(*_: object) -> None:
         raise RuntimeError("\"addmm_impl_cpu_\" not implemented for 'Half'")
 
     monkeypatch.setattr("clipfast.bench.checks.plain", no_kernel)
-    found = list(measure_plan(replace(PLAN, batches=(1, 2))))
-    assert [entry["output"] for entry in found] == [EVERY, EVERY]
-    assert {entry["failed"]["kind"] for entry in found} == {"cannot run"}
-    assert "not implemented for 'Half'" in found[0]["failed"]["reason"]
+    entries = list(measure_plan(replace(PLAN, batches=(1, 2))))
+    assert [entry["output"] for entry in entries] == [EVERY, EVERY]
+    assert {entry["failed"]["kind"] for entry in entries} == {"cannot run"}
+    assert "not implemented for 'Half'" in entries[0]["failed"]["reason"]
 
 
-def test_whatever_a_compiler_raises_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_of_the_compiler_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_compiler(*_: object, **__: object) -> None:
         raise OSError("no C++ compiler\nwas found")
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    found = measured(outputs=("plain",), compiled=True, pairs=1)
+    entries = measured(outputs=("plain",), compiled=True, pairs=1)
     reason = {"kind": "cannot run", "reason": "OSError: no C++ compiler was found"}
-    assert found["plain compiled"]["failed"] == reason
-    assert found["plain"]["failed"] is None
+    assert entries["plain compiled"]["failed"] == reason
+    assert entries["plain"]["failed"] is None
 
 
-def test_a_naive_form_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_naive_baseline_is_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outputs, "naive_refusals", lambda case: ["it pools patches"])
-    found = measured(outputs=("heads",), naive=True, pairs=1)
-    assert found["naive heads"]["failed"] == {"kind": "refused", "reason": "it pools patches"}
-    assert list(found["heads"]["against"]) == ["plain"]
+    entries = measured(outputs=("heads",), naive=True, pairs=1)
+    assert entries["naive heads"]["failed"] == {"kind": "refused", "reason": "it pools patches"}
+    assert list(entries["heads"]["against"]) == ["plain"]
 
 
-def test_a_fault_of_ours_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def fault(*_: object) -> None:
         raise KeyError("x")
 
@@ -213,7 +213,7 @@ def test_a_fault_of_ours_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
         measured()
 
 
-def test_settings_of_torch_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_settings_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     threads = torch.get_num_threads()
     running = measure_plan(replace(PLAN, threads=threads + 1, outputs=("plain",), pairs=1))

@@ -1,4 +1,4 @@
-"""Figures: what their colours mean, and that they hold for any number of texts, heads and letters."""
+"""Panels: their colours, and layouts for any number of texts, heads and characters."""
 
 import numpy as np
 import pytest
@@ -17,10 +17,10 @@ def picture(width: int = 24, height: int = 24) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def test_zero_shows_the_picture_and_signs_have_their_colours() -> None:
+def test_overlay_of_zero_is_the_picture_and_signs_have_colours() -> None:
     ground = greyed(picture())
-    nothing = overlay(ground, np.zeros((24, 24)))
-    assert np.abs(nothing - ground[..., None]).max() <= 0.5
+    unchanged = overlay(ground, np.zeros((24, 24)))
+    assert np.abs(unchanged - ground[..., None]).max() <= 0.5
     (below, above) = diverging(np.array([-1.0, 1.0]))
     assert below[2] > below[0]  # blue
     assert above[0] > above[2]  # orange
@@ -28,7 +28,7 @@ def test_zero_shows_the_picture_and_signs_have_their_colours() -> None:
     assert (raised[..., 0] > raised[..., 2]).all()
 
 
-def test_enlarging_keeps_a_constant_and_the_place_of_a_patch() -> None:
+def test_enlarged_keeps_constants_and_positions() -> None:
     assert np.allclose(enlarged(np.full((3, 5), 0.7), (50, 30)), 0.7, atol=1e-6)
     one = np.zeros((4, 4), dtype=np.float32)
     one[1, 2] = 1
@@ -51,13 +51,14 @@ def test_text_panels(count: int) -> None:
     assert text_panel(shown).tobytes() == text_panel(shown).tobytes()
 
 
-# A picture of one grey, 100 of 255, and maps of one value each. Half the palette and the ground, by hand: the ground is
-# 60 + 100 · 170/255 = 126.7, covered to 92 % by (170, 50, 0) at the top of the scale and by (8, 48, 130) at its bottom.
+# A picture of constant grey, 100 of 255, and constant maps. The expected colours are computed by hand: the background
+# is 60 + 100 · 170/255 = 126.7, under an opacity of 92 % of (170, 50, 0) at the top of the scale and (8, 48, 130) at
+# the bottom.
 GREY, RAISED, LOWERED, NEUTRAL = (100, 100, 100), (167, 56, 10), (17, 54, 130), (127, 127, 127)
 
 
-def test_text_panel_has_the_colour_of_every_map_in_its_place() -> None:
-    """Three texts whose maps are 2, -2 and 0 everywhere; their mean is 0, so the second block looks like the first."""
+def test_text_panel_has_the_colour_of_every_map() -> None:
+    """Three texts with maps of 2, -2 and 0; their mean is 0, so the second block equals the first."""
     maps = np.stack([np.full((2, 4), value) for value in (2.0, -2.0, 0.0)], axis=-1)
     panel = text_panel(TextMaps("x", Image.new("RGB", (48, 24), GREY), ["a", "b", "c"], [0.3, 0.2, 0.1], maps))
     for middle_of_row in (134 + 54, 404 + 54):  # tiles are 216 × 108 and 230 apart
@@ -72,13 +73,13 @@ def test_text_panel_keeps_the_order_of_texts_that_all_fit() -> None:
     assert [panel.getpixel((22 + 230 * column + 108, 188)) for column in (1, 2)] == [LOWERED, RAISED]
 
 
-def test_heads_panel_has_the_colour_of_every_head_and_bar_in_its_place() -> None:
-    """Two heads that add 0.5 and take 0.25, and an MLP that takes 0.5."""
+def test_heads_panel_has_the_colour_of_every_head_and_bar() -> None:
+    """Two heads with shares of 0.5 and -0.25, and an MLP with -0.5."""
     maps = np.stack([np.full((3, 3), value) for value in (4.0, -4.0)])[None]
     shown = HeadMaps("x", Image.new("RGB", (48, 24), GREY), "a", 0.2, [5], [[0.5, -0.25]], [-0.5], maps)
     panel = heads_panel(shown)
     assert [panel.getpixel((84 + 137 * head + 66, 128 + 33)) for head in range(2)] == [RAISED, LOWERED]
-    middle = 84 + 2 * 137 - 5 + 28 + 104 + 73  # of the bars: zero
+    middle = 84 + 2 * 137 - 5 + 28 + 104 + 73  # the zero of the bars
     heads, mlp = 128 + 33 - 9, 128 + 33 + 9
     assert panel.getpixel((middle + 30, heads)) == (226, 122, 24)  # heads together: +0.25, half of 73 pixels
     assert panel.getpixel((middle + 45, heads)) == (255, 255, 255)
@@ -95,7 +96,7 @@ def test_heads_panels(layers: int, heads: int) -> None:
     assert heads_panel(shown).width < 2000
 
 
-def test_lines_fit() -> None:
+def test_wrapped_lines_fit() -> None:
     text = "a very long line of words that goes on"
     for lines in (1, 2, 3):
         rows = wrapped(text, 14, 100, lines)
@@ -105,19 +106,19 @@ def test_lines_fit() -> None:
     assert wrapped("", 14, 100, 2) == []
 
 
-def test_seen_undoes_the_normalisation() -> None:
+def test_denormalizer_restores_the_picture() -> None:
     model = clipfast.wrap(clip_model())
     original = picture()
-    (seen,) = Denormalizer(model).pictures(model.prepare([original]))
-    assert np.abs(np.asarray(seen, dtype=int) - np.asarray(original, dtype=int)).max() <= 1
+    (restored,) = Denormalizer(model).pictures(model.prepare([original]))
+    assert np.abs(np.asarray(restored, dtype=int) - np.asarray(original, dtype=int)).max() <= 1
 
 
-def test_shares_add_up_to_the_score() -> None:
+def test_shares_sum_to_the_score() -> None:
     model = clipfast.wrap(clip_model())
     features = directions(13, model.tower.embed_dim)
     texts = [str(number) for number in range(13)]
-    found = model.decompose(model.prepare([picture(), picture(30, 20)]), layers=[1])
-    for image in text_shares(found, features, texts):
+    contributions = model.decompose(model.prepare([picture(), picture(30, 20)]), layers=[1])
+    for image in text_shares(contributions, features, texts):
         assert len(image) == MOST_TEXTS
         assert [shares.score for shares in image] == sorted((shares.score for shares in image), reverse=True)
         for shares in image:
@@ -125,8 +126,8 @@ def test_shares_add_up_to_the_score() -> None:
             assert total == pytest.approx(shares.score, abs=1e-5)
             assert sum(shares.heads[0]) == pytest.approx(shares.attention[0], abs=1e-6)
             assert shares.top_heads(1)[0][2] == max(shares.heads[0], key=abs)
-    whole = text_shares(found, features[:2], texts[:2])
-    assert [shares.text for shares in whole[0]] == texts[:2]
+    two_texts = text_shares(contributions, features[:2], texts[:2])
+    assert [shares.text for shares in two_texts[0]] == texts[:2]
 
 
 def test_best_texts() -> None:

@@ -1,4 +1,4 @@
-"""The page in a real browser: sorting, filtering, links, themes, narrow screens, and that it asks for nothing."""
+"""The page in a browser: sorting, filtering, links, themes, narrow screens, and no network requests."""
 
 import re
 import shutil
@@ -42,9 +42,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def visit(browser: Browser, address: str) -> Iterator[Open]:
-    """Opens the page; whatever it was made to do, it asked for nothing, said nothing and ran nothing of the names."""
-    said: list[str] = []
-    asked: list[str] = []
+    """Opens the page, and checks at the end that it made no request, logged nothing and ran no code from names."""
+    messages: list[str] = []
+    requests: list[str] = []
     contexts = []
 
     def open_page(fragment: str = "", width: int = 1280, scripts: bool = True, **options: Any) -> Page:
@@ -53,10 +53,10 @@ def visit(browser: Browser, address: str) -> Iterator[Open]:
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(10_000)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("dialog", lambda dialog: (messages.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: requests.append(request.url))
         page.goto(address + fragment)
         return page
 
@@ -64,8 +64,8 @@ def visit(browser: Browser, address: str) -> Iterator[Open]:
     for context in contexts:
         with suppress(Error):
             context.close()
-    assert said == []
-    assert [url for url in asked if not url.startswith("data:") and url.split("#")[0] != address] == []
+    assert messages == []
+    assert [url for url in requests if not url.startswith("data:") and url.split("#")[0] != address] == []
 
 
 def names(page: Page) -> list[str]:
@@ -80,23 +80,23 @@ def test_sorting_by_click(visit: Open) -> None:
     page = visit()
     assert names(page) == [head.name for head in sorted(HEADS, key=lambda head: -head.share)]
     assert page.locator("th[aria-sort]").all_inner_texts() == ["share"]
-    ways: dict[str, Callable[[Any], Any]] = {
+    keys: dict[str, Callable[[Any], Any]] = {
         "rank": lambda head: -head.rank,
         "explained": lambda head: -head.explained,
         "lost": lambda head: head.alone.accuracy,
         "head": lambda head: (head.layer, head.head),
         "first texts": lambda head: head.texts[0].text,
     }
-    for name, way in ways.items():
+    for name, key in keys.items():
         button(page, name).click()
-        wanted = [head.name for head in sorted(HEADS, key=way)]
-        assert names(page) == wanted, name
+        expected = [head.name for head in sorted(HEADS, key=key)]
+        assert names(page) == expected, name
         (cell,) = page.locator("th[aria-sort]").all()
         assert cell.inner_text() == name
         first = cell.get_attribute("aria-sort")
         assert first == ("ascending" if name in ("head", "first texts") else "descending")
         button(page, name).click()
-        assert names(page) == wanted[::-1]
+        assert names(page) == expected[::-1]
         assert cell.get_attribute("aria-sort") != first
 
 
@@ -117,39 +117,39 @@ def test_sorting_by_keyboard(visit: Open) -> None:
     assert page.locator("th[aria-sort]").all_inner_texts() == ["share"]
 
 
-def test_a_link_opens_its_head(visit: Open) -> None:
+def test_link_opens_its_head(visit: Open) -> None:
     page = visit("#L1.H2")
-    more = page.locator("[id='L1.H2']")
-    expect(more).to_be_visible()
+    details = page.locator("[id='L1.H2']")
+    expect(details).to_be_visible()
     expect(page.locator("#table tr.linked")).to_be_in_viewport()
     assert page.locator("#table details[open]").count() == 1
     assert page.evaluate("document.activeElement.closest('tr').cells[0].textContent") == "L1.H2"
     page.locator("#table").get_by_role("link", name="L0.H1").click()
     expect(page.locator("[id='L0.H1']")).to_be_visible()
     assert page.url.endswith("#L0.H1")
-    # From the matrix of heads, then once more although the address stays the same.
+    # A link in the matrix of heads, followed twice: the second time the address does not change.
     page.locator("#overlaps").get_by_role("link", name="L1.H2").click()
     expect(page.locator("#table tr.linked .c-head")).to_have_text("L1.H2")
     page.get_by_role("button", name="Close all").click()
-    expect(more).to_be_hidden()
+    expect(details).to_be_hidden()
     page.locator("#overlaps").get_by_role("link", name="L1.H2").click()
-    expect(more).to_be_visible()
+    expect(details).to_be_visible()
     expect(page.locator("#table tr.linked")).to_be_in_viewport()
 
 
-def test_the_filter(visit: Open) -> None:
+def test_filter(visit: Open) -> None:
     page = visit()
-    box, said = page.locator("#filter"), page.locator("#found")
-    expect(said).to_have_text("6 heads")
+    box, status = page.locator("#filter"), page.locator("#found")
+    expect(status).to_have_text("6 heads")
     box.fill("RED star")
     assert names(page) == ["L1.H1"]
-    expect(said).to_have_text("1 of 6 heads")
+    expect(status).to_have_text("1 of 6 heads")
     box.fill("l0.h")
     assert sorted(names(page)) == ["L0.H0", "L0.H1", "L0.H2"]
     box.fill("zebra")
     assert names(page) == []
     expect(page.get_by_text("No head fits")).to_be_visible()
-    page.locator("#overlaps").get_by_role("link", name="L0.H1").click()  # a head that is filtered away
+    page.locator("#overlaps").get_by_role("link", name="L0.H1").click()  # a head that the filter hides
     expect(page.locator("[id='L0.H1']")).to_be_visible()
     assert len(names(page)) == 6
     box.fill("tree")
@@ -173,7 +173,7 @@ def test_light_and_dark(visit: Open, system: str) -> None:
     page.keyboard.press("Enter")
     assert (brightness(page) > 128) == (system == "dark")
     expect(toggle).to_have_text("Light" if system == "light" else "Dark")
-    for _ in range(20):  # what a page stores reaches the next one through another process, soon
+    for _ in range(20):  # storage is written by another process, with a delay
         page.reload()
         if (brightness(page) > 128) == (system == "dark"):
             break
@@ -185,12 +185,12 @@ def test_light_and_dark(visit: Open, system: str) -> None:
 
 
 @pytest.mark.parametrize("width", [400, 320, 800, 1280])
-def test_no_screen_is_too_narrow(visit: Open, width: int) -> None:
+def test_page_fits_every_width(visit: Open, width: int) -> None:
     page = visit(width=width)
-    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    page.evaluate("document.querySelectorAll('details').forEach((element) => { element.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    # Nothing is cut off either: every part of the table and of the figures is inside the window.
-    right = "[...document.querySelectorAll('main *')].map((each) => each.getBoundingClientRect().right)"
+    # All parts of the table and the figures are inside the window.
+    right = "[...document.querySelectorAll('main *')].map((element) => element.getBoundingClientRect().right)"
     assert page.evaluate(f"Math.max(...{right})") <= width
     button(page, "rank").click()
     assert names(page)[0] == max(HEADS, key=lambda head: head.rank).name
@@ -198,22 +198,22 @@ def test_no_screen_is_too_narrow(visit: Open, width: int) -> None:
     expect(page.locator("#table tr.linked")).to_be_in_viewport()
 
 
-def test_names_are_read_not_run(visit: Open) -> None:
+def test_names_are_not_executed(visit: Open) -> None:
     page = visit("#L0.H0")
     for name in (ESCAPES[0], ESCAPES[3]):
         expect(page.get_by_text(name, exact=False).first).to_be_attached()
     expect(page.locator("[id='L0.H0'] .map .name")).to_have_text(ESCAPES[0])
     assert page.locator("img[src='x'], [onerror], [onmouseover]").count() == 0
     assert page.title() == f"Report {ESCAPES[2]}"
-    page.wait_for_timeout(200)  # anything that ran would have said so: see visit
+    page.wait_for_timeout(200)  # visit fails if anything ran
 
 
 def test_pictures_are_drawn(visit: Open) -> None:
     page = visit("#L0.H0")
-    broken = "[...document.images].filter((each) => !each.complete || !each.naturalWidth).length"
+    broken = "[...document.images].filter((image) => !image.complete || !image.naturalWidth).length"
     assert page.evaluate(broken) == 0
     thumb = page.locator("[id='L0.H0'] .i0").first
-    assert thumb.evaluate("(each) => getComputedStyle(each).backgroundImage").startswith('url("data:image/webp')
+    assert thumb.evaluate("(element) => getComputedStyle(element).backgroundImage").startswith('url("data:image/webp')
     expect(page.get_by_role("img", name="0.png:").first).to_be_visible()
     for chart in page.locator("svg.chart").all():
         assert chart.bounding_box()["width"] > 200  # type: ignore[index]
@@ -222,7 +222,7 @@ def test_pictures_are_drawn(visit: Open) -> None:
 
 def test_without_scripts(visit: Open) -> None:
     page = visit("#L1.H0", scripts=False)
-    expect(page.locator("[id='L1.H0']")).to_be_visible()  # the browser itself opens what is linked to
+    expect(page.locator("[id='L1.H0']")).to_be_visible()  # the browser opens the linked details itself
     expect(page.locator("#filter")).to_be_hidden()
     page.locator("summary").last.click()
     assert len(names(page)) == 6
