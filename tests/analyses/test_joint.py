@@ -3,6 +3,7 @@
 import pytest
 import torch
 from builders import directions, pixels, vision_tower
+from hand_moments import moments_of_outputs
 from measures import error
 from tolerances import FLOAT64
 from torch import Tensor
@@ -11,7 +12,6 @@ import clipfast
 from clipfast.analyses import joint
 from clipfast.analyses.joint import head_overlaps, head_scores, patch_scores, subspace_overlaps
 from clipfast.analyses.moments import Moments
-from clipfast.basis import StoredBasis
 
 IMAGES = 160
 HEADS = [(layer, head) for layer in range(3) for head in range(2)]
@@ -143,32 +143,12 @@ def test_subspaces_by_their_principal_angles(seen: clipfast.Contributions, momen
     assert error(subspace_overlaps(moments, rank), want) <= FLOAT64
 
 
-def head_by_hand(outputs: list[Tensor]) -> Moments:
-    """Moments of a model of one layer whose heads write exactly ``outputs``, ``[images, 4]`` each."""
-    model = clipfast.wrap(vision_tower(seed=1, dtype=torch.float64, layers=1, heads=len(outputs), output_dim=4))
-    images = torch.randn(len(outputs[0]), 3, 24, 24, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    found = model.decompose(images)
-    basis = StoredBasis(
-        torch.zeros(1, 4, dtype=torch.float64),
-        torch.zeros(4, dtype=torch.float64),
-        torch.zeros(4, dtype=torch.float64),
-        len(outputs),
-        "uniform",
-        "by hand",
-        {0: torch.eye(4, dtype=torch.float64).expand(len(outputs), 4, 4).contiguous()},
-    )
-    found.codes, found.basis = torch.stack(outputs, 1)[:, None].double(), basis
-    moments = Moments()
-    moments.update(found)
-    return moments
-
-
 def test_heads_whose_overlap_anyone_can_compute() -> None:
     """One varies along x, one along y, one along both equally, one not at all."""
     x, y = torch.tensor([1.0, 0, 0, 0]), torch.tensor([0, 1.0, 0, 0])
     sign = torch.tensor([1.0, 1, -1, -1])[:, None]
     other = torch.tensor([1.0, -1, 1, -1])[:, None]
-    moments = head_by_hand([sign * x, 3 * other * y, sign * x + other * y, torch.zeros(4, 4)])
+    moments = moments_of_outputs([sign * x, 3 * other * y, sign * x + other * y, torch.zeros(4, 4)])
     half = 0.5**0.5
     want = torch.tensor([[1, 0, half, 0], [0, 1, half, 0], [half, half, 1, 0], [0, 0, 0, 0]])
     assert error(head_overlaps(moments), want) <= 1e-7  # √½ in float32 above

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from builders import vision_tower
+from hand_moments import moments_of_outputs
 from measures import error, relative_error
 from tolerances import FLOAT64, OP_FLOAT32
 
@@ -63,6 +64,14 @@ def test_a_rank_counts_the_largest_dimensions(seen: clipfast.Contributions, feat
     for (layer, head), span in found.items():
         assert span.rank == 5
         assert span.picks == clipfast.textspan(seen.head(layer, head), features, 4, rank=5).picks
+
+
+def test_a_span_is_of_the_uncentred_outputs() -> None:
+    """Along x a variance of 1 over the images (unbiased 4/3), along y the mean's square of 1.21: y is the larger."""
+    outputs = torch.tensor([[1.0, 1.1, 0, 0], [1.0, 1.1, 0, 0], [-1.0, 1.1, 0, 0], [-1.0, 1.1, 0, 0]])
+    spans = moments_of_outputs([outputs]).spans(rank=1)
+    assert spans.ranks == (1,)
+    assert error(spans.axes[0, 0].abs(), torch.tensor([0.0, 1, 0, 0])) <= OP_FLOAT32
 
 
 def test_some_heads_by_negative_layers(seen: clipfast.Contributions, features: torch.Tensor) -> None:

@@ -1,5 +1,7 @@
 """TEXTSPAN from arrays: against the independent implementation, the definition, and by hand."""
 
+from dataclasses import FrozenInstanceError
+
 import numpy as np
 import pytest
 import torch
@@ -150,6 +152,45 @@ def test_somp_adds_absolute_projections() -> None:
     features = torch.eye(2)
     assert clipfast.textspan(data, features, 1).picks == (0,)
     assert clipfast.textspan(data, features, 1, method="somp").picks == (1,)
+
+
+def test_somp_keeps_a_weak_direction_and_stops_where_texts_hold_nothing() -> None:
+    """Absolute projections sum to 32 along x, to 0.4 along y and to 32 along z, where there is no text."""
+    data = torch.tensor([[8.0, 0.1, 8], [8.0, -0.1, -8], [-8.0, 0.1, -8], [-8.0, -0.1, 8]])
+    found = clipfast.textspan(data, torch.eye(3)[:2], 3, method="somp")
+    assert found.picks == (0, 1)
+    assert found.notes == ("stopped after 2 of 3 texts: what is left of the variance is rounding",)
+
+
+def test_no_note_where_all_texts_asked_for_are_picked() -> None:
+    """More than 256 texts, one along each axis, along which the outputs vary less and less."""
+    deviations = torch.arange(600, 300, -1, dtype=torch.float64)
+    found = clipfast.textspan(torch.cat([deviations.diag(), -deviations.diag()]), torch.eye(300).double(), 300)
+    assert found.picks == tuple(range(300))
+    assert found.notes == ()
+
+
+def test_results_are_immutable() -> None:
+    with pytest.raises(FrozenInstanceError):
+        clipfast.textspan(outputs(5), texts(5), 2).picks = ()  # type: ignore[misc]
+
+
+def test_somp_compares_texts_of_unit_length() -> None:
+    """Absolute projections sum to 6 along x and to 8/√2 along the diagonal, however long the texts are."""
+    data = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    features = torch.tensor([[0.01, 0.0], [5.0, 5.0]])
+    assert clipfast.textspan(data, features, 1, method="somp").picks == (0,)
+
+
+@pytest.mark.parametrize("shape", [(24,), (5, 23), (5, 25), (5, 24, 1)])
+def test_reconstruct_rejects_outputs_of_another_shape(shape: tuple[int, ...]) -> None:
+    span = clipfast.textspan(outputs(5), texts(5), 2)
+    with pytest.raises(clipfast.InputError, match=r"head_outputs has shape .* expected \[images, 24\]"):
+        span.reconstruct(torch.zeros(shape))
+
+
+def test_the_repr_leaves_the_outputs_out() -> None:
+    assert "_outputs" not in repr(clipfast.textspan(outputs(5), texts(5), 2))
 
 
 @pytest.mark.parametrize(
