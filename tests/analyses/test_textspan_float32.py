@@ -113,6 +113,19 @@ def test_what_the_picks_hold_is_exact(method: str, dtype: torch.dtype) -> None:
     assert error(found.directions[0], inside @ drawn.axes) <= FLOAT64
 
 
+def test_a_pick_that_float64_finds_to_be_noise_is_dropped() -> None:
+    """Of the variance along the second text, 0.25 in float32 and 0.25 - 3e-8 in float64, noise is 0.25 - 1.5e-8."""
+    below = 1 - 2.9e-8  # 1 in float32
+    axes = torch.tensor([[1.0, 0.0], [0.0, below]], dtype=torch.float64)
+    factor = torch.tensor([[1.0, 0.0], [0.0, 0.5 * below]], dtype=torch.float64)
+    spans = HeadSpans(axes[None], factor[None], torch.zeros(1, 2).double(), (2,), ((),), 0.25 - 2**-26)
+    [found] = pursue(spans, torch.eye(2), 2)
+    assert found.picks == (0,)
+    assert len(found.directions) == len(found.explained) == 1
+    [kept] = pursue(spans, torch.diag(torch.tensor([1.0, 1.01])), 2)
+    assert kept.picks == (0, 1)
+
+
 def test_more_heads_than_are_pursued_together() -> None:
     """Alike heads have alike texts, wherever they stand."""
     drawn = Drawn(0.9)

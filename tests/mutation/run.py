@@ -79,7 +79,7 @@ SUITES = {
     ),
     "clipfast/analyses/moments.py": Suite(
         "clipfast.analyses.moments",
-        50,
+        60,
         (
             "analyses/test_moments.py",
             "analyses/test_textspan_float32.py",
@@ -89,7 +89,7 @@ SUITES = {
     ),
     "clipfast/analyses/textspan.py": Suite(
         "clipfast.analyses.textspan",
-        40,
+        60,
         ("analyses/test_textspan.py", "analyses/test_textspan_float32.py", "analyses/test_moments.py"),
     ),
 }
