@@ -70,7 +70,14 @@ SUITES = {
     "clipfast/forward.py": Suite(
         "clipfast.forward",
         60,
-        ("test_golden.py", "test_by_hand.py", "test_contributions.py", "test_model.py", "test_definition.py"),
+        (
+            "test_golden.py",
+            "test_by_hand.py",
+            "test_forward.py",
+            "test_contributions.py",
+            "test_model.py",
+            "test_definition.py",
+        ),
     ),
     "clipfast/basis.py": Suite(
         "clipfast.basis",
