@@ -212,6 +212,23 @@ def test_nothing_seen() -> None:
             call()
 
 
+def test_one_image_has_no_covariance() -> None:
+    moments = moments_of_outputs([torch.tensor([[1.0, 2.0, 0.0, 0.0]])])
+    assert error(moments.means(), torch.tensor([[[1.0, 2.0, 0.0, 0.0]]])) <= OP_FLOAT32
+    for call in (moments.spans, lambda: moments.covariance(0, 0)):
+        with pytest.raises(clipfast.InputError, match="the moments of 1 images were asked for: at least 2 are needed"):
+            call()
+
+
+def test_merged_moments_have_the_noise_of_the_coarser_dtype(seen: clipfast.Contributions) -> None:
+    coarse = seen.to(torch.bfloat16)
+    for first, second in ((seen, coarse), (coarse, seen)):
+        moments = of(first)
+        moments.merge(of(second))
+        assert moments.spans().noise == 2**-8  # (8 roundings of 2**-7)²
+    assert of(seen).spans().noise == 1e-12
+
+
 def test_an_image_that_is_not_finite_changes_nothing() -> None:
     model = clipfast.wrap(vision_tower(seed=1))
     moments = Moments(model)

@@ -77,6 +77,17 @@ def test_two_directions_by_hand() -> None:
     assert found.variance == pytest.approx(20 / 3)
     assert error(found.reconstruct(size=1), torch.tensor([[2.0, 0, 3]] * 2 + [[-2.0, 0, 3]] * 2)) <= GOLDEN
     assert error(found.reconstruct(), data) <= GOLDEN
+    assert found.notes == ()
+
+
+def test_a_span_of_one_dimension() -> None:
+    """Of outputs ±2 along x and ±1 along y, x alone counts, which the second text is longer along."""
+    data = torch.tensor([[2.0, 1.0], [2.0, -1.0], [-2.0, 1.0], [-2.0, -1.0]])
+    found = clipfast.textspan(data, torch.tensor([[0.8, 0.6], [0.9, 0.0]]), 1, rank=1)
+    assert found.rank == 1
+    assert found.picks == (1,)
+    assert found.variance == pytest.approx(16 / 3)
+    assert error(found.explained, torch.ones(1)) <= GOLDEN
 
 
 def test_explained_shares_are_what_the_reconstruction_gains() -> None:
@@ -197,9 +208,20 @@ def test_the_repr_leaves_the_outputs_out() -> None:
     ("changed", "message"),
     [
         ({"head_outputs": torch.zeros(3)}, "head_outputs is"),
+        ({"head_outputs": torch.zeros(3, 24, 1)}, r"head_outputs is torch.float32 \[3, 24, 1\]"),
+        ({"text_features": torch.zeros(5, 24, 1)}, r"text_features is torch.float32 \[5, 24, 1\]"),
         ({"head_outputs": torch.zeros(0, 24)}, "head_outputs has no images"),
-        ({"head_outputs": torch.full((3, 24), torch.nan)}, "head_outputs has values that are not finite, first in row"),
+        (
+            {
+                "head_outputs": torch.zeros(3, 24).index_put(
+                    (torch.tensor([1, 2]), torch.tensor([5, 0])), torch.tensor(torch.nan)
+                )
+            },
+            "head_outputs has values that are not finite, first in row 1",
+        ),
+        ({"text_features": torch.zeros(5, 24, dtype=torch.int64)}, "text_features is torch.int64"),
         ({"text_features": torch.zeros(5, 7)}, r"text_features has shape \[5, 7\], expected \[texts, 24\]"),
+        ({"text_features": torch.zeros(5, 25)}, r"text_features has shape \[5, 25\], expected \[texts, 24\]"),
         ({"text_features": torch.zeros(0, 24)}, "text_features has shape"),
         ({"size": 0}, "size is 0"),
         ({"rank": 0}, "rank is 0"),
