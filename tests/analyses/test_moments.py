@@ -74,6 +74,17 @@ def test_a_span_is_of_the_uncentred_outputs() -> None:
     assert error(spans.axes[0, 0].abs(), torch.tensor([0.0, 1, 0, 0])) <= OP_FLOAT32
 
 
+def test_spans_are_computed_once_per_state(seen: clipfast.Contributions) -> None:
+    moments = of(seen.select(range(80)))
+    spans = moments.spans()
+    assert moments.spans() is spans
+    assert moments.spans(rank=5) is not spans
+    assert moments.spans() is spans  # that of another rank replaces nothing
+    moments.update(seen.select(range(80, 160)))
+    assert moments.spans() is not spans
+    assert error(moments.spans().mean, seen.heads().mean(0).flatten(0, 1)) <= FLOAT64
+
+
 def test_some_heads_by_negative_layers(seen: clipfast.Contributions, features: torch.Tensor) -> None:
     moments = of(seen)
     some = moments.textspan(features, 3, heads=[(-1, 1), (0, 0)])
