@@ -10,6 +10,7 @@ from measures import error
 from tolerances import FLOAT64, GOLDEN
 
 import clipfast
+from clipfast.analyses.textspan import Method
 
 GOLDEN_FILE = ROOT.parent / "shared" / "golden" / "textspan.npz"
 
@@ -119,8 +120,9 @@ def test_it_stops_where_nothing_is_left() -> None:
     assert error(found.reconstruct(), outputs(rank=4)) <= FLOAT64
 
 
-def test_outputs_that_never_vary_have_no_texts() -> None:
-    found = clipfast.textspan(torch.ones(5, 24, dtype=torch.float64), texts(), 3)
+@pytest.mark.parametrize("method", ["greedy", "omp", "somp"])
+def test_outputs_that_never_vary_have_no_texts(method: Method) -> None:
+    found = clipfast.textspan(torch.ones(5, 24, dtype=torch.float64), texts(), 3, method=method)
     assert found.picks == ()
     assert error(found.reconstruct(), torch.ones(5, 24)) <= FLOAT64
 
@@ -142,8 +144,8 @@ def test_a_near_copy_explains_nothing_more() -> None:
 
 
 @pytest.mark.parametrize("method", ["greedy", "omp", "somp"])
-def test_every_method_has_orthonormal_directions_and_explains_all_in_the_end(method: str) -> None:
-    found = clipfast.textspan(outputs(), texts(), 10, method=method)  # type: ignore[arg-type]
+def test_every_method_has_orthonormal_directions_and_explains_all_in_the_end(method: Method) -> None:
+    found = clipfast.textspan(outputs(), texts(), 10, method=method)
     gram = found.directions @ found.directions.T
     assert error(gram, torch.eye(len(found.picks))) <= FLOAT64
     assert float(found.explained.sum()) == pytest.approx(1, abs=1e-6)
