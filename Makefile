@@ -27,7 +27,7 @@ test: $(STAMP)   ## run the tests, one process per core
 test-all: $(STAMP)  ## the same with the slow tests: every Triton kernel compiled, dry runs of the benchmarks
 	@$(TESTING)
 
-mutation: $(STAMP)  ## do the tests notice changes to the mathematics? 250 mutants, about 20 minutes
+mutation: $(STAMP)  ## do the tests notice changes to the mathematics? 280 mutants, about 20 minutes
 	@$(BIN)/python tests/mutation/run.py
 
 lint: $(STAMP)   ## ruff: style and imports
