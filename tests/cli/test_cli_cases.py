@@ -96,7 +96,10 @@ import clipfast.bench.memory, clipfast.commands.bench.measure
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signals_save_like_ctrl_c(number: signal.Signals, code: int, tmp_path: Path, model_folder: Path) -> None:
-    draw(tmp_path / "images", 300)
+    draw(tmp_path / "images", 50)
+    for original in sorted((tmp_path / "images").iterdir()):
+        for copy in range(99):  # more than the program gets through before a busy machine runs this test again
+            os.link(original, original.with_name(f"{original.stem}-{copy}{original.suffix}"))
     arguments = ("decompose", tmp_path / "images", "--model", model_folder, "--batch-size", 1, "--out", tmp_path / "o")
     process = start(*arguments)
     assert process.stdout is not None
@@ -108,7 +111,7 @@ def test_signals_save_like_ctrl_c(number: signal.Signals, code: int, tmp_path: P
     assert messages(err)[-1].startswith("error: interrupted: ")
     summary = json.loads((tmp_path / "o" / "summary.json").read_text())
     assert summary["complete"] is False
-    assert 0 < len(summary["images"]) < 300
+    assert 0 < len(summary["images"]) < 5000
 
 
 def test_a_signal_that_was_ignored_stays_ignored(tmp_path: Path) -> None:

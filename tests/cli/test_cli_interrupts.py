@@ -223,12 +223,16 @@ def test_a_signal_waits_for_the_end_of_a_deferred_block() -> None:
 
 
 def test_a_signal_that_a_library_turns_into_an_error() -> None:
-    with pytest.raises(KeyboardInterrupt), saving_interrupts():  # noqa: PT012
-        try:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
-        except KeyboardInterrupt:
-            raise RuntimeError("Error while serializing: KeyboardInterrupt") from None
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt), saving_interrupts():  # noqa: PT012
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1)
+            except KeyboardInterrupt:
+                raise RuntimeError("Error while serializing: KeyboardInterrupt") from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class ShortOfMemory(Model):
