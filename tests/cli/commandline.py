@@ -39,8 +39,13 @@ def save_model(folder: Path) -> Path:
     return folder
 
 
+def heed_signals() -> None:
+    """Lets a child process be interrupted: shells' background jobs ignore SIGINT, under nohup SIGHUP, and so would it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
-    # a shell that runs tests in the background has SIGINT ignored, and children inherit that
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
         stdin=subprocess.DEVNULL,
@@ -49,7 +54,7 @@ def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
         text=True,
         cwd=cwd,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_signals,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from commandline import inside, picture
+from commandline import heed_signals, inside, picture
 from torch import Tensor
 
 import clipfast as package
@@ -47,6 +47,8 @@ def _run(arguments: list[str], limit: int | None, seconds_between_flushes: float
     """In a process of its own: the command."""
     from clipfast.dataset import writing
 
+    heed_signals()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     writing._SECONDS = seconds_between_flushes
     if limit is not None:
