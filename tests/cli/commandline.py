@@ -40,7 +40,7 @@ def save_model(folder: Path) -> Path:
 
 
 def heed_signals() -> None:
-    """Lets a child process be interrupted: shells' background jobs ignore SIGINT, under nohup SIGHUP, and so would it."""
+    """Resets signals in a child process: background jobs of a shell ignore SIGINT, and under nohup SIGHUP."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
