@@ -1,9 +1,9 @@
 """Compares the speed of two checkouts' decomposed forwards: ``python -m benchmarks.against PATH``.
 
 Each side is a process that imports clipfast from its checkout, builds the same seeded model and images, and runs one
-decomposition per request. The sides take turns, so drift of the machine affects both. Nothing is timed unless their
-results are identical to the bit, or within float32 rounding with ``--close``. The command prints the median of the
-pairwise ratios; its exit code is 1 if that is below ``--least``.
+decomposition per request. A round runs A B B A, so drift of the machine and the order of the sides affect both alike.
+Nothing is timed unless their results are identical to the bit, or within float32 rounding with ``--close``. The command
+prints the median of the ratios of the rounds; its exit code is 1 if that is below ``--least``.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=1, help="decompositions per timing")
-    parser.add_argument("--pairs", type=int, default=21)
+    parser.add_argument("--rounds", type=int, default=15, help="rounds, A B B A (15)")
     parser.add_argument("--least", type=float, default=0.99, help="least accepted speed relative to the other (0.99)")
     parser.add_argument("--close", action="store_true", help="accept results that differ by rounding")
     options = parser.parse_args(arguments)
@@ -113,11 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{model}: the results differ, nothing is timed")
                 return 1
             times: list[tuple[float, float]] = []
-            for pair in range(options.pairs + 2):
-                order = (0, 1) if pair % 2 else (1, 0)
-                seconds = {side: sides[side].seconds() for side in order}
-                if pair >= 2:  # the first two pairs are warm-up
-                    times.append((seconds[0], seconds[1]))
+            for number in range(options.rounds + 1):
+                mine_first, theirs_first, theirs_last, mine_last = (sides[side].seconds() for side in (0, 1, 1, 0))
+                if number:  # the first round is warm-up
+                    times.append(((mine_first + mine_last) / 2, (theirs_first + theirs_last) / 2))
         finally:
             for side in sides:
                 side.close()
@@ -127,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         here, there = (1e3 * median(side_times) for side_times in zip(*times, strict=True))
         print(
             f"{model} {options.dtype}, batch {options.batch}, {options.threads} threads: {here:.4g} ms here, "
-            f"{there:.4g} ms there, {speed:.3f} times as fast ({low:.3f}–{high:.3f}), {len(times)} pairs, "
+            f"{there:.4g} ms there, {speed:.3f} times as fast ({low:.3f}–{high:.3f}), {len(times)} rounds, "
             f"{'same bits' if same else 'results within rounding'}",
             flush=True,
         )

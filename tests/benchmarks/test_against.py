@@ -17,7 +17,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         "scenes",
         "--batch",
         "1",
-        "--pairs",
+        "--rounds",
         "1",
     ]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -27,7 +27,7 @@ def test_checkout_against_itself() -> None:
     process = run(str(ROOT), "--least", "0.001")
     assert process.returncode == 0, process.stderr
     assert process.stdout.startswith("scenes fp32, batch 1, 2 threads: ")
-    assert process.stdout.rstrip().endswith("1 pairs, same bits")
+    assert process.stdout.rstrip().endswith("1 rounds, same bits")
     missed = run(str(ROOT), "--least", "1000")
     assert (missed.returncode, missed.stderr) == (1, "")
 

@@ -60,7 +60,7 @@ SUITES = {
         "clipfast.kernels.reference",
         50,
         (
-            "kernels/test_reference.py",
+            "kernels/test_kernel_definitions.py",
             "kernels/test_ops_by_hand.py",
             "kernels/test_heads_by_hand.py",
             "kernels/test_layers_by_hand.py",
