@@ -8,11 +8,15 @@ products and operations in C++ write their results into its buffers.
 Nobody returns a buffer by hand: it is free as soon as no tensor uses its memory any more, views included. A name that
 goes out of scope, or ``del``, is all it takes, and memory that somebody can still read is never used again. Other
 devices are left alone: torch's allocators for them reuse memory themselves.
+
+A thread keeps the buffers of its last forward for the next one, as far as they fit into :data:`MAX_KEPT_BYTES`.
+Otherwise the system maps new pages at every forward: 3,600 page faults, 17 ms of 680 ms of processor time for eight
+images through ViT-B-32.
 """
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 
@@ -24,6 +28,9 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 MAX_RATIO = 2
 """A buffer may be this many times as large as the tensor that is put into it."""
 
+MAX_KEPT_BYTES = 128 * 2**20
+"""How much memory a thread keeps between two forwards."""
+
 Memory = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 
@@ -32,15 +39,19 @@ class BufferPool:
 
     Attributes:
         allocated: how many buffers were allocated so far.
-        poison: fill buffers with NaN when they become free, and when they are new; for tests.
+        poison: fill buffers with NaN when they become free, and when the pool gets them; for tests.
+
+    Args:
+        kept: buffers of an earlier pool, used before new ones are allocated.
     """
 
     poison = False
 
-    def __init__(self) -> None:
+    def __init__(self, kept: Sequence[Memory] = ()) -> None:
         self.allocated = 0
         self._is_closed = False
         self._free: list[Memory] = []
+        self._kept = list(kept)
 
     def empty(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
         """An uninitialised contiguous tensor of that shape, in the dtype of ``like``."""
@@ -54,13 +65,15 @@ class BufferPool:
 
     def _take(self, size: int) -> Memory:
         """A free buffer of at least ``size`` bytes, a new one where none fits."""
-        for place in reversed(range(len(self._free))):
-            if size <= len(self._free[place]) <= MAX_RATIO * size:
-                return self._free.pop(place)
+        memory = _pop_fitting(self._free, size)
+        if memory is not None:
+            return memory
         # A free buffer that is a little too small is given up: the new one will do for both.
         self._free = [memory for memory in self._free if not size <= MAX_RATIO * len(memory) < MAX_RATIO * size]
-        memory: Memory = torch.empty(size, dtype=torch.uint8).numpy()
-        self.allocated += 1
+        memory = _pop_fitting(self._kept, size)
+        if memory is None:
+            memory = torch.empty(size, dtype=torch.uint8).numpy()
+            self.allocated += 1
         if self.poison:
             memory.fill(0xFF)
         return memory
@@ -72,10 +85,27 @@ class BufferPool:
             memory.fill(0xFF)  # NaN in every floating-point format
         self._free.append(memory)
 
-    def close(self) -> None:
-        """Drops the free buffers; those in use go with the last tensor that uses them."""
+    def close(self) -> list[Memory]:
+        """Gives up all buffers; those in use go with the last tensor that uses them.
+
+        Returns:
+            The free ones, those used last first, each that still fits into :data:`MAX_KEPT_BYTES`.
+        """
         self._is_closed = True
-        self._free.clear()
+        free, self._free, self._kept = self._free, [], []
+        kept: list[Memory] = []
+        for memory in reversed(free):
+            if sum(map(len, kept)) + len(memory) <= MAX_KEPT_BYTES:
+                kept.append(memory)
+        return kept
+
+
+def _pop_fitting(memories: list[Memory], size: int) -> Memory | None:
+    """Takes the last buffer that a tensor of ``size`` bytes may be put into out of a list, None where there is none."""
+    for place in reversed(range(len(memories))):
+        if size <= len(memories[place]) <= MAX_RATIO * size:
+            return memories.pop(place)
+    return None
 
 
 _OPEN = threading.local()
@@ -88,12 +118,12 @@ def reuse(device: torch.device) -> Iterator[None]:
         yield
         return
     outer = getattr(_OPEN, "pool", None)
-    _OPEN.pool = pool = BufferPool()
+    _OPEN.pool = pool = BufferPool(_OPEN.__dict__.pop("kept", ()))
     try:
         yield
     finally:
         _OPEN.pool = outer
-        pool.close()
+        _OPEN.kept = pool.close()
 
 
 def empty(like: Tensor, *shape: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Buffers that a forward reuses: which memory is used again, when, and that nobody else can still read it."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -23,6 +23,14 @@ def without_gradients() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def without_kept_buffers() -> Iterator[None]:
+    """Every test starts as a thread does that has run no forward."""
+    vars(buffers._OPEN).pop("kept", None)
+    yield
+    vars(buffers._OPEN).pop("kept", None)
+
+
 @pytest.fixture
 def pools(monkeypatch: pytest.MonkeyPatch) -> list[buffers.BufferPool]:
     """Every pool that is opened; their free memory is NaN, and they note where their buffers are."""
@@ -31,8 +39,8 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[buffers.BufferPool]:
     class WatchedPool(buffers.BufferPool):
         poison = True
 
-        def __init__(self) -> None:
-            super().__init__()
+        def __init__(self, kept: Sequence[buffers.Memory] = ()) -> None:
+            super().__init__(kept)
             self.places: dict[int, buffers.Memory] = {}  # kept, so that nothing else gets the same place
             opened.append(self)
 
@@ -105,6 +113,34 @@ def test_a_tensor_that_outlives_its_pool_keeps_its_own_memory_alone(pools: list[
     assert pools[0]._free == []
 
 
+def test_a_thread_keeps_buffers_for_the_next_pool(pools: list[Any]) -> None:
+    with buffers.reuse(CPU):
+        place = buffers.empty(LIKE, 1000).fill_(1).data_ptr()
+    with buffers.reuse(CPU):
+        outside: list[int] = []
+        thread = threading.Thread(target=lambda: outside.append(len(vars(buffers._OPEN))))
+        thread.start()
+        thread.join()
+        assert outside == [0]
+        again = buffers.empty(LIKE, 900)
+        assert again.data_ptr() == place
+        assert again.isnan().all()
+        assert buffers.empty(LIKE, 300).data_ptr() != place
+    assert [pool.allocated for pool in pools] == [1, 1]
+
+
+def test_kept_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffers, "MAX_KEPT_BYTES", 4000)
+    with buffers.reuse(CPU):
+        tensors = [buffers.empty(LIKE, size) for size in (100, 300, 500, 1001)]
+        while tensors:
+            del tensors[0]
+    assert [len(memory) for memory in buffers._OPEN.kept] == [2000, 1200, 400]  # the last is too large
+    with buffers.reuse(CPU):
+        buffers.empty(LIKE, 300)
+    assert [len(memory) for memory in buffers._OPEN.kept] == [1200]  # others were not used
+
+
 def test_operations_write_into_the_pool() -> None:
     x, weight, bias = torch.randn(2, 5, 16), torch.randn(48, 16), torch.randn(48)
     expected = ops.linear(x, weight, bias)
@@ -130,6 +166,7 @@ def test_a_forward_allocates_as_many_buffers_for_any_number_of_layers(
     """One more than these, and something is held for longer than it must be."""
     options: dict[str, Any] = {"texts": directions(3, 20), "maps": "summed", "attention": True, "tokens": True}
     for layers in (2, 7):
+        vars(buffers._OPEN).pop("kept", None)
         visual = vision_tower(layers=layers, pool_type=pooling, final_ln_after_pool=True, dtype=dtype)
         model = clipfast.wrap(visual)
         contributions = model.decompose(pixels(visual, dtype=dtype), class_token=pooling == "tok", **options)
@@ -137,8 +174,10 @@ def test_a_forward_allocates_as_many_buffers_for_any_number_of_layers(
         assert len(results) > 5
         in_the_pool = [tensor for tensor in results if tensor.untyped_storage().data_ptr() in pools[-1].places]
         assert [tensor.shape for tensor in in_the_pool if tensor.numel()] == []
-    assert len(pools) == 2
-    assert 0 < pools[0].allocated == pools[1].allocated <= (11 if pooling == "tok" else 6)
+        model.decompose(pixels(visual, dtype=dtype), class_token=pooling == "tok", **options)
+    assert len(pools) == 4
+    assert 0 < pools[0].allocated == pools[2].allocated <= (11 if pooling == "tok" else 6)
+    assert pools[1].allocated == pools[3].allocated <= 1  # a second forward has the buffers of the first
 
 
 @pytest.mark.parametrize("backend", ["native", "eager"])
