@@ -1,7 +1,9 @@
 """The application that commands are registered with."""
 
+import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from typing import NoReturn
 
@@ -9,7 +11,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 import clipfast
 from clipfast.commands import console
-from clipfast.commands.outcome import FAILED, exit_codes
+from clipfast.commands.outcome import FAILED, exit_code_of
 
 COMMANDS = (
     "demo",
@@ -38,6 +40,7 @@ app = App(
     result_action="return_value",
     exit_on_error=False,
     print_error=False,
+    suppress_keyboard_interrupt=False,
 )
 for _name in COMMANDS:
     app.command(import_module(f"clipfast.commands.{_name}.options").Options, name=_name)
@@ -45,19 +48,26 @@ for _name in COMMANDS:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs a command line; returns the exit code (see :mod:`clipfast.commands.outcome`)."""
-    with exit_codes() as ended:
-        try:
-            options = app(arguments, console=console.help_console())
-        except CycloptsError as error:
-            console.error(f"{error} See `clipfast --help`")
-            return FAILED
-        if options is not None:  # None after --help and --version
-            # the command's module imports torch: only now, when it is clear that there is something to do
-            module = type(options).__module__.rpartition(".")[0]
-            ended.code = import_module(f"{module}.command").run(options)
-    return ended.code
+    return exit_code_of(partial(_run, arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        options = app(arguments, console=console.help_console())
+    except CycloptsError as error:
+        console.error(f"{error} See `clipfast --help`")
+        return FAILED
+    if options is None:  # after --help and --version
+        return 0
+    # the command's module imports torch: only now, when it is clear that there is something to do
+    module = type(options).__module__.rpartition(".")[0]
+    code: int = import_module(f"{module}.command").run(options)
+    return code
 
 
 def main() -> NoReturn:
     """The program ``clipfast``."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while Python shuts down prints no traceback
+    sys.exit(code)

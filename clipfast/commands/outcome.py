@@ -13,9 +13,9 @@ code  meaning
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 from clipfast.commands import console
 from clipfast.errors import ClipfastError, is_out_of_memory
@@ -52,78 +52,79 @@ class Interrupted(KeyboardInterrupt):
     """SIGINT, SIGTERM or SIGHUP: handled wherever Ctrl-C is."""
 
 
-@dataclass
-class Ending:
-    """How a command ended.
+class _Signals:
+    """Handlers that raise :class:`Interrupted` for SIGINT, SIGTERM and SIGHUP.
+
+    After the first signal SIGTERM and SIGHUP are ignored, so that saving is not disturbed; Ctrl-C is not. A signal that
+    was ignored from the start (``nohup``) stays ignored.
 
     Attributes:
-        code: the exit code.
-        signal: the first signal that arrived, None if none did.
+        first: the first signal that arrived, None before it.
     """
 
-    code: int = 0
-    signal: int | None = None
+    def __init__(self) -> None:
+        self.first: int | None = None
+        self._replaced: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Replaces Python's own handlers; outside the main thread nothing changes."""
+        if threading.current_thread() is threading.main_thread():
+            defaults = (signal.SIG_DFL, signal.default_int_handler)
+            before = {number: signal.getsignal(number) for number in _SIGNALS}
+            self._replaced = {number: handler for number, handler in before.items() if handler in defaults}
+            for number in self._replaced:
+                signal.signal(number, self._interrupt)
+
+    def restore(self) -> None:
+        """Puts back the handlers that :meth:`install` replaced."""
+        for number, handler in self._replaced.items():
+            signal.signal(number, handler)
+
+    def _interrupt(self, number: int, _: FrameType | None) -> None:
+        repeated = self.first is not None
+        if not repeated:
+            self.first = number
+        if not repeated or number == signal.SIGINT:
+            raise Interrupted
 
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
-@contextlib.contextmanager
-def _signals(ending: Ending) -> Iterator[None]:
-    """Raises :class:`Interrupted` for each of the signals, and notes the first.
+def exit_code_of(body: Callable[[], int]) -> int:
+    """Runs a command; returns its exit code, also where it ends with an exception that the user can act on.
 
-    It also stays an interrupt where a library turns it into an error of its own, as safetensors and torch can. After
-    the first signal SIGTERM and SIGHUP are ignored, so that saving is not disturbed; Ctrl-C is not. A signal that was
-    ignored from the start (``nohup``) stays ignored.
+    A signal stays an interrupt where a library turns it into an error of its own, as safetensors and torch can. No
+    context manager does this: a signal that arrives while ``contextlib`` enters or leaves one is in nobody's ``try``.
+
+    Args:
+        body: the command; returns an exit code.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    defaults = (signal.SIG_DFL, signal.default_int_handler)
-    replaced = {number: before for number in _SIGNALS if (before := signal.getsignal(number)) in defaults}
-
-    def interrupt(number: int, _: FrameType | None) -> None:
-        repeated = ending.signal is not None
-        if not repeated:
-            ending.signal = number
-        if not repeated or number == signal.SIGINT:
-            raise Interrupted
-
-    for number in replaced:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    except Exception as error:
-        if ending.signal is not None:
-            raise Interrupted from error
-        raise
-    finally:
-        for number, before in replaced.items():
-            signal.signal(number, before)
-
-
-@contextlib.contextmanager
-def exit_codes() -> Iterator[Ending]:
-    """Runs a command's body, which sets ``code``; an exception that the user can act on sets it too."""
-    ending = Ending()
+    signals = _Signals()
     try:
         console.set_up()
-        with _signals(ending):
-            yield ending
+        try:
+            signals.install()
+            code = body()
+        except Exception as error:
+            if signals.first is not None:
+                raise Interrupted from error
+            raise
+        finally:
+            signals.restore()
         console.flush()
     except KeyboardInterrupt:
         console.error("interrupted")
-        ending.code = INTERRUPTED
+        code = INTERRUPTED
     except ClipfastError as error:
         console.error(error)
-        ending.code = FAILED
+        code = FAILED
     except OSError as error:
         console.error(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error)
-        ending.code = FAILED
+        code = FAILED
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         console.error(f"out of memory: {error}" if str(error) else "out of memory")
-        ending.code = FAILED
-    if ending.code == INTERRUPTED and ending.signal is not None:
-        ending.code = 128 + ending.signal
+        code = FAILED
+    return 128 + signals.first if code == INTERRUPTED and signals.first is not None else code

@@ -119,11 +119,11 @@ def test_a_signal_that_was_ignored_stays_ignored(tmp_path: Path) -> None:
     code = """
 import os, signal
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
-from clipfast.commands.outcome import exit_codes
-with exit_codes() as ending:
+from clipfast.commands.outcome import exit_code_of
+def body():
     os.kill(os.getpid(), signal.SIGHUP)
-    ending.code = 7
-print(ending.code)
+    return 7
+print(exit_code_of(body))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "7\n"

@@ -1,16 +1,20 @@
 """Finding, naming and writing files; exit codes."""
 
 import json
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipfast.commands import console
+from clipfast.commands import console, outcome
 from clipfast.commands.files import prepare_folder, read_texts, write_json
-from clipfast.commands.outcome import OutOfMemory, exit_codes, memory_for
+from clipfast.commands.outcome import OutOfMemory, exit_code_of, memory_for
 from clipfast.dataset.files import distinct, find_images
 from clipfast.errors import InputError
 
@@ -79,6 +83,13 @@ def test_out_of_memory_names_a_smaller_batch() -> None:
         raise RuntimeError("something else")
 
 
+def raising(error: BaseException) -> Callable[[], int]:
+    def body() -> int:
+        raise error
+
+    return body
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "line"),
     [
@@ -96,13 +107,46 @@ def test_exit_codes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(console, "set_up", lambda: None)
-    with exit_codes() as ending:
-        raise raised
-    assert ending.code == code
+    assert exit_code_of(raising(raised)) == code
     assert capsys.readouterr().err.splitlines() == [line]
 
 
 def test_an_internal_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "set_up", lambda: None)
-    with pytest.raises(KeyError), exit_codes():
-        raise KeyError("x")
+    with pytest.raises(KeyError):
+        exit_code_of(raising(KeyError("x")))
+
+
+def test_a_signal_at_any_moment_of_a_command_is_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM at every call and every return, where Python runs handlers of signals, while one is installed."""
+    monkeypatch.setattr(console, "set_up", lambda: None)
+    monkeypatch.setattr(outcome, "_SIGNALS", (signal.SIGTERM,))
+
+    def code_with_signal_at(target: int) -> tuple[int, bool]:
+        passed = 0
+
+        def profile(*_: Any) -> None:
+            nonlocal passed
+            if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+                passed += 1
+                if passed == target:
+                    signal.raise_signal(signal.SIGTERM)
+
+        before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.setprofile(profile)
+        try:
+            code = exit_code_of(lambda: 0)
+        finally:
+            sys.setprofile(None)
+            signal.signal(signal.SIGTERM, before)
+        return code, passed >= target
+
+    codes, target = [], 1
+    while (ended := code_with_signal_at(target))[1]:
+        codes.append(ended[0])
+        target += 1
+    assert len(codes) > 10
+    assert set(codes) == {143}
+    assert set(capsys.readouterr().err.splitlines()) == {"error: interrupted"}

@@ -44,20 +44,23 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run(arguments: list[str], limit: int | None, seconds_between_flushes: float) -> None:
-    """In a process of its own: the command."""
+    """In a process of its own: the command, ended by Ctrl-C before it begins as a Python program is."""
+    from clipfast.cli import main
     from clipfast.dataset import writing
 
     heed_signals()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     writing._SECONDS = seconds_between_flushes
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     sys.argv = ["clipfast", *arguments]
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    from clipfast.cli import main
-
-    main()
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        main()
+    except KeyboardInterrupt:  # multiprocessing would end with 1
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture(scope="module")

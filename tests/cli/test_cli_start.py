@@ -85,14 +85,14 @@ console.error("[bold]x" + "y" * 1000)
 def test_an_interrupt_that_a_library_turns_into_an_error_exits_with_130() -> None:
     code = """
 import os, signal
-from clipfast.commands.outcome import exit_codes
+from clipfast.commands.outcome import exit_code_of
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background ignores it
-with exit_codes() as ending:
+def body():
     try:
         os.kill(os.getpid(), signal.SIGINT)
     except KeyboardInterrupt:
         raise ValueError("could not determine the shape") from None
-print(ending.code, signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+print(exit_code_of(body), signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 """
     done = python(code)
     assert (done.stdout, done.stderr) == ("130 True\n", "error: interrupted\n")
