@@ -17,6 +17,6 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return error(actual, expected) / max(float(expected.double().abs().max()), torch.finfo(torch.float64).tiny)
 
 
-def relative_norm(have: Tensor, want: Tensor) -> float:
+def relative_norm(have: Tensor, expected: Tensor) -> float:
     """Norm of the difference over the norm of what is right: the error of all entries together."""
-    return float((have.double() - want.double()).norm() / want.double().norm())
+    return float((have.double() - expected.double()).norm() / expected.double().norm())

@@ -78,8 +78,8 @@ class Parsed(HTMLParser):
         ]
 
     def by_id(self, name: str) -> Element:
-        (found,) = [element for element in self.elements if element.attributes.get("id") == name]
-        return found
+        (result,) = [element for element in self.elements if element.attributes.get("id") == name]
+        return result
 
 
 def picture(seed: int, side: int = 32) -> Image.Image:

@@ -54,11 +54,11 @@ def test_nothing_reaches_the_size_of_every_token_through_every_head(model: Model
     images, texts = pixels(model.module, IMAGES), directions(16, EMBED_DIM)
 
     def work() -> None:
-        found = model.decompose(images, texts=texts, maps="summed", attention=True, centring=centring)
-        assert found.attention.shape == (IMAGES, 3, HEADS, TOKENS)
-        assert found.heads().shape[-1] == found.mlps.shape[-1] == EMBED_DIM
-        found.max_error()
-        found.scores(texts)
+        contributions = model.decompose(images, texts=texts, maps="summed", attention=True, centring=centring)
+        assert contributions.attention.shape == (IMAGES, 3, HEADS, TOKENS)
+        assert contributions.heads().shape[-1] == contributions.mlps.shape[-1] == EMBED_DIM
+        contributions.max_error()
+        contributions.scores(texts)
 
     seen = largest(model, work)
     assert 0 < seen.largest < TOKEN_LEVEL, f"{seen.by} returned {seen.largest} elements of {TOKEN_LEVEL}"
@@ -74,13 +74,13 @@ def test_averaging_over_patches_does_not_either() -> None:
 
 
 def test_the_guard_fires_where_tokens_are_asked_for(model: Model) -> None:
-    found = model.decompose(pixels(model.module, IMAGES), tokens=True)
-    seen = largest(model, lambda: found.tokens(1))
+    contributions = model.decompose(pixels(model.module, IMAGES), tokens=True)
+    seen = largest(model, lambda: contributions.tokens(1))
     assert seen.largest >= TOKEN_LEVEL
 
 
 def test__values_hold_on_to_nothing_else(model: Model) -> None:
     """A view of a layer's packed queries, keys and values would keep three times the memory alive."""
-    found = model.decompose(pixels(model.module, IMAGES), tokens=True)
-    held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in found._values}
-    assert sum(held.values()) == sum(value.numel() * value.element_size() for value in found._values)
+    contributions = model.decompose(pixels(model.module, IMAGES), tokens=True)
+    held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in contributions._values}
+    assert sum(held.values()) == sum(value.numel() * value.element_size() for value in contributions._values)

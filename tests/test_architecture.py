@@ -171,19 +171,19 @@ MODULES = dict(sources())
 
 def imports(module: str) -> set[str]:
     """Everything a module imports, also under ``TYPE_CHECKING``; of ``from a import b``, ``a.b`` if it is a module."""
-    path, found = MODULES[module], set()
+    path, result = MODULES[module], set()
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            result |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 stem = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*stem, *([base] if base else [])])
             names = {f"{base}.{alias.name}" for alias in node.names}
-            found |= {name if name in MODULES else base for name in names}
-    return found
+            result |= {name if name in MODULES else base for name in names}
+    return result
 
 
 def layer(module: str) -> str | None:
@@ -293,7 +293,7 @@ def test_tracked_files_name_no_machine() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode != 0 or not listed.stdout:
         pytest.skip("not a git checkout")
-    found = []
+    result = []
     for name in listed.stdout.rstrip("\0").split("\0"):
         path = ROOT / name
         if path.is_symlink() or not path.is_file():
@@ -302,5 +302,5 @@ def test_tracked_files_name_no_machine() -> None:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue  # weights and pictures
-        found += [f"{name}: {match.group()}" for match in HOUSEHOLD.finditer(text)]
-    assert found == []
+        result += [f"{name}: {match.group()}" for match in HOUSEHOLD.finditer(text)]
+    assert result == []

@@ -21,13 +21,13 @@ def images(model: Model) -> torch.Tensor:
     return pixels(model.module, 4, dtype=torch.float64)
 
 
-def assert_close(have: Contributions, want: Contributions) -> None:
-    assert (len(have), have.layers, have.texts) == (len(want), want.layers, want.texts)
+def assert_close(have: Contributions, expected: Contributions) -> None:
+    assert (len(have), have.layers, have.texts) == (len(expected), expected.layers, expected.texts)
     for name in ("embedding", "norm", "mean", "std", "codes", "mlps", "rest", "attention", "maps"):
-        assert error(getattr(have, name), getattr(want, name)) <= FLOAT64
-    assert error(have.heads(), want.heads()) <= FLOAT64
-    for layer in want.layers:
-        assert error(have.tokens(layer), want.tokens(layer)) <= FLOAT64
+        assert error(getattr(have, name), getattr(expected, name)) <= FLOAT64
+    assert error(have.heads(), expected.heads()) <= FLOAT64
+    for layer in expected.layers:
+        assert error(have.tokens(layer), expected.tokens(layer)) <= FLOAT64
     assert have.max_error() <= FLOAT64
 
 

@@ -76,49 +76,49 @@ def decompose(visual: VisionTransformer, **options: object) -> Contributions:
 
 
 def test_the_embedding_and_its_statistics(visual: VisionTransformer) -> None:
-    found = decompose(visual)
-    assert error(found.embedding, exactly([3, 4])) <= FLOAT64
-    assert error(found.norm, exactly(5)) <= FLOAT64
-    assert error(found.mean, exactly(10)) <= FLOAT64
-    assert error(found.std, exactly(4)) <= FLOAT64
+    contributions = decompose(visual)
+    assert error(contributions.embedding, exactly([3, 4])) <= FLOAT64
+    assert error(contributions.norm, exactly(5)) <= FLOAT64
+    assert error(contributions.mean, exactly(10)) <= FLOAT64
+    assert error(contributions.std, exactly(4)) <= FLOAT64
 
 
 def test_attention_and_code(visual: VisionTransformer) -> None:
-    found = decompose(visual)
-    assert error(found.attention, exactly([[[3 / 4, 1 / 4]]])) <= FLOAT64
-    assert error(found.codes, exactly([[[2 / 20, 0]]])) <= FLOAT64  # z / (σ n)
+    contributions = decompose(visual)
+    assert error(contributions.attention, exactly([[[3 / 4, 1 / 4]]])) <= FLOAT64
+    assert error(contributions.codes, exactly([[[2 / 20, 0]]])) <= FLOAT64  # z / (σ n)
 
 
 def test_terms_with_the_mean_split_evenly(visual: VisionTransformer) -> None:
     """K = 3: ((a − 10/3)/4 · γ + β/3) P / 5 for a = (3, 1), (3, 1) and (8, 4)."""
-    found = decompose(visual)
-    assert error(found.heads(), exactly([[[1 / 30, 1 / 20]]])) <= FLOAT64
-    assert error(found.head(0, 0), exactly([1 / 30, 1 / 20])) <= FLOAT64
-    assert error(found.start, exactly([1 / 30, 1 / 20])) <= FLOAT64
-    assert error(found.mlps, exactly([[8 / 15, 7 / 10]])) <= FLOAT64
-    assert error(found.rest, exactly([0, 0])) <= FLOAT64
-    assert error(found.total(), exactly([3 / 5, 4 / 5])) <= FLOAT64
+    contributions = decompose(visual)
+    assert error(contributions.heads(), exactly([[[1 / 30, 1 / 20]]])) <= FLOAT64
+    assert error(contributions.head(0, 0), exactly([1 / 30, 1 / 20])) <= FLOAT64
+    assert error(contributions.start, exactly([1 / 30, 1 / 20])) <= FLOAT64
+    assert error(contributions.mlps, exactly([[8 / 15, 7 / 10]])) <= FLOAT64
+    assert error(contributions.rest, exactly([0, 0])) <= FLOAT64
+    assert error(contributions.total(), exactly([3 / 5, 4 / 5])) <= FLOAT64
 
 
 def test_tokens_and_maps(visual: VisionTransformer) -> None:
     """Parts α_i W_O v_i = (3, 0) and (−1, 2), each with b_O/2, −μ/6 and β/6; maps towards (6, 4) and (0, 10)."""
     tokens = exactly([[13 / 60, 7 / 40], [-11 / 60, -1 / 8]])
     maps = exactly([[2, 1.75], [-1.6, -1.25]])
-    found = decompose(visual, maps="summed")
-    assert error(found.tokens(0)[:, :, 0], tokens) <= FLOAT64
-    assert error(found.tokens(0, head=0), tokens) <= FLOAT64
-    assert error(found.maps, maps) <= FLOAT64
-    assert error(found.patch_maps(), maps[:, 1:, None]) <= FLOAT64
+    contributions = decompose(visual, maps="summed")
+    assert error(contributions.tokens(0)[:, :, 0], tokens) <= FLOAT64
+    assert error(contributions.tokens(0, head=0), tokens) <= FLOAT64
+    assert error(contributions.maps, maps) <= FLOAT64
+    assert error(contributions.patch_maps(), maps[:, 1:, None]) <= FLOAT64
     assert error(decompose(visual, maps="per_head").maps[:, 0, 0], maps) <= FLOAT64
 
 
 def test_terms_that_lose_their_own_mean(visual: VisionTransformer) -> None:
     """((a − mean(a))/4 · γ + β/3) P / 5: (3, 1) → (1/6, 1/4), (8, 4) → (4/15, 3/10)."""
-    found = decompose(visual, centring="termwise")
-    assert error(found.heads(), exactly([[[1 / 6, 1 / 4]]])) <= FLOAT64
-    assert error(found.start, exactly([1 / 6, 1 / 4])) <= FLOAT64
-    assert error(found.mlps, exactly([[4 / 15, 3 / 10]])) <= FLOAT64
-    assert error(found.total(), exactly([3 / 5, 4 / 5])) <= FLOAT64
+    contributions = decompose(visual, centring="termwise")
+    assert error(contributions.heads(), exactly([[[1 / 6, 1 / 4]]])) <= FLOAT64
+    assert error(contributions.start, exactly([1 / 6, 1 / 4])) <= FLOAT64
+    assert error(contributions.mlps, exactly([[4 / 15, 3 / 10]])) <= FLOAT64
+    assert error(contributions.total(), exactly([3 / 5, 4 / 5])) <= FLOAT64
 
 
 def test_scores_towards_a_text(visual: VisionTransformer) -> None:

@@ -38,16 +38,16 @@ def module() -> nn.Module:
     return vision_tower()
 
 
-def tensors(found: Contributions) -> dict[str, torch.Tensor]:
-    return found._tensors() | {"heads": found.heads(), "total": found.total()}
+def tensors(result: Contributions) -> dict[str, torch.Tensor]:
+    return result._tensors() | {"heads": result.heads(), "total": result.total()}
 
 
-def same(have: Contributions, want: Contributions) -> None:
-    have_by_name, want_by_name = tensors(have), tensors(want)
+def same(have: Contributions, expected: Contributions) -> None:
+    have_by_name, want_by_name = tensors(have), tensors(expected)
     assert have_by_name.keys() == want_by_name.keys()
     for name, tensor in want_by_name.items():
         assert error(have_by_name[name], tensor) <= FLOAT32, name
-    assert have.layers == want.layers
+    assert have.layers == expected.layers
     assert have.max_error() <= FLOAT32
 
 

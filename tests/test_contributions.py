@@ -42,8 +42,8 @@ def test_codes_times_basis_are_heads(full: Contributions) -> None:
             constants = (
                 basis.biases[layer] + torch.outer(full.mean, basis.mean_row) + torch.outer(full.std, basis.std_row)
             )
-            want = full.codes[:, layer, head] @ basis.values(layer)[head] + constants * scale[:, None]
-            assert error(full.heads()[:, layer, head], want) <= FLOAT64
+            expected = full.codes[:, layer, head] @ basis.values(layer)[head] + constants * scale[:, None]
+            assert error(full.heads()[:, layer, head], expected) <= FLOAT64
 
 
 def test_one_head_is_that_of_all(full: Contributions) -> None:
@@ -74,9 +74,9 @@ def test_everything_sums_to_the_embedding(full: Contributions) -> None:
 
 
 def test_check_sees_a_wrong_term(model: Model, images: torch.Tensor) -> None:
-    found = model.decompose(images)
-    found.mlps[1, 0, 3] += 0.25
-    assert abs(found.max_error() - 0.25) <= FLOAT64
+    contributions = model.decompose(images)
+    contributions.mlps[1, 0, 3] += 0.25
+    assert abs(contributions.max_error() - 0.25) <= FLOAT64
 
 
 def test_attention_rows_sum_to_one(full: Contributions) -> None:
@@ -103,15 +103,15 @@ def test_maps_of_texts_chosen_later(full: Contributions) -> None:
 
 
 def test_maps_of_texts_chosen_later_of_some_layers(model: Model, images: torch.Tensor, full: Contributions) -> None:
-    found = model.decompose(images, tokens=True, layers=[0, 2])
-    assert error(found.text_maps(TEXTS), full.maps[:, [0, 2]].sum((1, 2))) <= FLOAT64
-    assert error(found.text_maps(TEXTS, heads=[(2, 1)]), full.maps[:, 2, 1]) <= FLOAT64
+    contributions = model.decompose(images, tokens=True, layers=[0, 2])
+    assert error(contributions.text_maps(TEXTS), full.maps[:, [0, 2]].sum((1, 2))) <= FLOAT64
+    assert error(contributions.text_maps(TEXTS, heads=[(2, 1)]), full.maps[:, 2, 1]) <= FLOAT64
     with pytest.raises(InputError, match=r"layer 1 was not kept: the layers here are \[0, 2\]"):
-        found.text_maps(TEXTS, heads=[(1, 0)])
+        contributions.text_maps(TEXTS, heads=[(1, 0)])
     with pytest.raises(InputError, match="head 2 does not exist"):
-        found.text_maps(TEXTS, heads=[(0, 2)])
+        contributions.text_maps(TEXTS, heads=[(0, 2)])
     with pytest.raises(InputError, match=r"text_features has shape \[3, 7\], expected \[texts, 20\]"):
-        found.text_maps(torch.ones(3, 7))
+        contributions.text_maps(torch.ones(3, 7))
     with pytest.raises(NotKept, match="tokens were not kept"):
         model.decompose(images, attention=True).text_maps(TEXTS)
 
@@ -134,12 +134,12 @@ def test_patch_maps_are_rows_and_columns_without_the_class_token() -> None:
     model = wrap(vision_tower(image_size=(8, 12), patch_size=4))
     x = pixels(model.module)
     for maps, shape in (("summed", (2, 2, 3, 3)), ("per_head", (2, 3, 2, 2, 3, 3))):
-        found = model.decompose(x, texts=TEXTS, maps=maps)
-        patches = found.patch_maps()
+        contributions = model.decompose(x, texts=TEXTS, maps=maps)
+        patches = contributions.patch_maps()
         assert patches.shape == shape
         for row in range(2):
             for column in range(3):
-                assert torch.equal(patches[..., row, column, :], found.maps[..., 1 + 3 * row + column, :])
+                assert torch.equal(patches[..., row, column, :], contributions.maps[..., 1 + 3 * row + column, :])
 
 
 def test_images_do_not_depend_on_their_batch(model: Model, images: torch.Tensor, full: Contributions) -> None:
@@ -168,24 +168,24 @@ VARIANTS = {
 def test_the_class_tokens_part_is_token_zero_of_each_layer(variant: str, centring: str) -> None:
     visual = vision_tower(seed=5, dtype=torch.float64, **VARIANTS[variant])
     decompose = partial(wrap(visual).decompose, pixels(visual, 3, dtype=torch.float64), centring=centring)
-    found, full = decompose(class_token=True), decompose(tokens=True)
-    want = torch.stack([full.tokens(layer)[:, 0].sum(1) for layer in full.layers], 1)
-    assert error(found.class_token(), want) <= FLOAT64
-    assert error(found.heads(), full.heads()) <= FLOAT64
+    result, full = decompose(class_token=True), decompose(tokens=True)
+    expected = torch.stack([full.tokens(layer)[:, 0].sum(1) for layer in full.layers], 1)
+    assert error(result.class_token(), expected) <= FLOAT64
+    assert error(result.heads(), full.heads()) <= FLOAT64
     everything = decompose(class_token=True, tokens=True, attention=True, texts=TEXTS)
-    assert error(everything.class_token(), want) <= FLOAT64
+    assert error(everything.class_token(), expected) <= FLOAT64
     for layer in full.layers:  # codes are α_0 v_0 / (σ n), which the values kept with the tokens give too
         first = full.attention[:, layer, :, 0, None] * full._values[layer][:, 0]
-        assert error(found.class_codes[:, layer], first / (full.std * full.norm)[:, None, None]) <= FLOAT64
+        assert error(result.class_codes[:, layer], first / (full.std * full.norm)[:, None, None]) <= FLOAT64
 
 
 def test_the_class_tokens_part_of_some_layers_in_float32() -> None:
     visual = vision_tower(seed=5)
     x = pixels(visual)
-    found, full = (wrap(visual).decompose(x, layers=[2, 0], **{name: True}) for name in ("class_token", "tokens"))
-    assert found.class_codes.shape == (2, 2, 2, 16)
+    result, full = (wrap(visual).decompose(x, layers=[2, 0], **{name: True}) for name in ("class_token", "tokens"))
+    assert result.class_codes.shape == (2, 2, 2, 16)
     for position, layer in enumerate((0, 2)):
-        assert error(found.class_token()[:, position], full.tokens(layer)[:, 0].sum(1)) <= FLOAT32
+        assert error(result.class_token()[:, position], full.tokens(layer)[:, 0].sum(1)) <= FLOAT32
 
 
 def test_the_class_tokens_part_costs_one_row_of_values() -> None:
@@ -205,20 +205,20 @@ def test_the_class_tokens_part_costs_one_row_of_values() -> None:
 
 
 def test_the_class_tokens_part_goes_where_the_codes_go(model: Model, images: torch.Tensor, tmp_path: Path) -> None:
-    found = model.decompose(images, class_token=True)
-    want = found.class_token()
-    assert error(found.select([1, 0]).class_token(), want[[1, 0]]) <= FLOAT64
-    assert torch.equal(found.cpu().class_token(), want)
-    copy = found.clone()
+    contributions = model.decompose(images, class_token=True)
+    expected = contributions.class_token()
+    assert error(contributions.select([1, 0]).class_token(), expected[[1, 0]]) <= FLOAT64
+    assert torch.equal(contributions.cpu().class_token(), expected)
+    copy = contributions.clone()
     copy.class_codes.zero_()
-    assert torch.equal(found.class_token(), want)
-    parts = [found.select([0]), found.select([1])]
-    assert error(Contributions.cat(parts).class_token(), want) <= FLOAT64
+    assert torch.equal(contributions.class_token(), expected)
+    parts = [contributions.select([0]), contributions.select([1])]
+    assert error(Contributions.cat(parts).class_token(), expected) <= FLOAT64
     with pytest.raises(InputError, match="keep the same results"):
-        Contributions.cat([found, model.decompose(images)])
-    found.save(tmp_path / "found")
-    assert torch.equal(Contributions.load(tmp_path / "found").class_token(), want)
-    assert repr(found).endswith("kept ['class_token'])")
+        Contributions.cat([contributions, model.decompose(images)])
+    contributions.save(tmp_path / "found")
+    assert torch.equal(Contributions.load(tmp_path / "found").class_token(), expected)
+    assert repr(contributions).endswith("kept ['class_token'])")
     none = model.decompose(images[:0], class_token=True)
     assert none.class_token().shape == (0, 3, 20)
     assert model.decompose(images, class_token=True, layers=[]).class_token().shape == (2, 0, 20)
@@ -233,21 +233,21 @@ def test_a_subset_keeps_its_layers_and_the_sum_of_the_rest(
 ) -> None:
     kept = sorted({layer % 3 for layer in layers})
     left_out = [layer for layer in range(3) if layer not in kept]
-    found = model.decompose(images, texts=TEXTS, maps="per_head", attention=True, tokens=True, layers=layers)
-    assert found.layers == tuple(kept)
-    assert error(found.codes, full.codes[:, kept]) <= FLOAT64
-    assert error(found.heads(), full.heads()[:, kept]) <= FLOAT64
-    assert error(found.attention, full.attention[:, kept]) <= FLOAT64
-    assert error(found.maps, full.maps[:, kept]) <= FLOAT64
-    assert error(found.scores(TEXTS).heads, full.scores(TEXTS).heads[:, kept]) <= FLOAT64
-    assert error(found.rest, full.heads()[:, left_out].sum((1, 2))) <= FLOAT64
-    assert found.max_error() <= FLOAT64
+    contributions = model.decompose(images, texts=TEXTS, maps="per_head", attention=True, tokens=True, layers=layers)
+    assert contributions.layers == tuple(kept)
+    assert error(contributions.codes, full.codes[:, kept]) <= FLOAT64
+    assert error(contributions.heads(), full.heads()[:, kept]) <= FLOAT64
+    assert error(contributions.attention, full.attention[:, kept]) <= FLOAT64
+    assert error(contributions.maps, full.maps[:, kept]) <= FLOAT64
+    assert error(contributions.scores(TEXTS).heads, full.scores(TEXTS).heads[:, kept]) <= FLOAT64
+    assert error(contributions.rest, full.heads()[:, left_out].sum((1, 2))) <= FLOAT64
+    assert contributions.max_error() <= FLOAT64
     for layer in kept:  # labels are the model's layers, not positions
-        assert error(found.tokens(layer), full.tokens(layer)) <= FLOAT64
-        assert error(found.head(layer - 3, 1), full.head(layer, 1)) <= FLOAT64
+        assert error(contributions.tokens(layer), full.tokens(layer)) <= FLOAT64
+        assert error(contributions.head(layer - 3, 1), full.head(layer, 1)) <= FLOAT64
     for layer in left_out:
         with pytest.raises(InputError, match=rf"^layer {layer} was not kept: the layers here are \["):
-            found.head(layer, 0)
+            contributions.head(layer, 0)
 
 
 def test_rest_is_zero_when_all_are_kept(full: Contributions) -> None:
@@ -256,8 +256,8 @@ def test_rest_is_zero_when_all_are_kept(full: Contributions) -> None:
 
 
 def test_summed_maps_of_a_subset_are_of_its_layers(model: Model, images: torch.Tensor, full: Contributions) -> None:
-    found = model.decompose(images, texts=TEXTS, maps="summed", layers=[0, 2])
-    assert error(found.maps, full.maps[:, [0, 2]].sum((1, 2))) <= FLOAT64
+    contributions = model.decompose(images, texts=TEXTS, maps="summed", layers=[0, 2])
+    assert error(contributions.maps, full.maps[:, [0, 2]].sum((1, 2))) <= FLOAT64
 
 
 # ---------------------------------------------------------------------------------------------------------- errors
@@ -314,17 +314,17 @@ def test_repr_says_what_is_there(full: Contributions, model: Model, images: torc
 def test_no_images_at_all(model: Model) -> None:
     none = pixels(model.module, 0, dtype=torch.float64)
     for maps, shape in (("summed", (0, 10, 3)), ("per_head", (0, 3, 2, 10, 3))):
-        found = model.decompose(none, texts=TEXTS, maps=maps, attention=True, tokens=True)
-        assert len(found) == 0
-        assert found.max_error() == 0.0
-        assert found.embedding.shape == found.rest.shape == (0, 20)
-        assert found.codes.shape == (0, 3, 2, 16)
-        assert found.heads().shape == (0, 3, 2, 20)
-        assert found.mlps.shape == (0, 3, 20)
-        assert found.attention.shape == (0, 3, 2, 10)
-        assert found.tokens(1).shape == (0, 10, 2, 20)
-        assert found.maps.shape == shape
-        assert [part.shape for part in found.scores(TEXTS)] == [(0, 3), (0, 3, 2, 3), (0, 3, 3), (0, 3)]
+        contributions = model.decompose(none, texts=TEXTS, maps=maps, attention=True, tokens=True)
+        assert len(contributions) == 0
+        assert contributions.max_error() == 0.0
+        assert contributions.embedding.shape == contributions.rest.shape == (0, 20)
+        assert contributions.codes.shape == (0, 3, 2, 16)
+        assert contributions.heads().shape == (0, 3, 2, 20)
+        assert contributions.mlps.shape == (0, 3, 20)
+        assert contributions.attention.shape == (0, 3, 2, 10)
+        assert contributions.tokens(1).shape == (0, 10, 2, 20)
+        assert contributions.maps.shape == shape
+        assert [part.shape for part in contributions.scores(TEXTS)] == [(0, 3), (0, 3, 2, 3), (0, 3, 3), (0, 3)]
 
 
 def test_an_empty_list_of_images(model: Model) -> None:

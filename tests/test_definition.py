@@ -52,31 +52,37 @@ def subsets(layers: int) -> st.SearchStrategy[list[int] | None]:
     return st.none() | st.lists(st.integers(-layers, layers - 1), max_size=layers)
 
 
-def compare(visual: nn.Module, images: Tensor, texts: Tensor, want: Definition, options: dict, limit: float) -> None:
+def compare(
+    visual: nn.Module, images: Tensor, texts: Tensor, expected: Definition, options: dict, limit: float
+) -> None:
     layers = options["layers"]
-    kept = list(range(want.tokens.shape[1])) if layers is None else sorted({i % want.tokens.shape[1] for i in layers})
-    left_out = [layer for layer in range(want.tokens.shape[1]) if layer not in kept]
+    kept = (
+        list(range(expected.tokens.shape[1]))
+        if layers is None
+        else sorted({i % expected.tokens.shape[1] for i in layers})
+    )
+    left_out = [layer for layer in range(expected.tokens.shape[1]) if layer not in kept]
     everything = {"attention": True, "tokens": True, "class_token": True, "texts": texts, **options}
     decompose = partial(wrap(visual).decompose, images, **everything)
-    found = decompose(maps="per_head")
+    contributions = decompose(maps="per_head")
 
-    assert found.layers == tuple(kept)
-    assert relative_error(found.embedding, want.embedding) <= limit
-    assert relative_error(found.norm, want.embedding.norm(dim=-1)) <= limit
-    assert relative_error(found.std, want.std) <= limit
-    assert error(found.mean, want.mean) <= limit * float(want.std.max())
-    assert error(found.attention, want.attention[:, kept]) <= limit
-    assert error(found.heads(), want.heads[:, kept]) <= limit
-    assert error(found.start, want.start) <= limit
-    assert error(found.mlps, want.mlps) <= limit
-    assert error(found.rest, want.heads[:, left_out].sum((1, 2))) <= limit
+    assert contributions.layers == tuple(kept)
+    assert relative_error(contributions.embedding, expected.embedding) <= limit
+    assert relative_error(contributions.norm, expected.embedding.norm(dim=-1)) <= limit
+    assert relative_error(contributions.std, expected.std) <= limit
+    assert error(contributions.mean, expected.mean) <= limit * float(expected.std.max())
+    assert error(contributions.attention, expected.attention[:, kept]) <= limit
+    assert error(contributions.heads(), expected.heads[:, kept]) <= limit
+    assert error(contributions.start, expected.start) <= limit
+    assert error(contributions.mlps, expected.mlps) <= limit
+    assert error(contributions.rest, expected.heads[:, left_out].sum((1, 2))) <= limit
     for layer in kept:
-        assert error(found.tokens(layer), want.tokens[:, layer]) <= limit
-    assert error(found.class_token(), want.tokens[:, kept, 0].sum(2)) <= limit
-    assert found.max_error() <= limit
+        assert error(contributions.tokens(layer), expected.tokens[:, layer]) <= limit
+    assert error(contributions.class_token(), expected.tokens[:, kept, 0].sum(2)) <= limit
+    assert contributions.max_error() <= limit
 
-    per_head = torch.einsum("blnhd,td->blhnt", want.tokens[:, kept], texts.double())
-    assert error(found.maps, per_head) <= limit
+    per_head = torch.einsum("blnhd,td->blhnt", expected.tokens[:, kept], texts.double())
+    assert error(contributions.maps, per_head) <= limit
     assert error(decompose(maps="summed").maps, per_head.sum((1, 2))) <= limit
 
 
@@ -91,9 +97,9 @@ def test_every_term_is_the_defined_one(data: st.DataObject, shape: dict, images:
     single = vision_tower(seed=data.draw(st.integers(0, 99), "seed"), **shape)
     double = deepcopy(single).double()
     x, t = pixels(single, images), directions(texts, shape["output_dim"])
-    want = define(double, x.double(), options["centring"])
-    compare(double, x.double(), t.double(), want, options, FLOAT64)
-    compare(single, x, t, want, options, FLOAT32)
+    expected = define(double, x.double(), options["centring"])
+    compare(double, x.double(), t.double(), expected, options, FLOAT64)
+    compare(single, x, t, expected, options, FLOAT32)
 
 
 def test_the_definition_adds_up_to_the_modules_own_embedding() -> None:
@@ -101,6 +107,6 @@ def test_the_definition_adds_up_to_the_modules_own_embedding() -> None:
     for pooling in POOLINGS:
         for centring in ("uniform", "termwise"):
             visual = vision_tower(dtype=torch.float64, ls_init_value=0.1, **pooling)
-            want = define(visual, pixels(visual, dtype=torch.float64), centring)
-            total = want.heads.sum((1, 2)) + want.start + want.mlps.sum(1)
-            assert error(total, want.embedding / want.embedding.norm(dim=-1, keepdim=True)) <= FLOAT64
+            expected = define(visual, pixels(visual, dtype=torch.float64), centring)
+            total = expected.heads.sum((1, 2)) + expected.start + expected.mlps.sum(1)
+            assert error(total, expected.embedding / expected.embedding.norm(dim=-1, keepdim=True)) <= FLOAT64

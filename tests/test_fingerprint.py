@@ -69,18 +69,18 @@ def test_dtype_and_settings_count() -> None:
 
 
 def test_threads_and_strides_do_not_count() -> None:
-    want, threads = fingerprint(tower()), torch.get_num_threads()
+    expected, threads = fingerprint(tower()), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        assert fingerprint(tower()) == want
+        assert fingerprint(tower()) == expected
         torch.set_num_threads(3)
-        assert fingerprint(tower()) == want
+        assert fingerprint(tower()) == expected
     finally:
         torch.set_num_threads(threads)
     visual = vision_tower()
     visual.proj.data = visual.proj.data.T.contiguous().T
     assert not visual.proj.is_contiguous()
-    assert wrap(visual).fingerprint() == want
+    assert wrap(visual).fingerprint() == expected
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

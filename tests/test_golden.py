@@ -53,15 +53,15 @@ def test_every_term(name: str, centring: Any, dtype: torch.dtype) -> None:
     texts = torch.nn.functional.normalize(torch.eye(SIZES["output_dim"], dtype=torch.float64)[:5] + 0.1, dim=1)
     options = {"maps": "per_head", "attention": True, "tokens": True, "centring": centring}
     made = model.decompose(saved["images"].to(dtype), texts=texts.to(dtype), **options)
-    want = {key.removeprefix(f"{centring}/"): value for key, value in saved.items() if key.startswith(centring)}
-    assert error(made.embedding, want["embedding"]) <= limit * float(want["embedding"].abs().max())
-    assert error(made.attention, want["attention"]) <= limit
-    assert error(made.start, want["start"]) <= limit
-    assert error(made.mlps, want["mlps"]) <= limit
-    assert error(made.heads(), want["tokens"].sum(2)) <= limit
+    expected = {key.removeprefix(f"{centring}/"): value for key, value in saved.items() if key.startswith(centring)}
+    assert error(made.embedding, expected["embedding"]) <= limit * float(expected["embedding"].abs().max())
+    assert error(made.attention, expected["attention"]) <= limit
+    assert error(made.start, expected["start"]) <= limit
+    assert error(made.mlps, expected["mlps"]) <= limit
+    assert error(made.heads(), expected["tokens"].sum(2)) <= limit
     for layer in range(SIZES["layers"]):
-        assert error(made.tokens(layer), want["tokens"][:, layer]) <= limit
-    assert error(made.maps, (want["tokens"] @ texts.T).permute(0, 1, 3, 2, 4)) <= limit
+        assert error(made.tokens(layer), expected["tokens"][:, layer]) <= limit
+    assert error(made.maps, (expected["tokens"] @ texts.T).permute(0, 1, 3, 2, 4)) <= limit
     assert made.max_error() <= limit
 
 

@@ -48,8 +48,8 @@ def test_a_replay_gives_what_the_forward_gives(pair: tuple[Model, Model]) -> Non
     for count in (1, 4, 5, 1):  # 5 is too large for a graph
         for draw in range(2):
             images = torch.randn_like(pixels(plain.module, count).cuda()) + draw
-            have, want = (model.decompose(images, attention=True) for model in (graphed, plain))
-            for name, tensor in want._tensors().items():
+            have, expected = (model.decompose(images, attention=True) for model in (graphed, plain))
+            for name, tensor in expected._tensors().items():
                 assert error(have._tensors()[name].cpu(), tensor.cpu()) <= FLOAT32, name
     assert len(graphed._graphs._captured) == 2
 

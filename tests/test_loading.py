@@ -288,10 +288,10 @@ def test_a_model_folder(prefix: str, folder: Path, caplog: pytest.LogCaptureFixt
         model = clipfast.load(f"{prefix}{folder}", device="cpu")
     assert caplog.messages == []
     assert model.pretrained is True
-    want = tiny()
-    images = pixels(want.visual)
+    expected = tiny()
+    images = pixels(expected.visual)
     with torch.no_grad():
-        assert relative_error(model.decompose(images).embedding, want.visual(images)) <= EMBEDDING_FLOAT32
+        assert relative_error(model.decompose(images).embedding, expected.visual(images)) <= EMBEDDING_FLOAT32
     assert model.encode_text(["a forest"]).shape == (1, 20)
     black = model.preprocess(Image.new("RGB", (24, 24)))
     its_own = torch.tensor([-0.1, -0.1, -0.075])  # (0 − mean) / std of its config
@@ -303,9 +303,9 @@ def test_other_dtypes(dtype: torch.dtype, folder: Path) -> None:
     model = clipfast.load(str(folder), device="cpu", dtype=dtype)
     assert {parameter.dtype for parameter in model.module.parameters()} == {dtype}
     contributions = model.decompose(pixels(model.module.visual))
-    want = clipfast.load(str(folder), device="cpu").decompose(pixels(model.module.visual))
+    expected = clipfast.load(str(folder), device="cpu").decompose(pixels(model.module.visual))
     assert contributions.embedding.dtype == dtype
-    assert relative_error(contributions.embedding, want.embedding) <= EMBEDDING_BFLOAT16
+    assert relative_error(contributions.embedding, expected.embedding) <= EMBEDDING_BFLOAT16
 
 
 def test_a_folder_that_holds_no_model(tmp_path: Path, folder: Path) -> None:
@@ -342,9 +342,9 @@ def test_a_folder_saved_from_a_compiled_model(folder: Path) -> None:
     save_file(state, folder / "open_clip_model.safetensors")
     images = pixels(tiny().visual)
     with torch.no_grad():
-        want = tiny().visual(images)
+        expected = tiny().visual(images)
     model = clipfast.load(str(folder), device="cpu")
-    assert relative_error(model.decompose(images).embedding, want) <= EMBEDDING_FLOAT32
+    assert relative_error(model.decompose(images).embedding, expected) <= EMBEDDING_FLOAT32
 
 
 @pytest.mark.parametrize(

@@ -49,9 +49,9 @@ def test_text_features_have_unit_norm_and_the_models_direction(model: Model) -> 
 
 def test_one_string_is_one_text(model: Model, images: torch.Tensor) -> None:
     assert torch.equal(model.encode_text("a red star"), model.encode_text(["a red star"]))
-    found = model.decompose(images, texts="a red star")
-    assert found.maps.shape == (2, 10, 1)
-    assert found.texts == ("a red star",)
+    contributions = model.decompose(images, texts="a red star")
+    assert contributions.maps.shape == (2, 10, 1)
+    assert contributions.texts == ("a red star",)
 
 
 def test_strings_and_their_features_give_the_same_maps(model: Model, images: torch.Tensor) -> None:
@@ -80,16 +80,16 @@ def test_other_texts_give_other_maps(images: torch.Tensor, centring: str) -> Non
     ]
     for step in steps:
         texts = step()
-        want = wrap(clip).decompose(images, texts=texts, centring=centring).maps
-        assert torch.equal(model.decompose(images, texts=texts, centring=centring).maps, want)
+        expected = wrap(clip).decompose(images, texts=texts, centring=centring).maps
+        assert torch.equal(model.decompose(images, texts=texts, centring=centring).maps, expected)
 
 
 def test_another_centring_of_the_same_texts(images: torch.Tensor) -> None:
     clip = clip_model()
     model, features = wrap(clip), directions(2, 20)
     for centring in ("uniform", "termwise", "uniform"):
-        want = wrap(clip).decompose(images, texts=features, centring=centring).maps
-        assert torch.equal(model.decompose(images, texts=features, centring=centring).maps, want)
+        expected = wrap(clip).decompose(images, texts=features, centring=centring).maps
+        assert torch.equal(model.decompose(images, texts=features, centring=centring).maps, expected)
 
 
 def test_texts_that_cannot_be_encoded(model: Model, images: torch.Tensor) -> None:
@@ -128,10 +128,10 @@ def test_pictures_paths_lists_and_tensors_agree(model: Model, tmp_path: Path) ->
     picture, path = Image.fromarray(array), tmp_path / "picture.png"
     picture.save(path)
     tensor = model.preprocess(picture)[None]
-    want = model.decompose(tensor)
+    expected = model.decompose(tensor)
     for given in (picture, path, str(path), [picture], [path], (str(path),)):
-        found = model.decompose(given)
-        assert torch.equal(found.embedding, want.embedding)
+        contributions = model.decompose(given)
+        assert torch.equal(contributions.embedding, expected.embedding)
         assert torch.equal(model.encode_image(given), model.encode_image(tensor))
     assert len(model.decompose([picture, path, str(path)])) == 3
 
@@ -150,10 +150,10 @@ def test_greyscale_pictures_are_taken(model: Model) -> None:
 
 def test_encode_image_is_the_models_own_forward(model: Model, images: torch.Tensor) -> None:
     with torch.no_grad():
-        want = model.module.encode_image(images)
-    assert torch.equal(model.encode_image(images, normalize=False), want)
-    assert error(model.encode_image(images), want / want.norm(dim=1, keepdim=True)) <= UNIT_NORM
-    assert relative_error(model.decompose(images).embedding, want) <= EMBEDDING_FLOAT32
+        expected = model.module.encode_image(images)
+    assert torch.equal(model.encode_image(images, normalize=False), expected)
+    assert error(model.encode_image(images), expected / expected.norm(dim=1, keepdim=True)) <= UNIT_NORM
+    assert relative_error(model.decompose(images).embedding, expected) <= EMBEDDING_FLOAT32
     tokens_too = vision_tower(output_tokens=True)
     assert wrap(tokens_too).encode_image(images).shape == (2, 20)
 

@@ -181,8 +181,8 @@ def test_strings_keep_their_names_whatever_holds_them() -> None:
     assert model.decompose(x, texts=(word for word in ("a cat", "a dog"))).texts == ("a cat", "a dog")
     assert model.decompose(x, texts="a cat").texts == ("a cat",)
     assert model.decompose(x, texts=["a cat"], labels=["Katze"]).texts == ("Katze",)
-    want = model.encode_text(["a cat", "a dog"])
-    assert torch.equal(model.encode_text(word for word in ("a cat", "a dog")), want)
+    expected = model.encode_text(["a cat", "a dog"])
+    assert torch.equal(model.encode_text(word for word in ("a cat", "a dog")), expected)
     with pytest.raises(InputError, match="texts hold a int: give strings"):
         model.decompose(x, texts=[1, 2])
 
@@ -253,13 +253,13 @@ def test_groups_are_optional(model: Model, images: torch.Tensor) -> None:
     moments.update(contributions)
     spans = moments.textspan(TEXTS, 2, [(2, 0)])
     for batch in ((contributions, labels), (contributions, labels, groups)):
-        found = [
+        result = [
             evaluate([batch], TEXTS, moments, ["L0"])[ablation.Terms.parse("L0", model)],
             curves([batch], TEXTS, moments).layers[0],
             reconstruction_curve([batch], TEXTS, spans).baseline,
         ]
-        assert found[0].accuracy == found[1].accuracy
-        for accuracy in found:
+        assert result[0].accuracy == result[1].accuracy
+        for accuracy in result:
             assert accuracy.count == 5
             if len(batch) == 3:
                 assert sorted(accuracy.group_accuracies) == [0, 1]

@@ -50,9 +50,9 @@ def test_images_of_every_size_give_the_bits_of_the_preprocessing(config: Preproc
     transform = image_transform_v2(config, is_train=False)
     prepare = Prepare(transform)
     for seed, size in enumerate(SIZES):
-        got, want = prepare(picture(*size, seed)), transform(picture(*size, seed))
-        assert got.dtype == want.dtype == torch.float32
-        assert torch.equal(got, want), size
+        got, expected = prepare(picture(*size, seed)), transform(picture(*size, seed))
+        assert got.dtype == expected.dtype == torch.float32
+        assert torch.equal(got, expected), size
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK", "I;16"])
@@ -77,8 +77,8 @@ def test_photographs_give_the_bits_of_the_preprocessing() -> None:
     with tarfile.open(shards[0]) as archive:
         for member in [member for member in archive if member.name.endswith(".jpg")][:25]:
             data = archive.extractfile(member).read()  # type: ignore[union-attr]
-            got, want = prepare(decode_image(BytesIO(data), member.name)), transform(Image.open(BytesIO(data)))
-            assert torch.equal(got, want), member.name
+            got, expected = prepare(decode_image(BytesIO(data), member.name)), transform(Image.open(BytesIO(data)))
+            assert torch.equal(got, expected), member.name
             seen += 1
     assert seen == 25
 
@@ -119,8 +119,8 @@ def test_every_byte_value_of_every_channel_is_normalised() -> None:
     transform = image_transform_v2(PreprocessCfg(size=(3, 256), resize_mode="squash"), is_train=False)
     got = Prepare(transform)(Image.fromarray(ramp))
     mean, std = (torch.tensor(values) for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
-    want = (torch.from_numpy(ramp).float() / 255 - mean) / std
-    assert torch.equal(got, want.permute(2, 0, 1))
+    expected = (torch.from_numpy(ramp).float() / 255 - mean) / std
+    assert torch.equal(got, expected.permute(2, 0, 1))
 
 
 def test_bytes_are_normalised_once_and_not_per_image() -> None:
@@ -151,19 +151,19 @@ def _inverted(tensor: torch.Tensor) -> torch.Tensor:
 )
 def test_unknown_preprocessing_is_called_unchanged(transform: Transform) -> None:
     image = picture(50, 40)
-    got, want = Prepare(transform)(image), transform(image)
-    assert (got is image) if want is image else torch.equal(got, want)
+    got, expected = Prepare(transform)(image), transform(image)
+    assert (got is image) if expected is image else torch.equal(got, expected)
 
 
 def test_a_default_dtype_of_64_bits_is_kept() -> None:
     transform = image_transform_v2(PreprocessCfg(size=32), is_train=False)
     torch.set_default_dtype(torch.float64)
     try:
-        got, want = Prepare(transform)(picture(50, 40)), transform(picture(50, 40))
+        got, expected = Prepare(transform)(picture(50, 40)), transform(picture(50, 40))
     finally:
         torch.set_default_dtype(torch.float32)
-    assert got.dtype == want.dtype
-    assert torch.equal(got, want)
+    assert got.dtype == expected.dtype
+    assert torch.equal(got, expected)
 
 
 # -------------------------------------------------------------------------------------------------------- reading ahead
@@ -354,12 +354,12 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_batches_are_the_images_of_their_files(model: Model, paths: list[Path]) -> None:
-    want = torch.stack([model.preprocess(Image.open(path)) for path in paths])
-    assert torch.equal(model.prepare(paths), want)
+    expected = torch.stack([model.preprocess(Image.open(path)) for path in paths])
+    assert torch.equal(model.prepare(paths), expected)
     for size, lengths in ((3, [3, 3, 1]), (7, [7]), (100, [7])):
         batches = list(model.batches(iter(paths), size))
         assert [len(batch) for batch in batches] == lengths
-        assert torch.equal(torch.cat(batches), want)
+        assert torch.equal(torch.cat(batches), expected)
     assert list(model.batches([])) == []
 
 
@@ -444,9 +444,9 @@ def test_the_number_of_threads_changes_nothing(paths: list[Path]) -> None:
         for batch in read_ahead(lambda path: prepare(open_image(path)), paths, 2, threads):
             yield from (each.result() for each in batch)
 
-    want = torch.stack(list(rows(1)))
+    expected = torch.stack(list(rows(1)))
     for threads in (2, 5):
-        assert torch.equal(torch.stack(list(rows(threads))), want)
+        assert torch.equal(torch.stack(list(rows(threads))), expected)
 
 
 def test_pil_images_that_read_from_one_file(model: Model, paths: list[Path], tmp_path: Path) -> None:

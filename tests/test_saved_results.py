@@ -45,10 +45,10 @@ def test_values_are_close_to_the_saved_ones(made: dict[str, torch.Tensor]) -> No
     with np.load(SAVED / "arrays.npz") as file:
         arrays = {name: torch.from_numpy(file[name]) for name in file.files}
     wrong = {}
-    for name, want in arrays.items():
+    for name, expected in arrays.items():
         have = made[name]
         bar = CLOSE[torch.bfloat16 if "/bfloat16/" in name else have.dtype]
-        away = float((have.double() - want.double()).norm() / want.double().norm().clamp_min(1e-30))
+        away = float((have.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30))
         if not away <= bar:
             wrong[name] = away
     assert wrong == {}

@@ -22,22 +22,22 @@ def model() -> Model:
     return wrap(clip_model())
 
 
-def assert_same(have: Contributions, want: Contributions) -> None:
+def assert_same(have: Contributions, expected: Contributions) -> None:
     for name in TENSORS:
-        old, new = getattr(want, name), getattr(have, name)
+        old, new = getattr(expected, name), getattr(have, name)
         assert (old is None) == (new is None), name
         if old is not None:
             assert old.dtype == new.dtype, name
             assert torch.equal(old, new), name
-    assert (have.layers, have.grid, have.texts) == (want.layers, want.grid, want.texts)
-    assert (have.basis.heads, have.basis.centring) == (want.basis.heads, want.basis.centring)
-    assert torch.equal(have.heads(), want.heads())
-    assert have.max_error() == want.max_error()
-    if want._values is not None:
-        for layer in want.layers:
-            assert torch.equal(have.tokens(layer), want.tokens(layer))
-    if want._maps is not None:
-        assert torch.equal(have.patch_maps(), want.patch_maps())
+    assert (have.layers, have.grid, have.texts) == (expected.layers, expected.grid, expected.texts)
+    assert (have.basis.heads, have.basis.centring) == (expected.basis.heads, expected.basis.centring)
+    assert torch.equal(have.heads(), expected.heads())
+    assert have.max_error() == expected.max_error()
+    if expected._values is not None:
+        for layer in expected.layers:
+            assert torch.equal(have.tokens(layer), expected.tokens(layer))
+    if expected._maps is not None:
+        assert torch.equal(have.patch_maps(), expected.patch_maps())
 
 
 @pytest.mark.parametrize(

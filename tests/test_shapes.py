@@ -27,19 +27,19 @@ NAMES = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14")
 def test_float32(name: str) -> None:
     visual = named_tower(name)
     x = pixels(visual, 1)
-    found = wrap(visual).decompose(x)
-    assert found.max_error() <= SUM_FLOAT32
+    contributions = wrap(visual).decompose(x)
+    assert contributions.max_error() <= SUM_FLOAT32
     with torch.no_grad():
-        assert relative_error(found.embedding, visual(x)) <= EMBEDDING_FLOAT32
+        assert relative_error(contributions.embedding, visual(x)) <= EMBEDDING_FLOAT32
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16(name: str) -> None:
     visual = named_tower(name, dtype=torch.bfloat16)
-    found = wrap(visual).decompose(pixels(visual, 1, dtype=torch.bfloat16))
-    assert found.embedding.dtype == torch.bfloat16
-    assert found.codes.dtype == found.mlps.dtype == torch.float32
-    assert found.max_error() <= SUM_BFLOAT16
+    contributions = wrap(visual).decompose(pixels(visual, 1, dtype=torch.bfloat16))
+    assert contributions.embedding.dtype == torch.bfloat16
+    assert contributions.codes.dtype == contributions.mlps.dtype == torch.float32
+    assert contributions.max_error() <= SUM_BFLOAT16
 
 
 # Two forwards that round at different places drift apart with depth: two layers, one of them with every token and the
@@ -48,6 +48,6 @@ def test_bfloat16(name: str) -> None:
 def test_bfloat16_gives_the_models_own_embedding(name: str) -> None:
     visual = named_tower(name, layers=2, dtype=torch.bfloat16)
     x = pixels(visual, 1, dtype=torch.bfloat16)
-    found = wrap(visual).decompose(x)
+    contributions = wrap(visual).decompose(x)
     with torch.no_grad():
-        assert relative_error(found.embedding, visual(x)) <= EMBEDDING_BFLOAT16
+        assert relative_error(contributions.embedding, visual(x)) <= EMBEDDING_BFLOAT16

@@ -146,9 +146,9 @@ def test_contributions_of_weights_that_are_gone_are_refused() -> None:
     model = wrap(visual)
     weight = visual.transformer.resblocks[1].attn.out_proj.weight
     made = model.decompose(pixels(visual))
-    want = made.heads()  # the basis exists from here on
+    expected = made.heads()  # the basis exists from here on
     weight.data.mul_(2)
-    assert torch.equal(made.heads(), want)
+    assert torch.equal(made.heads(), expected)
     for scale in (weight.detach().mul_, weight.data.mul_):  # with a version, and without one
         unmade = model.decompose(pixels(visual))
         scale(2)
@@ -163,10 +163,10 @@ def test_contributions_of_weights_that_are_gone_are_refused() -> None:
 def test_contributions_keep_the_projection_they_were_made_with() -> None:
     visual = vision_tower()
     images = pixels(visual)
-    want = wrap(visual).decompose(images).heads()
+    expected = wrap(visual).decompose(images).heads()
     contributions = wrap(visual).decompose(images)
     visual.proj.data.mul_(2)
-    assert torch.equal(contributions.heads(), want)
+    assert torch.equal(contributions.heads(), expected)
 
 
 def test_text_weights_written_through_data_are_followed() -> None:

@@ -182,15 +182,16 @@ def truth(
 def _centred(labels: Tensor, size: Box) -> Tensor:
     """Labels cropped about their centre to a height and width, padded with :data:`IGNORE` where they are smaller."""
     out = labels.new_full(size, IGNORE)
-    ours, theirs = zip(*(_overlap(have, want) for have, want in zip(labels.shape, size, strict=True)), strict=True)
+    overlaps = [_overlap(available, wanted) for available, wanted in zip(labels.shape, size, strict=True)]
+    ours, theirs = zip(*overlaps, strict=True)
     out[ours] = labels[theirs]
     return out
 
 
-def _overlap(have: int, want: int) -> tuple[slice, slice]:
-    """Which of ``want`` places are filled, and from which of ``have``, as torchvision's centre crop rounds."""
-    if have >= want:
-        start = round((have - want) / 2)
-        return slice(want), slice(start, start + want)
-    start = (want - have) // 2
-    return slice(start, start + have), slice(have)
+def _overlap(available: int, size: int) -> tuple[slice, slice]:
+    """Which of ``size`` places are filled, and from which of ``available``, as torchvision's centre crop rounds."""
+    if available >= size:
+        start = round((available - size) / 2)
+        return slice(size), slice(start, start + size)
+    start = (size - available) // 2
+    return slice(start, start + available), slice(available)

@@ -94,15 +94,15 @@ def of_codes(
         rank: the largest rank to keep; None for all.
     """
     orthonormal, triangular = _orthonormal(folded)  # [H, R, D], [H, X, R]
-    turned = triangular.transpose(1, 2)
-    values, vectors = torch.linalg.eigh(turned @ moment @ triangular)  # ascending
+    projection = triangular.transpose(1, 2)
+    values, vectors = torch.linalg.eigh(projection @ moment @ triangular)  # ascending
     values, vectors = values.flip(1), vectors.flip(2)
     kept, notes = zip(*(numerical_rank(row, share, rank) for row in values), strict=True)
     own = torch.arange(values.shape[1], device=values.device) < torch.tensor(kept, device=values.device)[:, None]
     vectors = vectors * own[:, None]  # nothing beyond the rank
     axes = vectors.transpose(1, 2) @ orthonormal
-    turned = vectors.transpose(1, 2) @ turned  # [H, R, X]
-    return axes, _factor(turned @ covariance @ turned.transpose(1, 2)), list(kept), list(notes)
+    projection = vectors.transpose(1, 2) @ projection  # [H, R, X]
+    return axes, _factor(projection @ covariance @ projection.transpose(1, 2)), list(kept), list(notes)
 
 
 def _orthonormal(folded: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,8 +51,8 @@ class Launch {
     allow(cudaFuncAttributeNonPortableClusterSizeAllowed, 1);  // more than 8 blocks: 16 on Hopper
   }
 
-  cudaError_t at_once(int* found) {
-    return error == cudaSuccess ? cudaOccupancyMaxActiveClusters(found, span_heads<Stored>, &config) : error;
+  cudaError_t at_once(int* clusters) {
+    return error == cudaSuccess ? cudaOccupancyMaxActiveClusters(clusters, span_heads<Stored>, &config) : error;
   }
 
   cudaError_t run(const Span<Stored>& span) {
@@ -77,29 +77,29 @@ CLIPFAST_EXPORT const char* clipfast_cuda_error(int code) {
 }
 
 // The compute capability of a device, 90 for 9.0; or how many devices there are, for a device of −1.
-CLIPFAST_EXPORT int clipfast_cuda_capability(int device, int* found) {
-  if (device < 0) return cudaGetDeviceCount(found);
+CLIPFAST_EXPORT int clipfast_cuda_capability(int device, int* result) {
+  if (device < 0) return cudaGetDeviceCount(result);
   int major = 0, minor = 0;
   cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  *found = 10 * major + minor;
+  *result = 10 * major + minor;
   return error;
 }
 
 // How many heads of `count` texts the device computes at once, with clusters of `blocks` blocks: 0 where a head's texts do
 // not fit their shared memory.
 CLIPFAST_EXPORT int clipfast_cuda_span_clusters(int device, int is_double, int64_t count, int64_t rank, int blocks,
-                                                int* found) {
+                                                int* clusters) {
   using namespace clipfast;
-  *found = 0;
+  *clusters = 0;
   if (blocks < 1) return cudaErrorInvalidValue;
   int most = 0;
   const cudaError_t error = most_shared(device, &most);
   if (error != cudaSuccess) return error;
   const int stored = is_double ? sizeof(double) : sizeof(float);
   if (count > most || rank > most || Layout(stored, count, rank, blocks).bytes > most) return cudaSuccess;
-  if (is_double) return Launch<double>(device, nullptr, count, rank, 1, blocks).at_once(found);
-  return Launch<float>(device, nullptr, count, rank, 1, blocks).at_once(found);
+  if (is_double) return Launch<double>(device, nullptr, count, rank, 1, blocks).at_once(clusters);
+  return Launch<float>(device, nullptr, count, rank, 1, blocks).at_once(clusters);
 }
 
 // TEXTSPAN of `heads` heads, as span in csrc/span.cpp: pointers are the device's, results filled with −1 and 0

@@ -197,10 +197,10 @@ class Head {
   }
 
   __device__ int above_diagonal(const double* factor) {
-    int found = 0;
+    int is_any_nonzero = 0;
 #pragma unroll 4
-    for (int i = threadIdx.x; i < rank * rank; i += THREADS) found |= i % rank > i / rank && factor[i] != 0;
-    return found;
+    for (int i = threadIdx.x; i < rank * rank; i += THREADS) is_any_nonzero |= i % rank > i / rank && factor[i] != 0;
+    return is_any_nonzero;
   }
 
   // v_t = ‖A_t L‖²; −∞ beyond the last text; ∞ instead of NaN, which ends the head. The zeros that columns of a triangular

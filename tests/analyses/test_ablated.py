@@ -40,11 +40,11 @@ def x(model: Model) -> Tensor:
 def test_features_are_those_of_ablate(model: Model, x: Tensor, text: str, centring: str) -> None:
     moments = moments_of(model, centring)
     encoder = Ablated(model, text, moments)
-    found = model.decompose(x, class_token=True, centring=centring)
-    want = ablate(found, text, moments) * found.norm[:, None]
+    contributions = model.decompose(x, class_token=True, centring=centring)
+    expected = ablate(contributions, text, moments) * contributions.norm[:, None]
     assert encoder.terms == Terms.parse(text, model)
-    assert error(encoder.encode_image(x, normalize=False), want) <= FLOAT64
-    assert error(encoder.encode_image(x), want / want.norm(dim=1, keepdim=True)) <= FLOAT64
+    assert error(encoder.encode_image(x, normalize=False), expected) <= FLOAT64
+    assert error(encoder.encode_image(x), expected / expected.norm(dim=1, keepdim=True)) <= FLOAT64
 
 
 def test_with_nothing_ablated_it_is_the_model(model: Model, x: Tensor) -> None:
@@ -57,8 +57,8 @@ def test_with_nothing_ablated_it_is_the_model(model: Model, x: Tensor) -> None:
                 encoder.encode_text(tokens, normalize=normalize), model.module.encode_text(tokens, normalize=normalize)
             )
         images, texts, scale = encoder(x, tokens)
-        for have, want in zip((images, texts, scale), model.module(x, tokens), strict=True):
-            assert error(have, want) <= FLOAT64
+        for have, expected in zip((images, texts, scale), model.module(x, tokens), strict=True):
+            assert error(have, expected) <= FLOAT64
     for normalize in (False, True):
         strings = ["a cat", "a dog"]
         assert torch.equal(encoder.encode_text(strings, normalize), model.encode_text(strings, normalize))
@@ -79,13 +79,13 @@ def test_open_clips_own_zero_shot_code_runs(model: Model, x: Tensor) -> None:
     assert torch.equal(classifier, open_clip.build_zero_shot_classifier(model.module, tokenizer, names, templates, 2))
     legacy = open_clip.build_zero_shot_classifier_legacy(encoder, tokenizer, names, templates)
     assert error(legacy, classifier) <= FLOAT64
-    found = model.decompose(x)
-    want = torch.nn.functional.normalize(ablate(found, "mlps, L0.H1", moments), dim=1) @ classifier
+    contributions = model.decompose(x)
+    expected = torch.nn.functional.normalize(ablate(contributions, "mlps, L0.H1", moments), dim=1) @ classifier
     with torch.no_grad():
         output = encoder(image=x)
         logits = encoder.logit_scale.exp() * encoder.encode_image(x, normalize=True) @ classifier
-    assert error(output[0] @ classifier, want) <= FLOAT64
-    assert relative_error(logits, float(model.module.logit_scale.detach().exp()) * want) <= FLOAT64
+    assert error(output[0] @ classifier, expected) <= FLOAT64
+    assert relative_error(logits, float(model.module.logit_scale.detach().exp()) * expected) <= FLOAT64
 
 
 def test_moving_and_modes_do_no_harm(model: Model, x: Tensor) -> None:
@@ -110,10 +110,10 @@ def test_pictures_are_preprocessed(model: Model) -> None:
 
 
 def test_moments_of_no_more_than_is_needed(model: Model, x: Tensor) -> None:
-    found = model.decompose(x)
+    contributions = model.decompose(x)
     few = moments_of(model, layers=[1], class_token=False)
-    want = ablate(found, "L1.H0, mlps", moments_of(model)) * found.norm[:, None]
-    assert error(Ablated(model, "L1.H0, mlps", few).encode_image(x, normalize=False), want) <= FLOAT64
+    expected = ablate(contributions, "L1.H0, mlps", moments_of(model)) * contributions.norm[:, None]
+    assert error(Ablated(model, "L1.H0, mlps", few).encode_image(x, normalize=False), expected) <= FLOAT64
     with pytest.raises(clipfast.InputError, match=r"the moments keep layers \[1\] and layer 0 is to be ablated"):
         Ablated(model, "L0.H0", few)
     with pytest.raises(clipfast.NotKept, match="class_token=True"):
@@ -128,9 +128,11 @@ def test_a_vision_tower_alone() -> None:
     features = encoder.encode_image(x, normalize=True)
     assert features.dtype == torch.float32
     assert error(features.norm(dim=1), torch.ones(2)) <= UNIT_NORM
-    found = model.decompose(x)
+    contributions = model.decompose(x)
     assert (
-        relative_error(encoder.encode_image(x, normalize=False), ablate(found, "L0", moments) * found.norm[:, None])
+        relative_error(
+            encoder.encode_image(x, normalize=False), ablate(contributions, "L0", moments) * contributions.norm[:, None]
+        )
         <= FLOAT32
     )
     for text in (["a cat"], torch.zeros(1, 16, dtype=torch.long)):

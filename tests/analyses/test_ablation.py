@@ -48,32 +48,32 @@ def moments_of(*parts: Contributions) -> Moments:
     return moments
 
 
-def parts(found: Contributions) -> dict[object, Tensor]:
+def parts(result: Contributions) -> dict[object, Tensor]:
     """Every smallest term: of each head the class token's part and what is left, of the others what they are."""
-    terms: dict[object, Tensor] = {("mlp", layer): found.mlps[:, layer] for layer in range(LAYERS)}
-    terms["start"] = found.start
+    terms: dict[object, Tensor] = {("mlp", layer): result.mlps[:, layer] for layer in range(LAYERS)}
+    terms["start"] = result.start
     for layer in range(LAYERS):
-        own = found.tokens(layer)[:, 0]  # [B, H, D]
+        own = result.tokens(layer)[:, 0]  # [B, H, D]
         for head in range(HEADS):
             terms["class", layer, head] = own[:, head]
-            terms["other", layer, head] = found.heads()[:, layer, head] - own[:, head]
+            terms["other", layer, head] = result.heads()[:, layer, head] - own[:, head]
     return terms
 
 
-def naive(found: Contributions, seen: Contributions, terms: Terms) -> Tensor:
+def naive(result: Contributions, seen: Contributions, terms: Terms) -> Tensor:
     gone: set[object] = {("mlp", layer) for layer in terms.mlps}
     gone |= {"start"} if terms.start else set()
     gone |= {("class", layer, head) for layer in terms.class_tokens for head in range(HEADS)}
     gone |= {(kind, layer, head) for layer, head in terms.heads for kind in ("class", "other")}
-    own, theirs = parts(found), parts(seen)
-    rows = [theirs[name].mean(0).expand(len(found), -1) if name in gone else own[name] for name in own]
+    own, theirs = parts(result), parts(seen)
+    rows = [theirs[name].mean(0).expand(len(result), -1) if name in gone else own[name] for name in own]
     return torch.stack(rows).sum(0)
 
 
-def in_batches(found: Contributions, labels: Tensor, groups: Tensor | None = None, size: int = 4) -> Iterator[Batch]:
-    for start in range(0, len(found), size):
-        chosen = slice(start, min(start + size, len(found)))
-        part = found.select(range(chosen.start, chosen.stop))
+def in_batches(result: Contributions, labels: Tensor, groups: Tensor | None = None, size: int = 4) -> Iterator[Batch]:
+    for start in range(0, len(result), size):
+        chosen = slice(start, min(start + size, len(result)))
+        part = result.select(range(chosen.start, chosen.stop))
         yield part, labels[chosen], None if groups is None else groups[chosen]
 
 
@@ -95,72 +95,72 @@ TEXTS = [
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_named_terms_become_their_mean(data: tuple[Contributions, Contributions, Moments], text: str) -> None:
-    found, seen, moments = data
-    terms = Terms.parse(text, found.basis)
-    want = naive(found, seen, terms)
-    assert error(ablate(found, terms, moments), want) <= FLOAT64
-    assert error(ablate(found, text, moments), want) <= FLOAT64
-    logits = Ablations(CLASSES, moments, [terms, Terms.of(found.basis)]).logits(found)
-    assert error(logits[0], want @ CLASSES.T) <= FLOAT64
-    assert error(logits[1], found.embedding / found.norm[:, None] @ CLASSES.T) <= FLOAT64
+    result, seen, moments = data
+    terms = Terms.parse(text, result.basis)
+    expected = naive(result, seen, terms)
+    assert error(ablate(result, terms, moments), expected) <= FLOAT64
+    assert error(ablate(result, text, moments), expected) <= FLOAT64
+    logits = Ablations(CLASSES, moments, [terms, Terms.of(result.basis)]).logits(result)
+    assert error(logits[0], expected @ CLASSES.T) <= FLOAT64
+    assert error(logits[1], result.embedding / result.norm[:, None] @ CLASSES.T) <= FLOAT64
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_set_of_terms(data: tuple[Contributions, Contributions, Moments], draws: st.DataObject) -> None:
-    found, seen, moments = data
+    result, seen, moments = data
     layer = st.integers(0, LAYERS - 1)
     terms = Terms.of(
-        found.basis,
+        result.basis,
         heads=draws.draw(st.lists(st.tuples(layer, st.integers(0, HEADS - 1)), max_size=6)),
         start=draws.draw(st.booleans()),
         mlps=draws.draw(st.lists(layer, max_size=4)),
         class_tokens=draws.draw(st.lists(layer, max_size=3)),
     )
-    want = naive(found, seen, terms)
-    assert error(ablate(found, terms, moments), want) <= FLOAT64
-    assert error(Ablations(CLASSES, moments, [terms]).logits(found)[0], want @ CLASSES.T) <= FLOAT64
+    expected = naive(result, seen, terms)
+    assert error(ablate(result, terms, moments), expected) <= FLOAT64
+    assert error(Ablations(CLASSES, moments, [terms]).logits(result)[0], expected @ CLASSES.T) <= FLOAT64
 
 
 def test_a_whole_head_takes_the_class_tokens_part_once(
     data: tuple[Contributions, Contributions, Moments], model: Model
 ) -> None:
-    found, _, moments = data
-    assert torch.equal(ablate(found, "L1, cls 1", moments), ablate(found, "L1", moments))
-    one, both = ablate(found, "L1.H0, cls 1", moments), ablate(found, "L1, cls 1", moments)
+    result, _, moments = data
+    assert torch.equal(ablate(result, "L1, cls 1", moments), ablate(result, "L1", moments))
+    one, both = ablate(result, "L1.H0, cls 1", moments), ablate(result, "L1, cls 1", moments)
     assert error(one, both) > 1e-3
-    bare = model.decompose(drawn(9, 2), centring=found.basis.centring)  # without the class token's part
+    bare = model.decompose(drawn(9, 2), centring=result.basis.centring)  # without the class token's part
     assert error(ablate(bare, "L1, cls 1", moments), both) <= FLOAT64
 
 
 def test_everything_ablated_is_the_mean(data: tuple[Contributions, Contributions, Moments]) -> None:
-    found, seen, moments = data
-    want = (seen.embedding / seen.norm[:, None]).mean(0)
-    assert error(ablate(found, "start, mlps, L0-L2", moments), want.expand(9, -1)) <= FLOAT64
+    result, seen, moments = data
+    expected = (seen.embedding / seen.norm[:, None]).mean(0)
+    assert error(ablate(result, "start, mlps, L0-L2", moments), expected.expand(9, -1)) <= FLOAT64
 
 
 def test_layers_that_are_not_kept(model: Model, data: tuple[Contributions, Contributions, Moments]) -> None:
     """Ablated as one where all of them are, whatever the moments keep."""
-    found, seen, moments = data
-    options = {"layers": [2], "centring": found.basis.centring}
+    result, seen, moments = data
+    options = {"layers": [2], "centring": result.basis.centring}
     few, few_moments = model.decompose(drawn(9, 2), **options), moments_of(model.decompose(drawn(30, 1), **options))
     for text in ("L0-L1", "L0-L1, L2.H1, mlps", "L2.H0", "mlps"):
-        want = naive(found, seen, Terms.parse(text, found.basis))
-        for contributions in (found, few):
+        expected = naive(result, seen, Terms.parse(text, result.basis))
+        for contributions in (result, few):
             for means in (moments, few_moments):
-                assert error(ablate(contributions, text, means), want) <= FLOAT64
+                assert error(ablate(contributions, text, means), expected) <= FLOAT64
     with pytest.raises(clipfast.InputError, match=r"^the contributions keep layers \[2\] and layer 1 is to be ablated"):
         ablate(few, "L1", moments)
     with pytest.raises(clipfast.InputError, match=r"^the moments keep layers \[2\] and layer 0 is to be ablated: keep"):
-        ablate(found, "L0.H1", few_moments)
+        ablate(result, "L0.H1", few_moments)
 
 
 def test_average_pooling(model: Model) -> None:
     pooled = clipfast.wrap(vision_tower(seed=3, dtype=torch.float64, pool_type="avg", final_ln_after_pool=True))
-    seen, found = (pooled.decompose(drawn(*which), tokens=True, class_token=True) for which in ((12, 1), (5, 2)))
+    seen, result = (pooled.decompose(drawn(*which), tokens=True, class_token=True) for which in ((12, 1), (5, 2)))
     for text in ("cls", "L1.H0, cls 1-2, mlps"):
-        want = naive(found, seen, Terms.parse(text, pooled))
-        assert error(ablate(found, text, moments_of(seen)), want) <= FLOAT64
+        expected = naive(result, seen, Terms.parse(text, pooled))
+        assert error(ablate(result, text, moments_of(seen)), expected) <= FLOAT64
 
 
 def test_other_precisions() -> None:
@@ -169,16 +169,16 @@ def test_other_precisions() -> None:
     results = []
     for model in (double, single):
         x = (drawn(6, 1).to(model.dtype), drawn(3, 2).to(model.dtype))
-        seen, found = (model.decompose(images, class_token=True) for images in x)
-        results.append(ablate(found, "L0, L2.H1, cls, mlp 1", moments_of(seen)))
+        seen, result = (model.decompose(images, class_token=True) for images in x)
+        results.append(ablate(result, "L0, L2.H1, cls, mlp 1", moments_of(seen)))
     assert results[1].dtype == torch.float32
     assert error(results[1], results[0]) <= FLOAT32
 
 
 def test_what_does_not_belong_together(data: tuple[Contributions, Contributions, Moments], model: Model) -> None:
-    found, _, moments = data
+    result, _, moments = data
     other = clipfast.wrap(vision_tower(seed=4, dtype=torch.float64)).decompose(
-        drawn(2, 1), centring=found.basis.centring
+        drawn(2, 1), centring=result.basis.centring
     )
     for call in (
         lambda: ablate(other, "L0", moments),
@@ -186,16 +186,16 @@ def test_what_does_not_belong_together(data: tuple[Contributions, Contributions,
     ):
         with pytest.raises(clipfast.InputError, match="the moments are of another model, of other weights or of"):
             call()
-    bare = model.decompose(drawn(2, 1), centring=found.basis.centring)
+    bare = model.decompose(drawn(2, 1), centring=result.basis.centring)
     with pytest.raises(clipfast.NotKept, match="the class token was not kept: decompose with class_token=True"):
         ablate(bare, "cls", moments)
     with pytest.raises(clipfast.NotKept, match="update with contributions decomposed with class_token=True"):
-        ablate(found, "cls", moments_of(bare))
+        ablate(result, "cls", moments_of(bare))
     with pytest.raises(clipfast.InputError, match="'L3': layer 3 does not exist"):
-        ablate(found, "L3", moments)
+        ablate(result, "L3", moments)
     with pytest.raises(clipfast.InputError, match="the moments of 0 images were asked for"):
         ablate(bare, "L0", Moments(BasisOf(bare)))
-    assert ablate(found.select([]), "L0, cls", moments).shape == (0, 20)
+    assert ablate(result.select([]), "L0, cls", moments).shape == (0, 20)
 
 
 class BasisOf:
@@ -214,13 +214,13 @@ class BasisOf:
 
 
 def test_curves_are_the_ablations_one_by_one(data: tuple[Contributions, Contributions, Moments]) -> None:
-    found, seen, moments = data
+    result, seen, moments = data
     labels, groups = torch.arange(9) % 4, torch.arange(9) % 2
-    got = curves(in_batches(found, labels, groups), CLASSES, moments)
+    got = curves(in_batches(result, labels, groups), CLASSES, moments)
     named = {"nothing": got.baseline, "mlps": got.mlps, "cls": got.class_token, "mlps, cls": got.both}
     named |= dict(zip(("L0", "L0-L1", "L0-L2"), got.layers, strict=True))
     for text, accuracy in named.items():
-        guesses = (naive(found, seen, Terms.parse(text, found.basis)) @ CLASSES.T).argmax(1)
+        guesses = (naive(result, seen, Terms.parse(text, result.basis)) @ CLASSES.T).argmax(1)
         hits = (guesses == labels).double()
         assert accuracy.count == 9
         assert accuracy.accuracy == pytest.approx(float(hits.mean()))
@@ -228,14 +228,14 @@ def test_curves_are_the_ablations_one_by_one(data: tuple[Contributions, Contribu
 
 
 def test_evaluate_gives_the_baseline_first(data: tuple[Contributions, Contributions, Moments], tmp_path: Path) -> None:
-    found, _, moments = data
-    whole = found.embedding / found.norm[:, None] @ CLASSES.T
+    result, _, moments = data
+    whole = result.embedding / result.norm[:, None] @ CLASSES.T
     labels = whole.argmax(1)
-    got = evaluate(in_batches(found, labels), CLASSES, moments, ["L1.H0", "mlps", "nothing", "L1.H0"])
+    got = evaluate(in_batches(result, labels), CLASSES, moments, ["L1.H0", "mlps", "nothing", "L1.H0"])
     assert [str(terms) for terms in got] == ["nothing", "L1.H0", "mlps"]
     assert next(iter(got.values())).accuracy == 1
     files = []  # batches from files have a basis each, and moments from a file another
-    for number, (part, *rest) in enumerate(in_batches(found, labels)):
+    for number, (part, *rest) in enumerate(in_batches(result, labels)):
         part.save(tmp_path / f"part{number}")
         files.append((Contributions.load(tmp_path / f"part{number}"), *rest))
     moments.save(tmp_path / "moments")
@@ -247,39 +247,39 @@ def test_evaluate_gives_the_baseline_first(data: tuple[Contributions, Contributi
 
 @pytest.mark.parametrize("ablated", [None, "mlps, L0"])
 def test_heads_replaced_by_their_texts(data: tuple[Contributions, Contributions, Moments], ablated: str | None) -> None:
-    found, seen, moments = data
+    result, seen, moments = data
     pool = directions(40, 20, seed=5, dtype=torch.float64)
     spans = moments.textspan(pool, 6, heads=[(-1, 0), (1, 1)]) | moments.textspan(pool, 3, heads=[(2, 1)])
     labels = torch.arange(9) % 4
-    got = reconstruction_curve(in_batches(found, labels), CLASSES, spans, moments=moments, ablated=ablated)
+    got = reconstruction_curve(in_batches(result, labels), CLASSES, spans, moments=moments, ablated=ablated)
     assert len(got.sizes) == 7
-    base = naive(found, seen, Terms.parse(ablated or "nothing", found.basis))
+    base = naive(result, seen, Terms.parse(ablated or "nothing", result.basis))
     for size, accuracy in enumerate(got.sizes):
-        want = base
+        expected = base
         for (layer, head), span in spans.items():
-            outputs = found.head(layer, head)
-            want = want - outputs + span.reconstruct(outputs, size)
-        assert accuracy.accuracy == pytest.approx(float(((want @ CLASSES.T).argmax(1) == labels).double().mean()))
-    whole = (found.embedding @ CLASSES.T).argmax(1)
+            outputs = result.head(layer, head)
+            expected = expected - outputs + span.reconstruct(outputs, size)
+        assert accuracy.accuracy == pytest.approx(float(((expected @ CLASSES.T).argmax(1) == labels).double().mean()))
+    whole = (result.embedding @ CLASSES.T).argmax(1)
     assert got.baseline.accuracy == pytest.approx(float((whole == labels).double().mean()))
 
 
 def test_logits_of_heads_replaced_by_their_texts(data: tuple[Contributions, Contributions, Moments]) -> None:
     """Accuracies are coarse: the logits that they are counted from are compared too."""
-    found, _, moments = data
+    result, _, moments = data
     spans = moments.textspan(directions(40, 20, seed=5, dtype=torch.float64), 5)
-    _, logits = _Replaced(found, CLASSES, spans, 5, None, None).logits(found)
+    _, logits = _Replaced(result, CLASSES, spans, 5, None, None).logits(result)
     for size in range(6):
-        want = found.embedding / found.norm[:, None]
+        expected = result.embedding / result.norm[:, None]
         for (layer, head), span in spans.items():
-            want = want - found.head(layer, head) + span.reconstruct(found.head(layer, head), size)
-        assert error(logits[:, size], want @ CLASSES.T) <= FLOAT64
+            expected = expected - result.head(layer, head) + span.reconstruct(result.head(layer, head), size)
+        assert error(logits[:, size], expected @ CLASSES.T) <= FLOAT64
 
 
 def test_a_head_is_replaced_or_ablated(data: tuple[Contributions, Contributions, Moments]) -> None:
-    found, _, moments = data
+    result, _, moments = data
     spans = moments.textspan(directions(9, 20, dtype=torch.float64), 2, heads=[(-1, 0)])
-    batch = [(found, torch.arange(9) % 4, None)]
+    batch = [(result, torch.arange(9) % 4, None)]
     for text in ("L2.H0", "L2", "cls 2"):
         with pytest.raises(clipfast.InputError, match=r"^L2\.H0 is to be replaced by its texts and abl"):
             reconstruction_curve(batch, CLASSES, spans, moments=moments, ablated=text)
@@ -292,12 +292,12 @@ def test_a_head_is_replaced_or_ablated(data: tuple[Contributions, Contributions,
 def test_a_baseline_near_chance_is_warned_of(
     data: tuple[Contributions, Contributions, Moments], caplog: pytest.LogCaptureFixture
 ) -> None:
-    found, _, moments = data
-    right = (found.embedding @ CLASSES.T).argmax(1)
+    result, _, moments = data
+    right = (result.embedding @ CLASSES.T).argmax(1)
     with caplog.at_level(logging.WARNING, logger="clipfast"):
-        evaluate([(found, right, None)], CLASSES, moments, [])
+        evaluate([(result, right, None)], CLASSES, moments, [])
         assert not caplog.records
-        evaluate([(found, (right + 1) % 4, None)], CLASSES, moments, [])
+        evaluate([(result, (right + 1) % 4, None)], CLASSES, moments, [])
     assert [record.getMessage() for record in caplog.records] == [
         "the baseline gets 0.0 % of 9 images right, near chance (25.0 %): check that labels and classes are in the "
         "same order and that the model has its weights"

@@ -50,14 +50,14 @@ def plain_output(visual: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 def test_it_is_the_module(visual: nn.Module) -> None:
     images = pixels(visual, 2, dtype=torch.float64)
-    found, want = forward(tower_of(visual), images), graph(visual, images)
-    assert all(tensor.requires_grad for tensor in (*found.attention, *found.hidden, found.embedding))
-    assert relative_error(found.embedding.detach(), plain_output(visual, images)) <= FLOAT64
-    for mine, theirs in zip(found.attention, want.attention, strict=True):
+    result, expected = forward(tower_of(visual), images), graph(visual, images)
+    assert all(tensor.requires_grad for tensor in (*result.attention, *result.hidden, result.embedding))
+    assert relative_error(result.embedding.detach(), plain_output(visual, images)) <= FLOAT64
+    for mine, theirs in zip(result.attention, expected.attention, strict=True):
         assert error(mine.detach(), theirs.detach()) <= FLOAT64
-    for mine, theirs in zip(found.hidden, want.hidden, strict=True):
+    for mine, theirs in zip(result.hidden, expected.hidden, strict=True):
         assert relative_error(mine.detach(), theirs.detach()) <= FLOAT64
-    for mine, theirs in zip(attention_matrices(tower_of(visual), images), found.attention, strict=True):
+    for mine, theirs in zip(attention_matrices(tower_of(visual), images), result.attention, strict=True):
         assert torch.equal(mine, theirs)
         assert not mine.requires_grad
 
@@ -85,19 +85,25 @@ def test_named_towers(name: str) -> None:
 def test_the_bundled_model() -> None:
     model = clipfast.load("scenes", device="cpu")
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    found = forward(model.tower, images)
-    assert relative_error(found.embedding.detach(), model.encode_image(images, normalize=False)) <= EMBEDDING_FLOAT32
+    contributions = forward(model.tower, images)
+    assert (
+        relative_error(contributions.embedding.detach(), model.encode_image(images, normalize=False))
+        <= EMBEDDING_FLOAT32
+    )
     kept = model.decompose(images, attention=True).attention
-    for layer, matrix in enumerate(found.attention):
+    for layer, matrix in enumerate(contributions.attention):
         assert error(matrix[:, :, 0].detach(), kept[:, layer]) <= EMBEDDING_FLOAT32
 
 
 def test_bfloat16() -> None:
     visual = vision_tower().bfloat16()
     model, images = clipfast.wrap(visual), pixels(visual, 2, dtype=torch.bfloat16)
-    found = forward(model.tower, images)
-    assert found.attention[0].dtype == torch.float32
-    assert relative_error(found.embedding.detach(), model.encode_image(images, normalize=False)) <= EMBEDDING_BFLOAT16
+    contributions = forward(model.tower, images)
+    assert contributions.attention[0].dtype == torch.float32
+    assert (
+        relative_error(contributions.embedding.detach(), model.encode_image(images, normalize=False))
+        <= EMBEDDING_BFLOAT16
+    )
     text = directions(1, 20)[0]
     assert all(bool(gradient.isfinite().all()) for _, _, gradient in attention_gradients(model.tower, images, text))
 
@@ -110,16 +116,16 @@ def test_gradients_are_those_of_autograd(visual: nn.Module) -> None:
     images = pixels(visual, 3, dtype=torch.float64)
     texts = 7 * directions(3, 20, dtype=torch.float64)
     whole = graph(visual, images)
-    want = torch.autograd.grad(cosine(whole.embedding, texts).sum(), whole.attention)
+    expected = torch.autograd.grad(cosine(whole.embedding, texts).sum(), whole.attention)
     trace = forward(tower_of(visual), images)
     once = torch.autograd.grad(cosine(trace.embedding, texts).sum(), trace.attention)
-    found = list(attention_gradients(tower_of(visual), images, texts))
-    assert [layer for layer, _, _ in found] == list(reversed(range(len(want))))
-    assert max(float(gradient.abs().max()) for gradient in want) > 1e-3
-    for layer, attention, gradient in found:
+    result = list(attention_gradients(tower_of(visual), images, texts))
+    assert [layer for layer, _, _ in result] == list(reversed(range(len(expected))))
+    assert max(float(gradient.abs().max()) for gradient in expected) > 1e-3
+    for layer, attention, gradient in result:
         assert error(attention, whole.attention[layer].detach()) <= FLOAT64
-        assert error(gradient, want[layer]) <= FLOAT64
-        assert error(once[layer], want[layer]) <= FLOAT64
+        assert error(gradient, expected[layer]) <= FLOAT64
+        assert error(once[layer], expected[layer]) <= FLOAT64
 
 
 @pytest.mark.parametrize("tokens", ["all", "pooled"])
@@ -127,14 +133,14 @@ def test_gradients_of_a_layers_own_similarity(visual: nn.Module, tokens: str) ->
     images = pixels(visual, 2, dtype=torch.float64)
     text = directions(1, 20, dtype=torch.float64)[0]
     whole = graph(visual, images)
-    found = list(own_gradients(tower_of(visual), images, text, tokens=tokens))
-    assert [layer for layer, _, _ in found] == list(range(len(whole.attention)))
-    for layer, attention, gradient in found:
+    result = list(own_gradients(tower_of(visual), images, text, tokens=tokens))
+    assert [layer for layer, _, _ in result] == list(range(len(whole.attention)))
+    for layer, attention, gradient in result:
         out = whole.hidden[layer + 1]
         own = read(visual, out.mean(1) if tokens == "all" else pooled(visual, out))
-        (want,) = torch.autograd.grad(cosine(own, text).sum(), whole.attention[layer], retain_graph=True)
+        (expected,) = torch.autograd.grad(cosine(own, text).sum(), whole.attention[layer], retain_graph=True)
         assert error(attention, whole.attention[layer].detach()) <= FLOAT64
-        assert error(gradient, want) <= FLOAT64
+        assert error(gradient, expected) <= FLOAT64
 
 
 @pytest.mark.parametrize("name", ["plain", "mean pooling"])
@@ -186,12 +192,12 @@ def test_weights_take_no_gradient() -> None:
 def test_what_surrounds_the_call_changes_nothing(walk: Any, surrounding: Any) -> None:
     visual = vision_tower()
     images, text = pixels(visual), directions(1, 20)[0]
-    want = list(walk(tower_of(visual), images, text))
+    expected = list(walk(tower_of(visual), images, text))
     with surrounding():
         outside = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
         made_here = images.clone(), text.clone()
         for (layer, attention, gradient), (_, same, right) in zip(
-            walk(tower_of(visual), *made_here), want, strict=True
+            walk(tower_of(visual), *made_here), expected, strict=True
         ):
             now = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
             assert now == outside, f"layer {layer} left a mode behind"
@@ -205,10 +211,10 @@ def test_what_surrounds_the_call_changes_nothing(walk: Any, surrounding: Any) ->
 def test_a_tower_made_in_inference_mode() -> None:
     with torch.inference_mode():
         visual = vision_tower()
-        found = list(attention_gradients(tower_of(visual), pixels(visual), directions(1, 20)[0]))
+        result = list(attention_gradients(tower_of(visual), pixels(visual), directions(1, 20)[0]))
     usual = vision_tower()
-    want = list(attention_gradients(tower_of(usual), pixels(usual), directions(1, 20)[0]))
-    assert all(torch.equal(a[2], b[2]) for a, b in zip(found, want, strict=True))
+    expected = list(attention_gradients(tower_of(usual), pixels(usual), directions(1, 20)[0]))
+    assert all(torch.equal(a[2], b[2]) for a, b in zip(result, expected, strict=True))
 
 
 def test_no_images() -> None:

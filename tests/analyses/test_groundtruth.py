@@ -72,8 +72,8 @@ def test_aligned_is_what_happens_to_the_image(size: Any, resize: str, width: int
     """Rounding of sizes, crops and padding included."""
     mask, square = labelled(width, height), (size, size) if isinstance(size, int) else size
     steps = list(image_transform_v2(PreprocessCfg(size=size, resize_mode=resize), is_train=False).transforms)
-    found = truth(mask, Geometry(square, resize))  # type: ignore[arg-type]
-    assert torch.equal(found, moved(mask, steps))
+    result = truth(mask, Geometry(square, resize))  # type: ignore[arg-type]
+    assert torch.equal(result, moved(mask, steps))
 
 
 @pytest.mark.parametrize("resize", RESIZES)
@@ -86,8 +86,8 @@ def test_aligned_is_where_the_pixels_are(resize: str, size: tuple[int, int]) -> 
     pixels = model.preprocess(Image.fromarray(255 * box).convert("RGB"))[0]
     black, white = (model.preprocess(Image.new("RGB", (32, 32), name))[0, 0, 0] for name in ("black", "white"))
     seen = pixels > (black + white) / 2
-    found = truth(Image.fromarray(box), Geometry.of(model))
-    inner = found == 1
+    result = truth(Image.fromarray(box), Geometry.of(model))
+    inner = result == 1
     near = F.max_pool2d(inner[None].float(), 3, 1, 1)[0] != -F.max_pool2d(-inner[None].float(), 3, 1, 1)[0]
     assert int(inner.sum()) > 50
     assert not bool((seen != inner)[~near].any())
@@ -108,8 +108,8 @@ def test_aligned_by_hand() -> None:
 def test_a_mask_as_large_as_the_input_stays_as_it_is() -> None:
     mask = labelled(24, 24)
     for resize in RESIZES:
-        found = truth(mask, Geometry((24, 24), resize))  # type: ignore[arg-type]
-        assert torch.equal(found, torch.from_numpy(np.array(mask)).long())
+        result = truth(mask, Geometry((24, 24), resize))  # type: ignore[arg-type]
+        assert torch.equal(result, torch.from_numpy(np.array(mask)).long())
 
 
 # ------------------------------------------------------------------------------------------------- labels and modes
@@ -117,7 +117,7 @@ def test_a_mask_as_large_as_the_input_stays_as_it_is() -> None:
 
 def test_every_mode_of_whole_numbers() -> None:
     labels = np.arange(16).reshape(4, 4)
-    geometry, want = Geometry((4, 4), "squash"), torch.arange(16).view(4, 4)
+    geometry, expected = Geometry((4, 4), "squash"), torch.arange(16).view(4, 4)
     palette = Image.fromarray(labels.astype(np.uint8)).convert("P")
     palette.putpalette([200] * 768)  # its colours say nothing
     palette.putdata(list(range(16)))
@@ -127,15 +127,15 @@ def test_every_mode_of_whole_numbers() -> None:
         Image.fromarray(labels.astype(np.int32)),
         palette,
     ):
-        assert torch.equal(truth(mask, geometry), want), mask.mode
-    assert torch.equal(truth(Image.fromarray(labels > 7), geometry), (want > 7).long())
+        assert torch.equal(truth(mask, geometry), expected), mask.mode
+    assert torch.equal(truth(Image.fromarray(labels > 7), geometry), (expected > 7).long())
 
 
 def test_large_labels_survive() -> None:
     labels = np.array([[0, 255], [256, 40000]])
     for kind in (np.uint16, np.int32):
-        found = truth(Image.fromarray(labels.astype(kind)), Geometry((4, 4), "squash"))
-        assert found[::2, ::2].tolist() == labels.tolist()
+        result = truth(Image.fromarray(labels.astype(kind)), Geometry((4, 4), "squash"))
+        assert result[::2, ::2].tolist() == labels.tolist()
 
 
 def test_foreground_and_ignored_labels() -> None:

@@ -26,9 +26,9 @@ def seen(request: pytest.FixtureRequest) -> clipfast.Contributions:
 
 @pytest.fixture(scope="module")
 def moments(seen: clipfast.Contributions) -> Moments:
-    found = Moments()
-    found.update(seen)
-    return found
+    result = Moments()
+    result.update(seen)
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def test_patches_along_a_heads_directions(
 ) -> None:
     """α_i v_i through the head, written out, times every direction; the sum is the head's own score."""
     span, (layer, number) = spans[head], head
-    found = patch_scores(tokens, layer, number, span)
-    assert found.shape == (3, 7, len(span.picks))
+    result = patch_scores(tokens, layer, number, span)
+    assert result.shape == (3, 7, len(span.picks))
     basis, scale = tokens.basis, 1 / (tokens.std * tokens.norm)
     constant = basis.biases[layer] + torch.outer(tokens.mean, basis.mean_row) + torch.outer(tokens.std, basis.std_row)
     assert tokens._values is not None
@@ -63,17 +63,17 @@ def test_patches_along_a_heads_directions(
             weighted = tokens.attention[image, layer, number, token] * value @ basis.values(layer)[number]
             part = (weighted + constant[image] / 7) * scale[image]  # [D]
             for place, direction in enumerate(span.directions):
-                assert abs(float(found[image, token, place] - part @ direction)) <= FLOAT64
-    assert error(found.sum(1), tokens.head(layer, number) @ span.directions.T) <= FLOAT64
+                assert abs(float(result[image, token, place] - part @ direction)) <= FLOAT64
+    assert error(result.sum(1), tokens.head(layer, number) @ span.directions.T) <= FLOAT64
 
 
 def test_patches_along_texts(tokens: clipfast.Contributions) -> None:
     texts = directions(3, 20, dtype=torch.float64)
-    found = patch_scores(tokens, -1, 1, texts)
-    assert error(found, tokens.tokens(2, 1) @ texts.T) <= FLOAT64
+    result = patch_scores(tokens, -1, 1, texts)
+    assert error(result, tokens.tokens(2, 1) @ texts.T) <= FLOAT64
     assert patch_scores(tokens, -1, 1, texts[:0]).shape == (3, 7, 0)
-    patches = found[:, -6:].unflatten(1, tokens.grid)
-    assert torch.equal(patches[1, 1, 2], found[1, 6])
+    patches = result[:, -6:].unflatten(1, tokens.grid)
+    assert torch.equal(patches[1, 1, 2], result[1, 6])
 
 
 def test_a_head_is_spanned_by_its_directions_on_every_patch(tokens: clipfast.Contributions) -> None:
@@ -100,11 +100,11 @@ def test_scores_of_heads_along_their_own_directions(
     seen: clipfast.Contributions, spans: dict[tuple[int, int], clipfast.TextSpan]
 ) -> None:
     wanted = {(2, 1): spans[2, 1], (-3, 0): spans[0, 0].directions}
-    found = head_scores(seen, wanted)
-    assert found.shape == (IMAGES, 2, 4)
+    result = head_scores(seen, wanted)
+    assert result.shape == (IMAGES, 2, 4)
     heads = seen.heads()
-    assert error(found[:, 0], heads[:, 2, 1] @ spans[2, 1].directions.T) <= FLOAT64
-    assert error(found[:, 1], heads[:, 0, 0] @ spans[0, 0].directions.T) <= FLOAT64
+    assert error(result[:, 0], heads[:, 2, 1] @ spans[2, 1].directions.T) <= FLOAT64
+    assert error(result[:, 1], heads[:, 0, 0] @ spans[0, 0].directions.T) <= FLOAT64
     with pytest.raises(clipfast.InputError, match="the heads have between 3 and 4 directions"):
         head_scores(seen, {(0, 0): spans[0, 0], (0, 1): spans[0, 1].directions[:3]})
     with pytest.raises(clipfast.InputError, match="the heads have no directions"):
@@ -126,9 +126,9 @@ def test_overlaps_are_those_of_the_covariances(
     monkeypatch.setattr(joint, "_ENTRIES", entries)
     whole = covariances(seen).flatten(1)
     unit = whole / whole.norm(dim=1, keepdim=True)
-    found = head_overlaps(moments)
-    assert error(found, unit @ unit.T) <= FLOAT64
-    assert error(found.diagonal(), torch.ones(6)) <= FLOAT64
+    result = head_overlaps(moments)
+    assert error(result, unit @ unit.T) <= FLOAT64
+    assert error(result.diagonal(), torch.ones(6)) <= FLOAT64
 
 
 @pytest.mark.parametrize("rank", [None, 1, 4])
@@ -137,10 +137,10 @@ def test_subspaces_by_their_principal_angles(seen: clipfast.Contributions, momen
     bases = [torch.linalg.svd(seen.head(*head), full_matrices=False)[2][: rank or 19] for head in HEADS]
     ranks = moments.spans(rank).ranks
     bases = [basis[:own] for basis, own in zip(bases, ranks, strict=True)]
-    want = torch.tensor(
+    expected = torch.tensor(
         [[float(torch.linalg.svdvals(a @ b.T).square().mean()) for a in bases] for b in bases], dtype=torch.float64
     )
-    assert error(subspace_overlaps(moments, rank), want) <= FLOAT64
+    assert error(subspace_overlaps(moments, rank), expected) <= FLOAT64
 
 
 def test_heads_whose_overlap_anyone_can_compute() -> None:
@@ -150,8 +150,8 @@ def test_heads_whose_overlap_anyone_can_compute() -> None:
     other = torch.tensor([1.0, -1, 1, -1])[:, None]
     moments = moments_of_outputs([sign * x, 3 * other * y, sign * x + other * y, torch.zeros(4, 4)])
     half = 0.5**0.5
-    want = torch.tensor([[1, 0, half, 0], [0, 1, half, 0], [half, half, 1, 0], [0, 0, 0, 0]])
-    assert error(head_overlaps(moments), want) <= 1e-7  # √½ in float32 above
+    expected = torch.tensor([[1, 0, half, 0], [0, 1, half, 0], [half, half, 1, 0], [0, 0, 0, 0]])
+    assert error(head_overlaps(moments), expected) <= 1e-7  # √½ in float32 above
     assert (
         error(subspace_overlaps(moments), torch.tensor([[1, 0, 1, 0], [0, 1, 1, 0], [1, 1, 1, 0], [0.0] * 4]))
         <= FLOAT64

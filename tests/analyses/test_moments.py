@@ -49,19 +49,19 @@ def test_means_and_covariances_are_those_of_the_outputs(seen: clipfast.Contribut
 
 @pytest.mark.parametrize("method", ["greedy", "omp"])
 def test_the_same_texts_as_from_the_outputs(seen: clipfast.Contributions, features: torch.Tensor, method: Any) -> None:
-    found = of(seen).textspan(features, 12, method=method)
-    for (layer, head), span in found.items():
+    result = of(seen).textspan(features, 12, method=method)
+    for (layer, head), span in result.items():
         outputs = seen.head(layer, head)
-        want = clipfast.textspan(outputs, features, 12, method=method)
-        assert span.picks == want.picks
-        assert span.rank == want.rank
-        assert error(span.explained, want.explained) <= FLOAT64
-        assert error(span.reconstruct(outputs), want.reconstruct()) <= FLOAT64
+        expected = clipfast.textspan(outputs, features, 12, method=method)
+        assert span.picks == expected.picks
+        assert span.rank == expected.rank
+        assert error(span.explained, expected.explained) <= FLOAT64
+        assert error(span.reconstruct(outputs), expected.reconstruct()) <= FLOAT64
 
 
 def test_a_rank_counts_the_largest_dimensions(seen: clipfast.Contributions, features: torch.Tensor) -> None:
-    found = of(seen).textspan(features, 4, rank=5)
-    for (layer, head), span in found.items():
+    result = of(seen).textspan(features, 4, rank=5)
+    for (layer, head), span in result.items():
         assert span.rank == 5
         assert span.picks == clipfast.textspan(seen.head(layer, head), features, 4, rank=5).picks
 
@@ -118,16 +118,16 @@ def test_a_far_mean_cancels_nothing() -> None:
     """Codes around 1000 that vary by 0.03: sums of raw squares in float32 would keep no digit of a variance."""
     model = clipfast.wrap(vision_tower(seed=1))
     images = torch.randn(64, 3, 24, 24, generator=torch.Generator().manual_seed(2))
-    found = model.decompose(images)
-    found.codes += 1000  # rounded, to about 1/500 of what they vary by: the rounded codes are what is measured
-    scale = 1 / (found.std * found.norm)
-    shared = torch.stack([scale, found.mean * scale, 1 / found.norm], 1)
-    codes = torch.cat([found.codes[:, 0, 0], shared], 1).double()
-    basis = found.basis
+    contributions = model.decompose(images)
+    contributions.codes += 1000  # rounded, to about 1/500 of what they vary by: the rounded codes are what is measured
+    scale = 1 / (contributions.std * contributions.norm)
+    shared = torch.stack([scale, contributions.mean * scale, 1 / contributions.norm], 1)
+    codes = torch.cat([contributions.codes[:, 0, 0], shared], 1).double()
+    basis = contributions.basis
     rows = torch.stack([basis.biases[0], basis.mean_row, basis.std_row])
     folded = torch.cat([basis.values(0)[0], rows]).double()
-    want = folded.T @ torch.cov(codes.T) @ folded
-    assert relative_error(of(found).covariance(0, 0), want) <= OP_FLOAT32
+    expected = folded.T @ torch.cov(codes.T) @ folded
+    assert relative_error(of(contributions).covariance(0, 0), expected) <= OP_FLOAT32
 
 
 def test_the_class_tokens_mean(tmp_path: Path) -> None:
@@ -135,18 +135,20 @@ def test_the_class_tokens_mean(tmp_path: Path) -> None:
     for centring in ("uniform", "termwise"):
         model = clipfast.wrap(vision_tower(seed=1, dtype=torch.float64))
         images = torch.randn(40, 3, 24, 24, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-        found = model.decompose(images, class_token=True, tokens=True, centring=centring)
-        want = torch.stack([found.tokens(layer)[:, 0].mean(0) for layer in found.layers])  # [L, H, D]
-        moments = of(found, batch=7)
-        assert error(moments.class_means(), want) <= FLOAT64
-        assert error(moments.class_token_means(), want.sum(1)) <= FLOAT64
+        contributions = model.decompose(images, class_token=True, tokens=True, centring=centring)
+        expected = torch.stack(
+            [contributions.tokens(layer)[:, 0].mean(0) for layer in contributions.layers]
+        )  # [L, H, D]
+        moments = of(contributions, batch=7)
+        assert error(moments.class_means(), expected) <= FLOAT64
+        assert error(moments.class_token_means(), expected.sum(1)) <= FLOAT64
         merged = Moments()
-        for part in (found.select(range(30)), found.select(range(30, 40))):
+        for part in (contributions.select(range(30)), contributions.select(range(30, 40))):
             merged.merge(of(part))
-        assert error(merged.class_token_means(), want.sum(1)) <= FLOAT64
+        assert error(merged.class_token_means(), expected.sum(1)) <= FLOAT64
         moments.save(tmp_path / "moments")
         assert torch.equal(Moments.load(tmp_path / "moments").class_means(), moments.class_means())
-        assert error(moments.means(), found.heads().mean(0)) <= FLOAT64
+        assert error(moments.means(), contributions.heads().mean(0)) <= FLOAT64
 
 
 def test_the_class_token_is_kept_by_all_images_or_by_none(seen: clipfast.Contributions) -> None:

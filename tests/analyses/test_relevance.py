@@ -40,8 +40,8 @@ SECOND = torch.tensor([[0, 1.0, 0], [0.5, 0.5, 0], [0, 0, 1]]).expand(1, 2, 3, 3
 
 def test_rollout_by_hand() -> None:
     """Â_1 = [¾ ⅛ ⅛; 0 1 0; 0 0 1] and Â_2 = [½ ½ 0; ¼ ¾ 0; 0 0 1]."""
-    want = torch.tensor([[0.375, 0.5625, 0.0625], [0.1875, 0.78125, 0.03125], [0, 0, 1]])
-    assert torch.equal(rolled_out([FIRST, SECOND])[0], want)
+    expected = torch.tensor([[0.375, 0.5625, 0.0625], [0.1875, 0.78125, 0.03125], [0, 0, 1]])
+    assert torch.equal(rolled_out([FIRST, SECOND])[0], expected)
     assert torch.equal(rolled_out(iter([FIRST]))[0, 0], torch.tensor([0.75, 0.125, 0.125]))
 
 
@@ -53,9 +53,9 @@ def test_chefer_by_hand() -> None:
     first = torch.tensor([[[2.0, 4, 9], [1, -1, 0], [0, 0, -3]], [[-2, 5, 4], [0, 2, 0], [0, 0, 6]]])[None]
     second = torch.tensor([[7.0, 2, -1], [2, -4, 0], [1, 1, 1]]).expand(1, 2, 3, 3)
     steps = [(SECOND, second), (FIRST, first)]
-    want = torch.tensor([[1.5, 5, 1], [1.5, 3, 1], [0, 0, 8]])
+    expected = torch.tensor([[1.5, 5, 1], [1.5, 3, 1], [0, 0, 8]])
     for token in range(3):
-        assert torch.equal(accumulated(torch.eye(3)[token], steps)[0], want[token])
+        assert torch.equal(accumulated(torch.eye(3)[token], steps)[0], expected[token])
     assert torch.equal(accumulated(torch.tensor([0, 0.5, 0.5]), steps)[0], torch.tensor([0.75, 1.5, 4.5]))
 
 
@@ -66,8 +66,8 @@ def test_rollout_of_attention_that_is_the_same_everywhere() -> None:
         for block in visual.transformer.resblocks:
             block.attn.in_proj_weight[:64] = 0  # queries and keys
             block.attn.in_proj_bias[:64] = 0
-    found = rollout(tower_of(visual), pixels(visual, 1, dtype=torch.float64))
-    assert error(found, torch.full((1, 1, 2), 0.25)) <= FLOAT64
+    result = rollout(tower_of(visual), pixels(visual, 1, dtype=torch.float64))
+    assert error(result, torch.full((1, 1, 2), 0.25)) <= FLOAT64
 
 
 # -------------------------------------------------------------------------------------- definitions, everything kept
@@ -134,17 +134,17 @@ def test_every_method_has_a_definition() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_the_definition(visual: nn.Module, name: str) -> None:
     images = pixels(visual, IMAGES, dtype=torch.float64)
-    want = DEFINITIONS[name](visual, graph(visual, images), TEXTS).detach()
-    found = METHODS[name](tower_of(visual), images, TEXTS)
-    assert not found.requires_grad
-    assert float(want.max() - want.min()) > 1e-3
-    assert error(found, want.unflatten(1, (3, 2))) <= FLOAT64
+    expected = DEFINITIONS[name](visual, graph(visual, images), TEXTS).detach()
+    result = METHODS[name](tower_of(visual), images, TEXTS)
+    assert not result.requires_grad
+    assert float(expected.max() - expected.min()) > 1e-3
+    assert error(result, expected.unflatten(1, (3, 2))) <= FLOAT64
 
 
 def test_legrad_with_the_towers_own_pooling(visual: nn.Module) -> None:
     images = pixels(visual, IMAGES, dtype=torch.float64)
-    want = define_legrad(visual, graph(visual, images), TEXTS, average=False)
-    assert error(legrad(tower_of(visual), images, TEXTS, tokens="pooled"), want.unflatten(1, (3, 2))) <= FLOAT64
+    expected = define_legrad(visual, graph(visual, images), TEXTS, average=False)
+    assert error(legrad(tower_of(visual), images, TEXTS, tokens="pooled"), expected.unflatten(1, (3, 2))) <= FLOAT64
 
 
 # -------------------------------------------------------------------------------------------------- what they share
@@ -182,8 +182,8 @@ def test_the_length_of_a_text_counts_for_chefer_alone() -> None:
 def test_the_bundled_model(name: str) -> None:
     model = clipfast.load("scenes", device="cpu")
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    found = METHODS[name](model.tower, images, model.encode_text(["a red star"])[0])
-    assert found.shape == (2, 8, 8)
-    assert found.dtype == torch.float32
-    assert bool(found.isfinite().all())
-    assert bool((found >= 0).all())
+    result = METHODS[name](model.tower, images, model.encode_text(["a red star"])[0])
+    assert result.shape == (2, 8, 8)
+    assert result.dtype == torch.float32
+    assert bool(result.isfinite().all())
+    assert bool((result >= 0).all())

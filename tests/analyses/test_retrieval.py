@@ -87,16 +87,16 @@ def test_every_query_finds_what_all_products_find(
     mean = whole.mean(0) if centred else torch.zeros(20, dtype=torch.float64)
 
     own = define(whole - mean, whole - mean, measure).fill_diagonal_(-torch.inf)
-    found = index.nearest(range(IMAGES), 7, measure=measure, centred=centred)
+    result = index.nearest(range(IMAGES), 7, measure=measure, centred=centred)
     values, images = ranked(own, 7)
-    assert torch.equal(found.images, images)
-    assert error(found.scores, values) <= FLOAT64
+    assert torch.equal(result.images, images)
+    assert error(result.scores, values) <= FLOAT64
 
     for query, rows in ((others, new - mean), (3 * texts, texts if measure == "cosine" else 3 * texts)):
         values, images = ranked(define(rows, whole - mean, measure), 7)
-        found = index.nearest(query, 7, measure=measure, centred=centred)
-        assert torch.equal(found.images, images)
-        assert error(found.scores, values) <= FLOAT64
+        result = index.nearest(query, 7, measure=measure, centred=centred)
+        assert torch.equal(result.images, images)
+        assert error(result.scores, values) <= FLOAT64
 
 
 def test_the_smaller_of_two_forms_is_kept(seen: clipfast.Contributions) -> None:
@@ -124,10 +124,10 @@ def test_heads_by_negative_layers_and_twice(seen: clipfast.Contributions) -> Non
 def test_float32(seen: clipfast.Contributions) -> None:
     single = clipfast.wrap(vision_tower(seed=1)).decompose(drawn(IMAGES, 2, torch.float32))
     whole = outputs(seen, ONE) - outputs(seen, ONE).mean(0)
-    found = filled(single, ONE).nearest([0, 7], 10)
-    assert found.scores.dtype == torch.float32
-    want = define(whole[[0, 7]], whole, "cosine")
-    assert error(found.scores, want.gather(1, found.images)) <= FLOAT32
+    result = filled(single, ONE).nearest([0, 7], 10)
+    assert result.scores.dtype == torch.float32
+    expected = define(whole[[0, 7]], whole, "cosine")
+    assert error(result.scores, expected.gather(1, result.images)) <= FLOAT32
 
 
 # --------------------------------------------------------------------------------------------------- ties and edges
@@ -136,9 +136,9 @@ def test_float32(seen: clipfast.Contributions) -> None:
 def test_copies_find_each_other(seen: clipfast.Contributions) -> None:
     """Three copies of each image: its own copies come first, then the three of another."""
     few = seen.select([*range(6)] * 3)
-    found = filled(few, ONE, batch=5).nearest(range(18), 17)
-    assert error(found.scores[:, :2], torch.ones(18, 2)) <= FLOAT64
-    for image, row in enumerate(found.images.tolist()):
+    result = filled(few, ONE, batch=5).nearest(range(18), 17)
+    assert error(result.scores[:, :2], torch.ones(18, 2)) <= FLOAT64
+    for image, row in enumerate(result.images.tolist()):
         assert {*row[:2], image} == {image % 6, image % 6 + 6, image % 6 + 12}
         assert sorted([*row, image]) == [*range(18)]
         assert all(len({copy % 6 for copy in row[first : first + 3]}) == 1 for first in range(2, 17, 3))
@@ -151,10 +151,10 @@ def test_of_equal_scores_the_lower_index_comes_first(seen: clipfast.Contribution
     rows = torch.randint(-1, 2, (IMAGES, 19), generator=torch.Generator().manual_seed(4)).double()
     rows[:, 2:] = 0
     index._parts = [rows]
-    found = index.nearest(range(IMAGES), count, measure="dot", centred=False)
+    result = index.nearest(range(IMAGES), count, measure="dot", centred=False)
     values, images = ranked((rows @ rows.T).fill_diagonal_(-torch.inf), count)
-    assert torch.equal(found.images, images)
-    assert torch.equal(found.scores, values)
+    assert torch.equal(result.images, images)
+    assert torch.equal(result.scores, values)
 
 
 def test_more_than_there_are(seen: clipfast.Contributions, others: clipfast.Contributions) -> None:
@@ -167,9 +167,9 @@ def test_more_than_there_are(seen: clipfast.Contributions, others: clipfast.Cont
 def test_one_image_alone(seen: clipfast.Contributions) -> None:
     index = filled(seen.select([0]), ONE)
     assert index.nearest([0], 3).images.shape == (1, 0)
-    found = index.nearest(directions(2, 20), 3)  # the only image is the mean: it has no direction
-    assert found.images.tolist() == [[0], [0]]
-    assert found.scores.tolist() == [[0.0], [0.0]]
+    result = index.nearest(directions(2, 20), 3)  # the only image is the mean: it has no direction
+    assert result.images.tolist() == [[0], [0]]
+    assert result.scores.tolist() == [[0.0], [0.0]]
 
 
 def test_no_batch_and_no_query(seen: clipfast.Contributions, model: clipfast.Model) -> None:
@@ -191,9 +191,9 @@ def test_largest_is_a_stable_sort(count: int) -> None:
     scores = torch.randint(0, 4, (5, 6, 8), generator=torch.Generator().manual_seed(0)).double()
     scores[0, 0] = -torch.inf
     values, places = largest(scores, count)
-    want = scores.sort(dim=-1, descending=True, stable=True)
-    assert torch.equal(values, want.values[..., :count])
-    assert torch.equal(places, want.indices[..., :count])
+    expected = scores.sort(dim=-1, descending=True, stable=True)
+    assert torch.equal(values, expected.values[..., :count])
+    assert torch.equal(places, expected.indices[..., :count])
 
 
 def test_largest_of_nothing() -> None:
@@ -208,16 +208,16 @@ def test_a_head_of_the_bundled_model_finds_the_same_background() -> None:
     """The head that does so best on some scenes does so on others; a sixth would be chance."""
     model = clipfast.load("scenes", device="cpu")
     scenes = [sample_scene(5, "test-unbiased", number) for number in range(160)]
-    found = model.decompose([Image.fromarray(render(scene)) for scene in scenes])
+    contributions = model.decompose([Image.fromarray(render(scene)) for scene in scenes])
     backgrounds = [scene.background for scene in scenes]
 
     def shared(heads: list[tuple[int, int]], images: range) -> float:
         index = Index(heads)
-        index.add(found.select(images), names=backgrounds[images.start : images.stop])
+        index.add(contributions.select(images), names=backgrounds[images.start : images.stop])
         names = index.nearest(range(len(images)), 3).names or ()
         return sum(row.count(backgrounds[image]) for image, row in zip(images, names, strict=True)) / (3 * len(images))
 
-    heads = [(layer, head) for layer in found.layers for head in range(found.basis.heads)]
+    heads = [(layer, head) for layer in contributions.layers for head in range(contributions.basis.heads)]
     best = max(heads, key=lambda head: shared([head], range(80)))
     assert shared([best], range(80, 160)) >= 3 / 6
 

@@ -73,15 +73,15 @@ def test_contrast_by_hand() -> None:
 def test_heat_is_its_definition(contrast: bool, clip: bool) -> None:
     maps, size = drawn(3, 2, 3, 4), (7, 12)
     targets = [2, 0, 3]
-    found = heat(maps, targets, size, contrast=contrast, clip=clip)
+    result = heat(maps, targets, size, contrast=contrast, clip=clip)
     for image, target in enumerate(targets):
         grid = maps[image, :, :, target] - (maps[image].mean(2) if contrast else 0)
-        want = bilinear(grid, size)
-        want = want.clamp_min(0) if clip else want
-        want = (want - want.min()) / (want.max() - want.min())
-        assert error(found[image], want) <= FLOAT64
-    assert torch.equal(heat(maps, torch.tensor(targets), size, contrast=contrast, clip=clip), found)
-    assert torch.equal(heat(maps, 0, size, contrast=contrast, clip=clip)[1], found[1])
+        expected = bilinear(grid, size)
+        expected = expected.clamp_min(0) if clip else expected
+        expected = (expected - expected.min()) / (expected.max() - expected.min())
+        assert error(result[image], expected) <= FLOAT64
+    assert torch.equal(heat(maps, torch.tensor(targets), size, contrast=contrast, clip=clip), result)
+    assert torch.equal(heat(maps, 0, size, contrast=contrast, clip=clip)[1], result[1])
 
 
 def test_heat_of_nothing_is_nothing() -> None:
@@ -94,15 +94,15 @@ def test_heat_of_a_model_is_in_its_own_pictures_places() -> None:
     """From contributions: maps of patches, the predicted class, one number for every pixel of the model's input."""
     model = clipfast.wrap(vision_tower(seed=4, dtype=torch.float64, image_size=(24, 16)))
     texts, images = directions(5, 20, dtype=torch.float64), pixels(model.module, 2, dtype=torch.float64)
-    found = model.decompose(images, texts=texts)
-    target = predicted(found, texts)
+    contributions = model.decompose(images, texts=texts)
+    target = predicted(contributions, texts)
     assert target.tolist() == (model.encode_image(images) @ texts.T).argmax(1).tolist()
-    hot = heat(found.patch_maps(), target, model.tower.image_size)
+    hot = heat(contributions.patch_maps(), target, model.tower.image_size)
     assert hot.shape == (2, 24, 16)
     for image in range(2):
-        scores = found.maps[image, 1:, target[image]] - found.maps[image, 1:].mean(1)
-        want = bilinear(scores.view(3, 2), (24, 16)).clamp_min(0)
-        assert error(hot[image], (want - want.min()) / (want.max() - want.min())) <= FLOAT64
+        scores = contributions.maps[image, 1:, target[image]] - contributions.maps[image, 1:].mean(1)
+        expected = bilinear(scores.view(3, 2), (24, 16)).clamp_min(0)
+        assert error(hot[image], (expected - expected.min()) / (expected.max() - expected.min())) <= FLOAT64
 
 
 def test_low_precision_maps_are_enlarged_in_float32() -> None:
@@ -176,9 +176,9 @@ def slow_average_precision(scores: list[float], truth: list[bool]) -> float:
 
 def test_average_precision_by_hand() -> None:
     """Recall ⅓ ⅔ 1 at precision 1 ⅔ ¾; of the two equal scores one is right, whichever stands first."""
-    scores, want = torch.tensor([0.9, 0.8, 0.8, 0.5]), 1 / 3 + 2 / 9 + 1 / 4
-    assert average_precision(scores, torch.tensor([True, False, True, True])) == pytest.approx(want, abs=FLOAT64)
-    assert average_precision(scores, torch.tensor([True, True, False, True])) == pytest.approx(want, abs=FLOAT64)
+    scores, expected = torch.tensor([0.9, 0.8, 0.8, 0.5]), 1 / 3 + 2 / 9 + 1 / 4
+    assert average_precision(scores, torch.tensor([True, False, True, True])) == pytest.approx(expected, abs=FLOAT64)
+    assert average_precision(scores, torch.tensor([True, True, False, True])) == pytest.approx(expected, abs=FLOAT64)
     same = torch.full((4,), 0.3)
     assert average_precision(same, torch.tensor([True, False, False, False])) == 0.25  # no ranking: the share
     assert average_precision(-scores, torch.tensor([False, False, False, True])) == 1
@@ -191,8 +191,8 @@ def test_average_precision_is_its_definition(levels: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         scores = torch.randint(levels, (60,), generator=generator) / levels
         truth = torch.rand(60, generator=generator) < 0.3
-        want = slow_average_precision(scores.tolist(), truth.tolist())
-        assert average_precision(scores, truth) == pytest.approx(want, abs=FLOAT64)
+        expected = slow_average_precision(scores.tolist(), truth.tolist())
+        assert average_precision(scores, truth) == pytest.approx(expected, abs=FLOAT64)
 
 
 # -------------------------------------------------------------------------------------------------------------- scores
@@ -226,10 +226,14 @@ def test_scores_are_their_definition_over_batches() -> None:
         half.update(hot[start : start + 2], truth[start : start + 2])
     halves[0].merge(halves[1])
     scores.update(hot, truth)
-    found = torch.stack([image > image.mean() for image in hot])
-    right = [float((found == truth).double().mean())]
-    for want in (False, True):
-        right.append(float(((found == want) & (truth == want)).sum() / ((found == want) | (truth == want)).sum()))
+    result = torch.stack([image > image.mean() for image in hot])
+    right = [float((result == truth).double().mean())]
+    for expected in (False, True):
+        right.append(
+            float(
+                ((result == expected) & (truth == expected)).sum() / ((result == expected) | (truth == expected)).sum()
+            )
+        )
     ap = [slow_average_precision(hot[i].flatten().tolist(), truth[i].flatten().tolist()) for i in range(6) if i != 2]
     for one in (scores, halves[0]):
         assert one.accuracy == pytest.approx(right[0], abs=1e-7)

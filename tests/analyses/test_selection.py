@@ -35,7 +35,7 @@ def moments(model: Model) -> Moments:
 
 
 @pytest.fixture(scope="module")
-def found(model: Model) -> Contributions:
+def contributions(model: Model) -> Contributions:
     return model.decompose(drawn(40, 2), class_token=True)
 
 
@@ -85,12 +85,12 @@ def test_chosen_heads_as_terms(moments: Moments) -> None:
 # --------------------------------------------------------------------------------------------------- by contrast
 
 
-def test_contrast_is_its_formula(found: Contributions, labels: Tensor, groups: Tensor) -> None:
-    got = by_contrast(found, labels, groups, CLASSES)
+def test_contrast_is_its_formula(contributions: Contributions, labels: Tensor, groups: Tensor) -> None:
+    got = by_contrast(contributions, labels, groups, CLASSES)
     assert len(got) == 6
     assert all(one.score >= other.score for one, other in pairwise(got))
     for layer, head, score in got:
-        outputs, spreads = found.head(layer, head), []
+        outputs, spreads = contributions.head(layer, head), []
         for label in range(3):
             others = [other for other in range(3) if other != label]
             margin = outputs @ (CLASSES[label] - CLASSES[others].mean(0))
@@ -99,31 +99,31 @@ def test_contrast_is_its_formula(found: Contributions, labels: Tensor, groups: T
         assert score == pytest.approx(sum(spreads) / 3, abs=FLOAT64)
 
 
-def test_a_head_that_reads_the_group_stands_out(found: Contributions) -> None:
+def test_a_head_that_reads_the_group_stands_out(contributions: Contributions) -> None:
     """One head's codes are moved along the classifier in one of the groups of each class."""
     labels, groups = torch.arange(40) % 2, torch.arange(40) // 20
     away = CLASSES[0] - CLASSES[1]
-    pushed = found.clone()
-    values = found.basis.values(1)[1]  # [E, D]
+    pushed = contributions.clone()
+    values = contributions.basis.values(1)[1]  # [E, D]
     signs = (1 - 2 * labels) * (2 * groups - 1)
     pushed.codes[:, 1, 1] += 50 * signs[:, None] * (values @ away)
     assert by_contrast(pushed, labels, groups, CLASSES[:2])[0][:2] == (1, 1)
     # The same push for all images of a class tells classes apart, not groups.
-    told = found.clone()
+    told = contributions.clone()
     told.codes[:, 1, 1] += 50 * (1 - 2 * labels)[:, None] * (values @ away)
-    before = {(layer, head): score for layer, head, score in by_contrast(found, labels, groups, CLASSES[:2])}
+    before = {(layer, head): score for layer, head, score in by_contrast(contributions, labels, groups, CLASSES[:2])}
     after = {(layer, head): score for layer, head, score in by_contrast(told, labels, groups, CLASSES[:2])}
     assert after == pytest.approx(before, abs=FLOAT64)
 
 
-def test_a_class_in_one_group_has_no_contrast(found: Contributions) -> None:
+def test_a_class_in_one_group_has_no_contrast(contributions: Contributions) -> None:
     labels = torch.arange(40) % 2
     with pytest.raises(clipfast.InputError, match="no class has images in two groups"):
-        by_contrast(found, labels, labels, CLASSES)
+        by_contrast(contributions, labels, labels, CLASSES)
     with pytest.raises(clipfast.InputError, match=r"groups is torch\.float32"):
-        by_contrast(found, labels, labels.float(), CLASSES)
+        by_contrast(contributions, labels, labels.float(), CLASSES)
     with pytest.raises(clipfast.InputError, match="there are no images to choose by"):
-        by_contrast(found.select([]), labels[:0], labels[:0], CLASSES)
+        by_contrast(contributions.select([]), labels[:0], labels[:0], CLASSES)
 
 
 # ------------------------------------------------------------------------------------------- one after the other
@@ -136,39 +136,41 @@ def by_group(features: Tensor, labels: Tensor, groups: Tensor) -> list[float]:
 
 @pytest.mark.parametrize("ablated", [None, "cls 1-2, L0.H0, mlp 0"])
 def test_greedy_takes_the_best_head_at_every_step(
-    found: Contributions, labels: Tensor, groups: Tensor, moments: Moments, ablated: str | None
+    contributions: Contributions, labels: Tensor, groups: Tensor, moments: Moments, ablated: str | None
 ) -> None:
-    gone = Terms.parse(ablated or "nothing", found.basis)
+    gone = Terms.parse(ablated or "nothing", contributions.basis)
 
     def judge(terms: Terms) -> tuple[float, float]:
-        accuracies = by_group(ablate(found, terms, moments), labels, groups)
+        accuracies = by_group(ablate(contributions, terms, moments), labels, groups)
         return min(accuracies), sum(accuracies) / 3
 
-    want, best = [], judge(gone)
-    while len(want) < 4:
+    expected, best = [], judge(gone)
+    while len(expected) < 4:
         left = [(layer, head) for layer in range(3) for head in range(2) if (layer, head) not in gone.heads]
-        scores = [judge(gone | Terms.of(found.basis, heads=[pair])) for pair in left]
+        scores = [judge(gone | Terms.of(contributions.basis, heads=[pair])) for pair in left]
         if not scores or max(scores) <= best:
             break
         best = max(scores)
         pair = left[scores.index(best)]
-        gone |= Terms.of(found.basis, heads=[pair])
-        want.append((*pair, best[0]))
-    got = greedy(found, labels, groups, CLASSES, moments, 4, ablated=ablated)
-    assert want, "a case in which nothing helps shows nothing"
-    assert [each[:2] for each in got] == [each[:2] for each in want]
-    assert error(torch.tensor([each.score for each in got]), torch.tensor([each[2] for each in want])) <= FLOAT64
-    assert got == greedy(found, labels, groups, CLASSES, moments, 4, ablated=ablated)
+        gone |= Terms.of(contributions.basis, heads=[pair])
+        expected.append((*pair, best[0]))
+    got = greedy(contributions, labels, groups, CLASSES, moments, 4, ablated=ablated)
+    assert expected, "a case in which nothing helps shows nothing"
+    assert [each[:2] for each in got] == [each[:2] for each in expected]
+    assert error(torch.tensor([each.score for each in got]), torch.tensor([each[2] for each in expected])) <= FLOAT64
+    assert got == greedy(contributions, labels, groups, CLASSES, moments, 4, ablated=ablated)
 
 
-def test_greedy_among_some_heads(found: Contributions, labels: Tensor, groups: Tensor, moments: Moments) -> None:
-    some = greedy(found, labels, groups, CLASSES, moments, 4, heads=[(-1, 0), (0, 1)])
+def test_greedy_among_some_heads(
+    contributions: Contributions, labels: Tensor, groups: Tensor, moments: Moments
+) -> None:
+    some = greedy(contributions, labels, groups, CLASSES, moments, 4, heads=[(-1, 0), (0, 1)])
     assert {each[:2] for each in some} <= {(2, 0), (0, 1)}
-    assert len(greedy(found, labels, groups, CLASSES, moments, 1)) == 1
-    perfect = (found.total() @ CLASSES.T).argmax(1)
-    assert greedy(found, perfect, groups, CLASSES, moments, 4) == []
-    assert greedy(found, labels, groups, CLASSES, moments, 4, heads=[]) == []
+    assert len(greedy(contributions, labels, groups, CLASSES, moments, 1)) == 1
+    perfect = (contributions.total() @ CLASSES.T).argmax(1)
+    assert greedy(contributions, perfect, groups, CLASSES, moments, 4) == []
+    assert greedy(contributions, labels, groups, CLASSES, moments, 4, heads=[]) == []
     with pytest.raises(clipfast.InputError, match="size is 0, expected at least 1"):
-        greedy(found, labels, groups, CLASSES, moments, 0)
+        greedy(contributions, labels, groups, CLASSES, moments, 0)
     with pytest.raises(clipfast.InputError, match="head 5 does not exist"):
-        greedy(found, labels, groups, CLASSES, moments, 1, heads=[(0, 5)])
+        greedy(contributions, labels, groups, CLASSES, moments, 1, heads=[(0, 5)])

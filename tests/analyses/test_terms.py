@@ -41,7 +41,7 @@ def heads(*layers: int) -> frozenset[tuple[int, int]]:
 
 
 @pytest.mark.parametrize(
-    ("text", "want"),
+    ("text", "expected"),
     [
         ("start", Terms.of(TWELVE, start=True)),
         ("mlps", Terms.of(TWELVE, mlps=range(12))),
@@ -62,8 +62,8 @@ def heads(*layers: int) -> frozenset[tuple[int, int]]:
         ("nothing, start", Terms.of(TWELVE, start=True)),
     ],
 )
-def test_text_names_a_set(text: str, want: Terms) -> None:
-    assert Terms.parse(text, TWELVE) == want
+def test_text_names_a_set(text: str, expected: Terms) -> None:
+    assert Terms.parse(text, TWELVE) == expected
 
 
 @pytest.mark.parametrize(

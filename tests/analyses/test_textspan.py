@@ -49,63 +49,63 @@ def test_golden_picks_and_reconstruction() -> None:
         pytest.skip(f"no golden arrays beside this checkout: {GOLDEN_FILE.name}")
     with np.load(GOLDEN_FILE) as file:
         arrays = {name: torch.from_numpy(file[name]) for name in file.files}
-    found = clipfast.textspan(
+    result = clipfast.textspan(
         arrays["head_outputs"], arrays["text_features"], len(arrays["picks"]), rank=int(arrays["rank"])
     )
-    assert list(found.picks) == arrays["picks"].tolist()
-    want = arrays["reconstruction"]  # holds the reconstruction of the last output in every row
-    assert bool((want == want[-1]).all())
-    assert error(found.reconstruct()[-1], want[-1]) <= GOLDEN * float(want.abs().max())
+    assert list(result.picks) == arrays["picks"].tolist()
+    expected = arrays["reconstruction"]  # holds the reconstruction of the last output in every row
+    assert bool((expected == expected[-1]).all())
+    assert error(result.reconstruct()[-1], expected[-1]) <= GOLDEN * float(expected.abs().max())
 
 
 @pytest.mark.parametrize("rank", [10, 4])
 def test_the_algorithm_on_the_data_themselves(rank: int) -> None:
     data, features = outputs(), texts()
     picks, reconstruction = greedy(data, features, rank, rank)
-    found = clipfast.textspan(data, features, rank, rank=rank)
-    assert list(found.picks) == picks
-    assert error(found.reconstruct(), reconstruction) <= FLOAT64
-    assert error(found.mean, data.mean(0)) <= FLOAT64
+    result = clipfast.textspan(data, features, rank, rank=rank)
+    assert list(result.picks) == picks
+    assert error(result.reconstruct(), reconstruction) <= FLOAT64
+    assert error(result.mean, data.mean(0)) <= FLOAT64
 
 
 def test_two_directions_by_hand() -> None:
     """Outputs vary by ±2 along x and ±1 along y, and not at all along z."""
     data = torch.tensor([[2.0, 1.0, 3.0], [2.0, -1.0, 3.0], [-2.0, 1.0, 3.0], [-2.0, -1.0, 3.0]])
     features = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.8, 0.6, 0.0], [1.0, 0.0, 0.0]])
-    found = clipfast.textspan(data, features, 2)
-    assert found.picks == (3, 1)  # variances along the texts: 0, 4/3, 0.64·16/3 + 0.36·4/3, 16/3
-    assert torch.allclose(found.explained, torch.tensor([0.8, 0.2], dtype=torch.float64))
-    assert found.variance == pytest.approx(20 / 3)
-    assert error(found.reconstruct(size=1), torch.tensor([[2.0, 0, 3]] * 2 + [[-2.0, 0, 3]] * 2)) <= GOLDEN
-    assert error(found.reconstruct(), data) <= GOLDEN
-    assert found.notes == ()
+    result = clipfast.textspan(data, features, 2)
+    assert result.picks == (3, 1)  # variances along the texts: 0, 4/3, 0.64·16/3 + 0.36·4/3, 16/3
+    assert torch.allclose(result.explained, torch.tensor([0.8, 0.2], dtype=torch.float64))
+    assert result.variance == pytest.approx(20 / 3)
+    assert error(result.reconstruct(size=1), torch.tensor([[2.0, 0, 3]] * 2 + [[-2.0, 0, 3]] * 2)) <= GOLDEN
+    assert error(result.reconstruct(), data) <= GOLDEN
+    assert result.notes == ()
 
 
 def test_a_span_of_one_dimension() -> None:
     """Of outputs ±2 along x and ±1 along y, x alone counts, which the second text is longer along."""
     data = torch.tensor([[2.0, 1.0], [2.0, -1.0], [-2.0, 1.0], [-2.0, -1.0]])
-    found = clipfast.textspan(data, torch.tensor([[0.8, 0.6], [0.9, 0.0]]), 1, rank=1)
-    assert found.rank == 1
-    assert found.picks == (1,)
-    assert found.variance == pytest.approx(16 / 3)
-    assert error(found.explained, torch.ones(1)) <= GOLDEN
+    result = clipfast.textspan(data, torch.tensor([[0.8, 0.6], [0.9, 0.0]]), 1, rank=1)
+    assert result.rank == 1
+    assert result.picks == (1,)
+    assert result.variance == pytest.approx(16 / 3)
+    assert error(result.explained, torch.ones(1)) <= GOLDEN
 
 
 def test_explained_shares_are_what_the_reconstruction_gains() -> None:
     data, features = outputs(), texts()
-    found = clipfast.textspan(data, features, 6)
+    result = clipfast.textspan(data, features, 6)
     total = (data - data.mean(0)).square().sum()
     for size in range(1, 7):
-        left = (data - found.reconstruct(size=size)).square().sum() / total
-        assert float(found.explained[:size].sum()) == pytest.approx(1 - float(left), abs=FLOAT64)
+        left = (data - result.reconstruct(size=size)).square().sum() / total
+        assert float(result.explained[:size].sum()) == pytest.approx(1 - float(left), abs=FLOAT64)
 
 
 def test_a_rank_above_the_outputs_own_is_clamped_and_said() -> None:
     data, features = outputs(rank=6), texts()
-    found = clipfast.textspan(data, features, 5, rank=80)
-    assert found.rank == 6
-    assert any("rank 80 is more than the numerical rank 6" in note for note in found.notes)
-    assert found.picks == clipfast.textspan(data, features, 5).picks
+    result = clipfast.textspan(data, features, 5, rank=80)
+    assert result.rank == 6
+    assert any("rank 80 is more than the numerical rank 6" in note for note in result.notes)
+    assert result.picks == clipfast.textspan(data, features, 5).picks
 
 
 def test_rounding_of_float32_is_no_rank() -> None:
@@ -114,26 +114,26 @@ def test_rounding_of_float32_is_no_rank() -> None:
 
 
 def test_it_stops_where_nothing_is_left() -> None:
-    found = clipfast.textspan(outputs(rank=4), texts(), 9)
-    assert len(found.picks) == 4
-    assert any("stopped after 4 of 9 texts" in note for note in found.notes)
-    assert error(found.reconstruct(), outputs(rank=4)) <= FLOAT64
+    result = clipfast.textspan(outputs(rank=4), texts(), 9)
+    assert len(result.picks) == 4
+    assert any("stopped after 4 of 9 texts" in note for note in result.notes)
+    assert error(result.reconstruct(), outputs(rank=4)) <= FLOAT64
 
 
 @pytest.mark.parametrize("method", ["greedy", "omp", "somp"])
 def test_outputs_that_never_vary_have_no_texts(method: Method) -> None:
-    found = clipfast.textspan(torch.ones(5, 24, dtype=torch.float64), texts(), 3, method=method)
-    assert found.picks == ()
-    assert error(found.reconstruct(), torch.ones(5, 24)) <= FLOAT64
+    result = clipfast.textspan(torch.ones(5, 24, dtype=torch.float64), texts(), 3, method=method)
+    assert result.picks == ()
+    assert error(result.reconstruct(), torch.ones(5, 24)) <= FLOAT64
 
 
 def test_the_first_of_equal_texts_is_taken_and_no_copy_after_it() -> None:
     data, features = outputs(), texts(40)
     twice = torch.cat([features.flip(0), features, features])
-    found = clipfast.textspan(data, twice, 8)
-    assert all(pick < len(features) for pick in found.picks)
-    assert len({pick % len(features) for pick in found.picks}) == 8
-    assert any("80 texts stand twice" in note for note in found.notes)
+    result = clipfast.textspan(data, twice, 8)
+    assert all(pick < len(features) for pick in result.picks)
+    assert len({pick % len(features) for pick in result.picks}) == 8
+    assert any("80 texts stand twice" in note for note in result.notes)
 
 
 def test_a_near_copy_explains_nothing_more() -> None:
@@ -145,10 +145,10 @@ def test_a_near_copy_explains_nothing_more() -> None:
 
 @pytest.mark.parametrize("method", ["greedy", "omp", "somp"])
 def test_every_method_has_orthonormal_directions_and_explains_all_in_the_end(method: Method) -> None:
-    found = clipfast.textspan(outputs(), texts(), 10, method=method)
-    gram = found.directions @ found.directions.T
-    assert error(gram, torch.eye(len(found.picks))) <= FLOAT64
-    assert float(found.explained.sum()) == pytest.approx(1, abs=1e-6)
+    result = clipfast.textspan(outputs(), texts(), 10, method=method)
+    gram = result.directions @ result.directions.T
+    assert error(gram, torch.eye(len(result.picks))) <= FLOAT64
+    assert float(result.explained.sum()) == pytest.approx(1, abs=1e-6)
 
 
 def test_omp_does_not_mind_how_long_a_text_is() -> None:
@@ -170,17 +170,17 @@ def test_somp_adds_absolute_projections() -> None:
 def test_somp_keeps_a_weak_direction_and_stops_where_texts_hold_nothing() -> None:
     """Absolute projections sum to 32 along x, to 0.4 along y and to 32 along z, where there is no text."""
     data = torch.tensor([[8.0, 0.1, 8], [8.0, -0.1, -8], [-8.0, 0.1, -8], [-8.0, -0.1, 8]])
-    found = clipfast.textspan(data, torch.eye(3)[:2], 3, method="somp")
-    assert found.picks == (0, 1)
-    assert found.notes == ("stopped after 2 of 3 texts: what is left of the variance is rounding",)
+    result = clipfast.textspan(data, torch.eye(3)[:2], 3, method="somp")
+    assert result.picks == (0, 1)
+    assert result.notes == ("stopped after 2 of 3 texts: what is left of the variance is rounding",)
 
 
 def test_no_note_where_all_texts_asked_for_are_picked() -> None:
     """More than 256 texts, one along each axis, along which the outputs vary less and less."""
     deviations = torch.arange(600, 300, -1, dtype=torch.float64)
-    found = clipfast.textspan(torch.cat([deviations.diag(), -deviations.diag()]), torch.eye(300).double(), 300)
-    assert found.picks == tuple(range(300))
-    assert found.notes == ()
+    result = clipfast.textspan(torch.cat([deviations.diag(), -deviations.diag()]), torch.eye(300).double(), 300)
+    assert result.picks == tuple(range(300))
+    assert result.notes == ()
 
 
 def test_results_are_immutable() -> None:

@@ -58,11 +58,11 @@ class Drawn:
         return words[self.some(30)] + words[self.some(30)] + apart * unit(self.normal(TEXTS, WIDTH))
 
 
-def misses(spans: HeadSpans, features: Tensor, found: TextSpan) -> list[float]:
+def misses(spans: HeadSpans, features: Tensor, result: TextSpan) -> list[float]:
     """By which share each pick misses the best."""
     left, covariance = features.double() @ spans.axes[0].T, spans.factor[0] @ spans.factor[0].T
     missed = []
-    for pick in found.picks:
+    for pick in result.picks:
         variance = ((left @ covariance) * left).sum(1)
         best = float(variance.max())
         missed.append((best - float(variance[pick])) / best)
@@ -86,9 +86,9 @@ HARD = [
 def test_the_picks_of_float64(kind: str, how: float, decay: float) -> None:
     drawn = Drawn(decay)
     features = unit(getattr(drawn, kind)(how)).float()
-    [found], [exact] = (pursue(drawn.spans, texts, SIZE) for texts in (features, features.double()))
-    assert len(found.picks) == len(exact.picks)
-    assert max(misses(drawn.spans, features, found)) <= GAP
+    [result], [exact] = (pursue(drawn.spans, texts, SIZE) for texts in (features, features.double()))
+    assert len(result.picks) == len(exact.picks)
+    assert max(misses(drawn.spans, features, result)) <= GAP
 
 
 @pytest.mark.parametrize("method", ["greedy", "omp"])
@@ -97,20 +97,20 @@ def test_what_the_picks_hold_is_exact(method: str, dtype: torch.dtype) -> None:
     """The same features in float64 explain the same to rounding of float64, whatever the picks were found in."""
     drawn = Drawn(0.9)
     features = unit(drawn.random(0.9)).to(dtype)
-    [found], [exact] = (
+    [result], [exact] = (
         pursue(drawn.spans, texts, 20, method)  # type: ignore[arg-type]
         for texts in (features, features.double())
     )
-    assert found.picks == exact.picks
-    assert found.directions.dtype == found.explained.dtype == torch.float64
-    assert error(found.directions, exact.directions) <= FLOAT64
-    assert error(found.explained, exact.explained) <= FLOAT64
+    assert result.picks == exact.picks
+    assert result.directions.dtype == result.explained.dtype == torch.float64
+    assert error(result.directions, exact.directions) <= FLOAT64
+    assert error(result.explained, exact.explained) <= FLOAT64
     outputs = drawn.normal(50, WIDTH)
-    assert error(found.reconstruct(outputs), exact.reconstruct(outputs)) <= FLOAT64
+    assert error(result.reconstruct(outputs), exact.reconstruct(outputs)) <= FLOAT64
     inside = unit(
-        features[found.picks[0]].double() @ drawn.axes.T
+        features[result.picks[0]].double() @ drawn.axes.T
     )  # the first direction is its text's own, not its negative
-    assert error(found.directions[0], inside @ drawn.axes) <= FLOAT64
+    assert error(result.directions[0], inside @ drawn.axes) <= FLOAT64
 
 
 def test_a_pick_that_float64_finds_to_be_noise_is_dropped() -> None:
@@ -119,9 +119,9 @@ def test_a_pick_that_float64_finds_to_be_noise_is_dropped() -> None:
     axes = torch.tensor([[1.0, 0.0], [0.0, below]], dtype=torch.float64)
     factor = torch.tensor([[1.0, 0.0], [0.0, 0.5 * below]], dtype=torch.float64)
     spans = HeadSpans(axes[None], factor[None], torch.zeros(1, 2).double(), (2,), ((),), 0.25 - 2**-26)
-    [found] = pursue(spans, torch.eye(2), 2)
-    assert found.picks == (0,)
-    assert len(found.directions) == len(found.explained) == 1
+    [result] = pursue(spans, torch.eye(2), 2)
+    assert result.picks == (0,)
+    assert len(result.directions) == len(result.explained) == 1
     [kept] = pursue(spans, torch.diag(torch.tensor([1.0, 1.01])), 2)
     assert kept.picks == (0, 1)
 
@@ -133,9 +133,9 @@ def test_more_heads_than_are_pursued_together() -> None:
     [alone] = pursue(drawn.spans, features, 5)
     many = pursue(drawn.spans.select([0] * 100), features, 5)
     assert len(many) == 100
-    for found in many:
-        assert found.picks == alone.picks
-        assert error(found.directions, alone.directions) <= FLOAT64
+    for result in many:
+        assert result.picks == alone.picks
+        assert error(result.directions, alone.directions) <= FLOAT64
 
 
 @pytest.mark.parametrize("backend", [each.name for each in BACKENDS])
@@ -146,6 +146,6 @@ def test_with_every_backend_that_runs_here(backend: str) -> None:
         pytest.skip(", ".join(refused))
     drawn = Drawn(0.9)
     features = unit(drawn.random(0.5)).float()
-    [found], [want] = (pursue(drawn.spans, features, 5, backend=each) for each in (backend, "auto"))
-    assert found.picks == want.picks
-    assert error(found.directions, want.directions) <= FLOAT64
+    [result], [expected] = (pursue(drawn.spans, features, 5, backend=each) for each in (backend, "auto"))
+    assert result.picks == expected.picks
+    assert error(result.directions, expected.directions) <= FLOAT64

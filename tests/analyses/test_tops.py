@@ -30,15 +30,15 @@ def collected(rows: Tensor, batch: int, tops: Tops) -> Tops:
 def test_the_best_of_all(integers: bool, batch: int) -> None:
     rows = scores(integers)
     tops = collected(rows, batch, Tops(9))
-    want = rows.sort(dim=0, descending=True, stable=True)
-    assert torch.equal(tops.scores, want.values[:9].permute(1, 2, 0))
-    assert torch.equal(tops.images, want.indices[:9].permute(1, 2, 0))
+    expected = rows.sort(dim=0, descending=True, stable=True)
+    assert torch.equal(tops.scores, expected.values[:9].permute(1, 2, 0))
+    assert torch.equal(tops.images, expected.indices[:9].permute(1, 2, 0))
     assert tops.seen == IMAGES
     for head in range(HEADS):
         for text in range(TEXTS):
             shown = tops.best(head, text)
-            assert [each.image for each in shown] == want.indices[:9, head, text].tolist()
-            assert [each.score for each in shown] == want.values[:9, head, text].tolist()
+            assert [each.image for each in shown] == expected.indices[:9, head, text].tolist()
+            assert [each.score for each in shown] == expected.values[:9, head, text].tolist()
             assert all(rows[each.image, head, text] == each.score for each in tops.sample(head, text))
 
 

@@ -36,16 +36,16 @@ def test_shares_are_covariances_with_the_embedding(
     variances = TermVariances()
     for part in images.split(batch):
         variances.update(model.decompose(part, layers=layers))
-    found = model.decompose(images, layers=layers)
+    contributions = model.decompose(images, layers=layers)
     whole = model.encode_image(images)
     total = float(whole.var(0).sum())
-    heads = found.heads().sum(2)
+    heads = contributions.heads().sum(2)
     shares = variances.shares()
-    assert shares.layers == found.layers
-    want = [covariance(heads[:, position], whole) / total for position in range(len(found.layers))]
-    assert error(torch.tensor(shares.attention), torch.tensor(want)) <= FLOAT64
-    want = [covariance(found.start_and_mlps()[:, index], whole) / total for index in range(4)]
-    assert error(torch.tensor([shares.start, *shares.mlps]), torch.tensor(want)) <= FLOAT64
+    assert shares.layers == contributions.layers
+    expected = [covariance(heads[:, position], whole) / total for position in range(len(contributions.layers))]
+    assert error(torch.tensor(shares.attention), torch.tensor(expected)) <= FLOAT64
+    expected = [covariance(contributions.start_and_mlps()[:, index], whole) / total for index in range(4)]
+    assert error(torch.tensor([shares.start, *shares.mlps]), torch.tensor(expected)) <= FLOAT64
     every = (shares.start, *shares.attention, *shares.mlps, shares.rest)
     assert abs(sum(every) - 1) <= FLOAT64
     assert (abs(shares.rest) > FLOAT64) == (layers is not None)

@@ -45,13 +45,13 @@ def test_covariance_is_that_of_white_tokens(visual: Any) -> None:
 @pytest.mark.parametrize("method", ["greedy", "omp"])
 def test_texts_are_those_of_the_singular_vectors(visual: Any, method: Any) -> None:
     texts = directions(90, 20, dtype=torch.float64)
-    found = weight_textspan(clipfast.wrap(visual), texts, 8, method=method)
-    assert list(found) == [(layer, head) for layer in range(3) for head in range(2)]
-    for (layer, head), span in found.items():
+    result = weight_textspan(clipfast.wrap(visual), texts, 8, method=method)
+    assert list(result) == [(layer, head) for layer in range(3) for head in range(2)]
+    for (layer, head), span in result.items():
         matrix = written_out(visual, layer, head)
-        want = clipfast.textspan(torch.cat([matrix, -matrix]), texts, 8, method=method)  # their mean is zero
-        assert span.picks == want.picks
-        assert error(span.explained, want.explained) <= FLOAT64
+        expected = clipfast.textspan(torch.cat([matrix, -matrix]), texts, 8, method=method)  # their mean is zero
+        assert span.picks == expected.picks
+        assert error(span.explained, expected.explained) <= FLOAT64
 
 
 def test_a_rank_keeps_the_largest_singular_values(visual: Any) -> None:

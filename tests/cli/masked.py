@@ -68,9 +68,9 @@ def scored(data: Path, model: Path, out: Path, **given: Any) -> dict[str, Any]:
 
 
 def written(out: Path) -> dict[str, Any]:
-    found = json.loads((out / "segment.json").read_text())
-    assert isinstance(found, dict)
-    return found
+    result = json.loads((out / "segment.json").read_text())
+    assert isinstance(result, dict)
+    return result
 
 
 def add(tar: tarfile.TarFile, name: str, content: Path | Image.Image | str) -> None:
@@ -94,8 +94,8 @@ def features(model: package.Model) -> Tensor:
 
 def patches(model: package.Model, path: Path, texts: Tensor) -> Tensor:
     """The map of one image for each text ``[rows, columns, T]``, from whole contributions of tokens."""
-    found = model.decompose([path], tokens=True)
-    tokens = sum((found.tokens(layer).sum(2) for layer in range(model.tower.layers)), torch.zeros(()))
+    contributions = model.decompose([path], tokens=True)
+    tokens = sum((contributions.tokens(layer).sum(2) for layer in range(model.tower.layers)), torch.zeros(()))
     return (tokens[0, 1:] @ texts.T).unflatten(0, model.tower.grid)
 
 
@@ -130,8 +130,8 @@ def precision(heat: Tensor, true: Tensor) -> tuple[float, float]:
     before = hits = 0
     rounded = heat.double().round(decimals=9)
     for value in rounded.unique().flip(0):
-        found = true[rounded == value]
-        good, every = int(found.sum()), len(found)
+        result = true[rounded == value]
+        good, every = int(result.sum()), len(result)
         if value == 0 and every > 16:
             low, high = (each + good * (hits + good) / (before + every) for each in (low, high))
         else:

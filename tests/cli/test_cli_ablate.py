@@ -65,16 +65,16 @@ def accuracies(model: package.Model, encode: object, data: Path) -> tuple[float,
     features = encode([data / "images" / name for name, _, _ in ROWS])  # type: ignore[operator]
     guesses = [list(CLASSES)[at] for at in (features @ classifier.T).argmax(1).tolist()]
     hits = [(group, guess == label) for guess, (_, label, group) in zip(guesses, ROWS, strict=True)]
-    groups = [[hit for found, hit in hits if found == group] for group in ("in", "out")]
+    groups = [[hit for result, hit in hits if result == group] for group in ("in", "out")]
     return sum(hit for _, hit in hits) / len(hits), min(sum(group) / len(group) for group in groups)
 
 
 def test_every_row_is_what_an_ablated_encoder_gets(data: Path, model_folder: Path, tmp_path: Path) -> None:
     named = ["mlps", "L1", "L0.H1, cls 1", "mlp 0"]
-    found = ablated(*options(data), *(part for text in named for part in ("--terms", text)), out=tmp_path)
+    result = ablated(*options(data), *(part for text in named for part in ("--terms", text)), out=tmp_path)
     model = package.load(str(model_folder))
     moments = Collection(data / "all").moments
-    rows = found["ablations"]
+    rows = result["ablations"]
     assert [row["name"] for row in rows] == ["nothing", *named]
     encoders = [model.encode_image, *(package.Ablated(model, text, moments).encode_image for text in named)]
     for row, encode in zip(rows, encoders, strict=True):
@@ -125,9 +125,9 @@ def test_heads_replaced_by_texts(data: Path, tmp_path: Path) -> None:
         "\n".join(f"a {a} {b}" for a in ("red", "blue", "big", "old") for b in ("cat", "sea", "car", "day"))
     )
     arguments = [*options(data), "--pool", pool, "--heads", "L1", "--rest-ablated"]
-    found = ablated(*arguments, "--reconstruct", 64, out=tmp_path)
-    curve = found["reconstruction"]
-    assert len(found["ablations"]) == 1
+    result = ablated(*arguments, "--reconstruct", 64, out=tmp_path)
+    curve = result["reconstruction"]
+    assert len(result["ablations"]) == 1
     assert len(curve["accuracies"]) == 13  # outputs of twelve images have eleven dimensions and a mean
     every = ablated(*arguments, "--terms", "mlps, L0", out=tmp_path)["ablations"][1]["accuracy"]
     assert curve["accuracies"][-1] == every  # as many texts as a head has dimensions: nothing of it is lost

@@ -43,13 +43,13 @@ def written(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Pat
 
 def test_results_of_a_run(written: Path) -> None:
     assert sorted(path.name for path in (written / "out").iterdir()) == ["bench.json", "bench.md", "bench.svg"]
-    found = read(written / "out" / "bench.json")
-    assert found["complete"] is True
-    assert found["settings"]["batches"] == [1, 3]
-    assert found["settings"]["pairs"] == 1
-    measured = [(entry["batch"], entry["output"]) for entry in found["cases"] if entry["failed"] is None]
+    result = read(written / "out" / "bench.json")
+    assert result["complete"] is True
+    assert result["settings"]["batches"] == [1, 3]
+    assert result["settings"]["pairs"] == 1
+    measured = [(entry["batch"], entry["output"]) for entry in result["cases"] if entry["failed"] is None]
     assert measured == [(batch, output) for batch in (1, 3) for output in ("plain", "maps", "tokens")]
-    for entry in found["cases"]:
+    for entry in result["cases"]:
         if entry["failed"] is None:
             assert entry["torch_threads"] == 1
             assert entry["images_per_second"] > 0
@@ -87,13 +87,13 @@ def test_the_chart_is_drawn_again_from_the_json_alone(written: Path, tmp_path: P
 
 
 def test_comparing_two_files(written: Path, tmp_path: Path) -> None:
-    found = json.loads((written / "out" / "bench.json").read_text())
-    for entry in found["cases"]:
+    result = json.loads((written / "out" / "bench.json").read_text())
+    for entry in result["cases"]:
         if entry["failed"] is None:
             entry["images_per_second"] *= 2
-    found["cases"] = [entry for entry in found["cases"] if entry["output"] != "maps"]
-    found["machine"]["device_name"] = "another"
-    (tmp_path / "new.json").write_text(json.dumps(found))
+    result["cases"] = [entry for entry in result["cases"] if entry["output"] != "maps"]
+    result["machine"]["device_name"] = "another"
+    (tmp_path / "new.json").write_text(json.dumps(result))
     done = clipfast("bench", "--compare", written / "out" / "bench.json", tmp_path / "new.json")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -116,8 +116,8 @@ def test_files_that_cannot_be_compared_are_refused_with_one_line(written: Path, 
         (line,) = done.stderr.splitlines()
         assert line.startswith("error: ")
         assert said in line
-    found = json.loads(good.read_text()) | {"cases": []}
-    other.write_text(json.dumps(found))
+    result = json.loads(good.read_text()) | {"cases": []}
+    other.write_text(json.dumps(result))
     done = clipfast("bench", "--compare", good, other)
     assert done.returncode == 2
     assert "only in A" in done.stdout
@@ -157,11 +157,11 @@ def test_an_interrupted_run_keeps_what_is_done(tmp_path: Path, model_folder: Pat
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     (said,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    found = read(tmp_path / "bench.json")
-    assert found["complete"] is False
-    assert 0 < len(found["cases"]) < 199
-    assert said == f"error: interrupted: {len(found['cases'])} of 199 are done"
-    assert len(out.splitlines()) == 1 + len(found["cases"])
+    result = read(tmp_path / "bench.json")
+    assert result["complete"] is False
+    assert 0 < len(result["cases"]) < 199
+    assert said == f"error: interrupted: {len(result['cases'])} of 199 are done"
+    assert len(out.splitlines()) == 1 + len(result["cases"])
     assert "**Interrupted" in (tmp_path / "bench.md").read_text()
     assert not list(tmp_path.glob(".*"))
 
@@ -175,8 +175,8 @@ def test_a_wrong_result_is_not_timed_and_exits_with_1(
     right = outputs.heads_only
 
     def wrong(*given: Any) -> Any:
-        found, heads = right(*given)
-        return found, heads + 1e-3
+        result, heads = right(*given)
+        return result, heads + 1e-3
 
     monkeypatch.setattr(outputs, "heads_only", wrong)
     assert run(options(tmp_path, model_folder)) == 1
@@ -209,9 +209,9 @@ def test_an_internal_error_keeps_what_was_measured(
     monkeypatch.setattr(bench, "measure_plan", breaking)
     with pytest.raises(KeyError):
         run(options(tmp_path, model_folder))
-    found = read(tmp_path / "out" / "bench.json")
-    assert [entry["output"] for entry in found["cases"]] == ["plain"]
-    assert found["complete"] is False
+    result = read(tmp_path / "out" / "bench.json")
+    assert [entry["output"] for entry in result["cases"]] == ["plain"]
+    assert result["complete"] is False
 
 
 @pytest.mark.parametrize(

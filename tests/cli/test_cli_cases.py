@@ -173,12 +173,12 @@ def test_no_command_writes_into_a_collection(arguments: tuple[str, ...], collect
 
 
 def test_labels_of_the_folder_an_image_is_in(collection: Path, tmp_path: Path) -> None:
-    found = {}
+    result = {}
     for origin in ("folder", "parent"):
         done = inside("retrieve", "c", "--labels", origin, "--out", tmp_path / origin, "--json", cwd=collection.parent)
         assert done.returncode == 0, done.stderr
-        found[origin] = json.loads(done.stdout)["labelled"]
-    assert found == {"folder": 4, "parent": 4}
+        result[origin] = json.loads(done.stdout)["labelled"]
+    assert result == {"folder": 4, "parent": 4}
     out = tmp_path / "own"
     images = collection.parent / "images"
     header = json.loads((collection / "collection.json").read_text())

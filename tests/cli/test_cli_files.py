@@ -37,9 +37,9 @@ def test_folders_are_searched(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "loop").symlink_to(tmp_path)
-    found, missing, _ = find_images([tmp_path, tmp_path / "a.jpeg", tmp_path / "note.txt"], skip=tmp_path / "out")
-    assert [str(source.path.relative_to(tmp_path)) for source in found] == ["a.jpeg", "b/1.jpg", "b/2.PNG", "note.txt"]
-    assert [source.name for source in found] == ["a", "b__1", "b__2", "note"]
+    result, missing, _ = find_images([tmp_path, tmp_path / "a.jpeg", tmp_path / "note.txt"], skip=tmp_path / "out")
+    assert [str(source.path.relative_to(tmp_path)) for source in result] == ["a.jpeg", "b/1.jpg", "b/2.PNG", "note.txt"]
+    assert [source.name for source in result] == ["a", "b__1", "b__2", "note"]
     assert missing == []
 
 

@@ -88,8 +88,8 @@ def contents(folder: Path) -> tuple[list[str], dict[str, Tensor], Tensor]:
     return [entry.file for entry in collection.entries], collection.moments._sums, codes
 
 
-def assert_same(have: Path, want: Path) -> None:
-    old, new = contents(want), contents(have)
+def assert_same(have: Path, expected: Path) -> None:
+    old, new = contents(expected), contents(have)
     assert new[0] == old[0]
     assert torch.equal(new[2], old[2])
     assert new[1].keys() == old[1].keys()

@@ -117,22 +117,22 @@ def test_one_file_and_a_collection_beside_it(written: Path) -> None:
 def test_accuracies_are_those_of_the_embedding(
     page: Parsed, model: package.Model, seen: tuple[list[str], package.Contributions]
 ) -> None:
-    names, found = seen
-    base, worst = accuracy(model, names, found.embedding)
+    names, result = seen
+    base, worst = accuracy(model, names, result.embedding)
     facts = page.by_id("summary").text
     assert percent(base) in facts
     assert "of 11 images; chance 50.0 %" in facts
     assert row(page, "Attention ablated layer by layer", "nothing") == [percent(base), percent(worst)]
-    whole = found.embedding / found.norm[:, None]
-    mlps = found.mlps.sum(1)
+    whole = result.embedding / result.norm[:, None]
+    mlps = result.mlps.sum(1)
     assert row(page, "MLPs and the class token", "all MLPs")[0] == percent(
         accuracy(model, names, whole - mlps + mlps.mean(0))[0]
     )
-    own = found.class_token().sum(1)
+    own = result.class_token().sum(1)
     assert row(page, "MLPs and the class token", "CLS→CLS")[0] == percent(
         accuracy(model, names, whole - own + own.mean(0))[0]
     )
-    heads = found.heads()
+    heads = result.heads()
     attention = heads.sum((1, 2))
     assert row(page, "Attention ablated layer by layer", f"layers 0 to {LAYERS - 1}")[0] == percent(
         accuracy(model, names, whole - attention + attention.mean(0))[0]
@@ -150,14 +150,14 @@ def test_accuracies_are_those_of_the_embedding(
 def test_shares_texts_and_best_images(
     page: Parsed, model: package.Model, seen: tuple[list[str], package.Contributions]
 ) -> None:
-    names, found = seen
+    names, result = seen
     features = model.encode_text(TEXTS)
-    outputs = found.heads().double()
+    outputs = result.heads().double()
     variances = outputs.var(0).sum(-1)
     cells = {cell.text: cell for cell in page.all("th", class_="c-head")}
     shares = [float(cell.attributes["data-v"] or 0) for cell in page.all("td", class_="c-share")]
     assert shares == pytest.approx((variances / variances.sum()).flatten().sort(descending=True).values, rel=1e-4)
-    whole = (found.embedding / found.norm[:, None]).double()
+    whole = (result.embedding / result.norm[:, None]).double()
     for layer in range(LAYERS):
         attention = outputs[:, layer].sum(1)
         share = ((attention - attention.mean(0)) * (whole - whole.mean(0))).sum() / (len(names) - 1)
@@ -167,14 +167,14 @@ def test_shares_texts_and_best_images(
         for head in range(HEADS):
             name = f"L{layer}.H{head}"
             assert name in cells
-            span = package.textspan(found.head(layer, head), features, 4)
+            span = package.textspan(result.head(layer, head), features, 4)
             at = page.source.index(f'id="{name}"')
             inside = Parsed(page.source[at - 18 : page.source.index("</details>", at)])
             assert [each.text for each in inside.all("span", class_="word")] == [TEXTS[pick] for pick in span.picks]
             shots = [each.attributes["title"] or "" for each in inside.all("span", class_="t")]
             assert len(shots) == 3 * (TOP + RANDOM)
             for text, pick in enumerate(span.picks[:3]):
-                scores = found.head(layer, head) @ features[pick]
+                scores = result.head(layer, head) @ features[pick]
                 best = scores.argsort(descending=True)[:TOP].tolist()
                 at = text * (TOP + RANDOM)
                 assert [shot.split(": ")[0] for shot in shots[at : at + TOP]] == [names[image] for image in best]

@@ -48,9 +48,9 @@ def collecting(images: Path, model: Path | None = None, **given: Any) -> InputOp
 
 
 def result(folder: Path) -> dict[str, Any]:
-    found = json.loads((folder / "retrieve.json").read_text())
-    assert isinstance(found, dict)
-    return found
+    results = json.loads((folder / "retrieve.json").read_text())
+    assert isinstance(results, dict)
+    return results
 
 
 def outputs(images: Path, model_folder: Path) -> tuple[package.Model, package.Contributions]:
@@ -68,8 +68,8 @@ def test_the_nearest_by_the_sum_of_heads(images: Path, collection: Path, model_f
     queries = ("--query", "4.png", "--query", tmp_path / "copy.png", "--text", "a warm light")
     done = clipfast("retrieve", collection, "--heads", "L0.H1,L1.H0", *queries, "--top", 4, "--out", tmp_path / "o")
     assert done.returncode == 0, done.stderr
-    found = result(tmp_path / "o")
-    assert found["heads"] == ["L0.H1", "L1.H0"]
+    results = result(tmp_path / "o")
+    assert results["heads"] == ["L0.H1", "L1.H0"]
     model, whole = outputs(images, model_folder)
     rows = whole.head(0, 1) + whole.head(1, 0)
     rows = rows - rows.mean(0)
@@ -79,14 +79,14 @@ def test_the_nearest_by_the_sum_of_heads(images: Path, collection: Path, model_f
         {other: cosine(rows[6], rows[other]) for other in range(COUNT)},
         {other: cosine(text, rows[other]) for other in range(COUNT)},
     ]
-    for query, scores in zip(found["queries"], wanted, strict=True):
+    for query, scores in zip(results["queries"], wanted, strict=True):
         best = sorted(scores, key=lambda image: -scores[image])[:4]
         assert [each["name"] for each in query["neighbours"]] == [str(image) for image in best]
         assert [each["label"] for each in query["neighbours"]] == [LABELS[image] or None for image in best]
         got = torch.tensor([each["score"] for each in query["neighbours"]])
         assert error(got, torch.tensor([scores[image] for image in best])) <= FLOAT32
         assert Image.open(tmp_path / "o" / query["sheet"]).format == "PNG"
-    assert found["queries"][1]["neighbours"][0]["name"] == "6"
+    assert results["queries"][1]["neighbours"][0]["name"] == "6"
     assert [line.split("\t")[0] for line in done.stdout.splitlines()[1:5]] == ["4.png"] * 4
     assert not (tmp_path / "o" / "collection.json").exists()
 
@@ -98,7 +98,7 @@ def test_heads_are_judged_by_labels(
 ) -> None:
     """The share of the three nearest with the same label, image by image; the one without a label takes no part."""
     assert run(Options(collecting(collection), out=tmp_path, top=3, measure=measure, centred=centred)) == 0
-    found = result(tmp_path)
+    results = result(tmp_path)
     _, whole = outputs(images, model_folder)
     kept = [image for image in range(COUNT) if LABELS[image]]
 
@@ -113,17 +113,17 @@ def test_heads_are_judged_by_labels(
             hits += sum(LABELS[kept[other]] == LABELS[image] for other in best)
         return hits / (3 * len(kept))
 
-    pairs = {(row["layer"], row["head"]): row["share"] for row in found["heads"]}
+    pairs = {(row["layer"], row["head"]): row["share"] for row in results["heads"]}
     assert len(pairs) == LAYERS * HEADS
     assert list(pairs.values()) == sorted(pairs.values(), reverse=True)
     for (layer, head), got in pairs.items():
         assert got == pytest.approx(share(whole.head(layer, head)), abs=FLOAT32)
-    assert found["embedding"] == pytest.approx(
+    assert results["embedding"] == pytest.approx(
         share(whole.embedding / whole.embedding.norm(dim=1, keepdim=True)), abs=FLOAT32
     )
     # 5 warm and 4 cold: a warm image has 4 others of its kind among 8, a cold one 3
-    assert found["chance"] == pytest.approx((5 * 4 + 4 * 3) / (9 * 8), abs=FLOAT32)
-    assert (found["labelled"], found["queried"]) == (9, 9)
+    assert results["chance"] == pytest.approx((5 * 4 + 4 * 3) / (9 * 8), abs=FLOAT32)
+    assert (results["labelled"], results["queried"]) == (9, 9)
 
 
 def test_some_heads_and_a_sample(
@@ -134,10 +134,10 @@ def test_some_heads_and_a_sample(
     other.write_text("file,kind\n" + "".join(f"{number}.png,{'ab'[number > 6]}\n" for number in range(COUNT)))
     given = collecting(collection, labels=str(other), label_column="kind")
     assert run(Options(given, out=tmp_path, heads="L1.H1", sample=3)) == 0
-    found = result(tmp_path)
-    assert [(row["layer"], row["head"]) for row in found["heads"]] == [(1, 1)]
-    assert (found["labelled"], found["queried"], found["neighbours"]) == (10, 3, 5)
-    assert found["chance"] == pytest.approx(6 / 9, abs=FLOAT32)  # the three are all "a", as 7 of the 10
+    results = result(tmp_path)
+    assert [(row["layer"], row["head"]) for row in results["heads"]] == [(1, 1)]
+    assert (results["labelled"], results["queried"], results["neighbours"]) == (10, 3, 5)
+    assert results["chance"] == pytest.approx(6 / 9, abs=FLOAT32)  # the three are all "a", as 7 of the 10
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("\t")[0] for line in lines[2:]] == ["L1.H1", "whole embedding", "chance"]
     assert len(Collection(collection).entries) == COUNT
@@ -200,12 +200,12 @@ def test_faiss(images: Path, model_folder: Path, collection: Path, tmp_path: Pat
             run(Options(collecting(images, model_folder), out=tmp_path / "c", faiss=True, **asked))
         assert not (tmp_path / "c").exists()
         return
-    found = []
+    results = []
     for faiss in (False, True):
         assert run(Options(collecting(collection), out=tmp_path / "o", faiss=faiss, **asked)) == 0
-        found.append([[near["file"] for near in query["neighbours"]] for query in result(tmp_path / "o")["queries"]])
-    assert found[0] == found[1]
-    assert [len(near) for near in found[0]] == [4, 4]
+        results.append([[near["file"] for near in query["neighbours"]] for query in result(tmp_path / "o")["queries"]])
+    assert results[0] == results[1]
+    assert [len(near) for near in results[0]] == [4, 4]
 
 
 def test_a_single_label_is_refused(collection: Path, images: Path, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_every_method_has_the_scores_of_its_definition(
     """Image by image: the class less a mean, one direction for all methods, masks moved by open_clip's own steps."""
     files = {name: data / value for name, value in given.items() if name in ("background_texts", "mask_values")}
     paths = {name: str(path) if name == "background_texts" else path for name, path in files.items()}
-    found = scored(data, model_folder, tmp_path, **{**given, **paths})
+    result = scored(data, model_folder, tmp_path, **{**given, **paths})
     texts = features(model)
     less = {
         "classes": texts.mean(0),
@@ -95,26 +95,26 @@ def test_every_method_has_the_scores_of_its_definition(
         heats["ours"].append(hot(patches(model, path, directions[at : at + 1])[..., 0]))
         for method, function in METHODS.items():
             heats[method].append(hot(function(model.tower, model.prepare([path]), directions[at])[0]))
-    assert [row["method"] for row in found["methods"]] == list(heats)
-    for row in found["methods"]:
+    assert [row["method"] for row in result["methods"]] == list(heats)
+    for row in result["methods"]:
         each = heats[row["method"]]
         cuts = [heat > (heat.mean() if threshold is None else threshold) for heat in each]
-        want = scores_of(truths, kept, cuts)
+        expected = scores_of(truths, kept, cuts)
         ranges = [precision(heat[k], t[k]) for heat, t, k in zip(each, truths, kept, strict=True) if t[k].any()]
         worst, best = (sum(ends) / len(ends) for ends in zip(*ranges, strict=True))
         assert worst - FLOAT32 <= row["mAP"] <= best + FLOAT32, row["method"]
         assert best - worst < 0.01
         assert row["images"] == len(truths)
-        assert {name: row[name] for name in want} == pytest.approx(want, abs=FLOAT32), row["method"]
+        assert {name: row[name] for name in expected} == pytest.approx(expected, abs=FLOAT32), row["method"]
     hits = [int((model.encode_image([path]) @ texts.T).argmax()) == at for at, path, _ in images_of(data)]
-    assert found["baseline"]["accuracy"] == pytest.approx(sum(hits) / len(hits), abs=FLOAT32)
-    assert found["panels"] == [f"panels/{kind}__{number}.png" for kind in KINDS for number in range(EACH)]
-    assert all(Image.open(tmp_path / panel).format == "PNG" for panel in found["panels"])
+    assert result["baseline"]["accuracy"] == pytest.approx(sum(hits) / len(hits), abs=FLOAT32)
+    assert result["panels"] == [f"panels/{kind}__{number}.png" for kind in KINDS for number in range(EACH)]
+    assert all(Image.open(tmp_path / panel).format == "PNG" for panel in result["panels"])
 
 
 def test_masks_in_a_shard_and_images_of_a_collection(data: Path, model_folder: Path, tmp_path: Path) -> None:
     """The same images and masks by other ways have the same scores."""
-    want = scored(data, model_folder, tmp_path / "files", methods="ours,legrad", panels=1)["methods"]
+    expected = scored(data, model_folder, tmp_path / "files", methods="ours,legrad", panels=1)["methods"]
     with tarfile.open(tmp_path / "shard.tar", "w") as tar:
         for at, path, drawn in images_of(data):
             key = f"{KINDS[at]}-{path.stem}"
@@ -124,7 +124,7 @@ def test_masks_in_a_shard_and_images_of_a_collection(data: Path, model_folder: P
     beside = scored(
         data, model_folder, tmp_path / "s", collecting=collecting, masks="shard", methods="ours,legrad", panels=0
     )
-    assert beside["methods"] == want
+    assert beside["methods"] == expected
     assert not (tmp_path / "s" / "panels").exists()
     for at, path, drawn in images_of(data):  # masks beside the shard, under its name or under the keys alone
         folder = tmp_path / "keys" / "shard" if at else tmp_path / "keys"
@@ -133,11 +133,11 @@ def test_masks_in_a_shard_and_images_of_a_collection(data: Path, model_folder: P
     keys = scored(
         data, model_folder, tmp_path / "k", collecting=collecting, masks=str(tmp_path / "keys"), methods="ours,legrad"
     )
-    assert keys["methods"] == want
+    assert keys["methods"] == expected
     assert stats.run(stats.Options(asked(data / "images", model_folder), out=tmp_path / "c")) == 0
     collecting = asked(tmp_path / "c", None, labels=None)
     again = scored(data, model_folder, tmp_path / "o", collecting=collecting, methods="ours,legrad")
-    assert again["methods"] == want
+    assert again["methods"] == expected
     assert again["model"] == str(model_folder)
 
 
@@ -154,11 +154,11 @@ def test_labels_of_pixels(
     if others:
         given["background_texts"] = str(data / "background.txt")
     collecting = asked(data / "images", model_folder, labels=None)
-    found = scored(data, model_folder, tmp_path, collecting=collecting, multiclass=True, **given)
+    result = scored(data, model_folder, tmp_path, collecting=collecting, multiclass=True, **given)
     texts = torch.cat([features(model), *([model.encode_text(BACKGROUND)] if others else [])])
     directions = model.module.logit_scale.exp().detach() * (texts - texts.mean(0))  # type: ignore[union-attr,operator]
     with_background = others or background is not None
-    for row in found["methods"]:
+    for row in result["methods"]:
         labels, truths = [], []
         for _, path, drawn in images_of(data):
             if row["method"] == "ours":
@@ -186,8 +186,8 @@ def test_labels_of_pixels(
         assert row["IoU"] == pytest.approx(iou, abs=FLOAT32)
         assert row["mIoU"] == pytest.approx(sum(iou.values()) / len(iou), abs=FLOAT32)
         assert row["accuracy"] == pytest.approx(share(label == truth, torch.ones_like(label)), abs=FLOAT32)
-    assert found["baseline"] is None
-    assert len(found["panels"]) == len(KINDS) * EACH
+    assert result["baseline"] is None
+    assert len(result["panels"]) == len(KINDS) * EACH
 
 
 # ------------------------------------------------------------------------------------------------------- without masks
@@ -216,9 +216,9 @@ def test_pictures_of_an_images_own_class(data: Path, model_folder: Path, tmp_pat
     assert (
         run(Options(asked(data / "images", model_folder), out=tmp_path, zeroshot=ClassOptions(prompt=["one {}."]))) == 0
     )
-    found = written(tmp_path)
-    assert [[each["text"] for each in entry["maps"]] for entry in found["pictures"]] == [
+    result = written(tmp_path)
+    assert [[each["text"] for each in entry["maps"]] for entry in result["pictures"]] == [
         [kind] for kind in KINDS for _ in range(EACH)
     ]
-    assert found["texts"]["owl"] == ["one owl."]
-    assert found["baseline"]["images"] == len(KINDS) * EACH
+    assert result["texts"]["owl"] == ["one owl."]
+    assert result["baseline"]["images"] == len(KINDS) * EACH

@@ -48,8 +48,8 @@ def test_masks_that_do_not_fit_are_one_line_each(data: Path, model_folder: Path,
     ):
         assert sum(words in line for line in done.stderr.splitlines()) == 1, words
     assert "Traceback" not in done.stderr
-    found = written(tmp_path / "o")
-    assert (found["images"], len(found["failed"]), found["complete"]) == (1, 5, True)
+    result = written(tmp_path / "o")
+    assert (result["images"], len(result["failed"]), result["complete"]) == (1, 5, True)
     first, second, header, row = done.stdout.splitlines()
     assert first.startswith("# zero-shot accuracy")
     assert second.startswith("# 1 images, aligned protocol, against the mean over all classes")
@@ -136,7 +136,7 @@ def test_an_interrupted_pass_keeps_what_it_has(model_folder: Path, tmp_path: Pat
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "of 300 images are done" in err
-    found = written(tmp_path / "o")
-    assert found["complete"] is False
-    assert 0 < found["images"] < 300
-    assert abs(len(found["panels"]) - found["images"]) <= 1
+    result = written(tmp_path / "o")
+    assert result["complete"] is False
+    assert 0 < result["images"] < 300
+    assert abs(len(result["panels"]) - result["images"]) <= 1

@@ -111,9 +111,9 @@ def test_listing_into_a_pipe_that_closes() -> None:
 
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert list_models(ModelsOptions("rn50", json=True)) == 0
-    found = {model["name"]: model for model in json.loads(capsys.readouterr().out)}
-    assert found["RN50"]["supported"] is False
-    assert found["RN50"]["refusals"]
+    result = {model["name"]: model for model in json.loads(capsys.readouterr().out)}
+    assert result["RN50"]["supported"] is False
+    assert result["RN50"]["refusals"]
     assert list_models(ModelsOptions()) == 0
     captured = capsys.readouterr()
     rows = [line.split("\t") for line in captured.out.splitlines()]

@@ -41,12 +41,12 @@ def test_the_texts_are_those_of_the_outputs(images: Path, texts: Path, model_fol
     result = json.loads(done.stdout)
     assert result == json.loads((tmp_path / "o" / "textspan.json").read_text())
     model = package.load(str(model_folder))
-    found = model.decompose(sorted(images.iterdir()))
+    contributions = model.decompose(sorted(images.iterdir()))
     features = model.encode_text(TEXTS)
     for row in result["heads"]:
-        want = package.textspan(found.head(row["layer"], row["head"]), features, 4)
-        assert row["picks"] == list(want.picks)
-        assert row["texts"] == [TEXTS[pick] for pick in want.picks]
+        expected = package.textspan(contributions.head(row["layer"], row["head"]), features, 4)
+        assert row["picks"] == list(expected.picks)
+        assert row["texts"] == [TEXTS[pick] for pick in expected.picks]
 
 
 def test_from_a_collection_and_some_heads(images: Path, texts: Path, model_folder: Path, tmp_path: Path) -> None:
@@ -67,8 +67,8 @@ def test_from_weights_alone(texts: Path, model_folder: Path, tmp_path: Path) -> 
     result = json.loads(done.stdout)
     assert result["images"] is None
     model = package.load(str(model_folder))
-    want = weight_textspan(model, model.encode_text(TEXTS), 3, [(1, head) for head in range(HEADS)])
-    assert [row["picks"] for row in result["heads"]] == [list(span.picks) for span in want.values()]
+    expected = weight_textspan(model, model.encode_text(TEXTS), 3, [(1, head) for head in range(HEADS)])
+    assert [row["picks"] for row in result["heads"]] == [list(span.picks) for span in expected.values()]
     neither = clipfast("textspan", "--model", model_folder, cwd=tmp_path)
     assert (neither.returncode, neither.stderr.count("error: no images were given")) == (2, 1)
 

@@ -67,9 +67,9 @@ def contents(folder: Path) -> tuple[list[Entry], dict[str, torch.Tensor], list[t
     return entries, collection.moments._sums, [torch.cat(codes)]
 
 
-def assert_same(have: Path, want: Path) -> None:
+def assert_same(have: Path, expected: Path) -> None:
     """To the bit."""
-    old, new = contents(want), contents(have)
+    old, new = contents(expected), contents(have)
     assert new[0] == old[0]
     assert new[1].keys() == old[1].keys()
     assert all(torch.equal(new[1][name], old[1][name]) for name in old[1])

@@ -41,20 +41,20 @@ class AttentionContract(Contract):
             return
         before = qkv.clone()
         out, alpha = self.attention(qkv, row)
-        want_out, want_alpha = reference.attention(qkv.double(), row)
+        expected_out, expected_alpha = reference.attention(qkv.double(), row)
         assert out.dtype == alpha.dtype == torch.float32
-        assert relative_norm(out, want_out) <= OP_FLOAT32
-        assert relative_error(alpha, want_alpha) <= OP_FLOAT32
+        assert relative_norm(out, expected_out) <= OP_FLOAT32
+        assert relative_error(alpha, expected_alpha) <= OP_FLOAT32
         if tokens <= 197:  # of longer rows the worst single entry is beyond what float32 sums can promise
-            assert relative_error(out, want_out) <= OP_FLOAT32
+            assert relative_error(out, expected_out) <= OP_FLOAT32
         assert torch.equal(qkv, before)
 
     @EITHER_ROW
     @pytest.mark.parametrize("head_dim", OTHER_HEAD_DIMS)
     def test_attention_of_other_head_dims(self, head_dim: int, row: reference.Row) -> None:
         qkv = self.draw(0, 1, 19, 3, HEADS, head_dim)
-        for have, want in zip(self.attention(qkv, row), reference.attention(qkv.double(), row), strict=True):
-            assert relative_error(have, want) <= OP_FLOAT32
+        for have, expected in zip(self.attention(qkv, row), reference.attention(qkv.double(), row), strict=True):
+            assert relative_error(have, expected) <= OP_FLOAT32
 
     @pytest.mark.parametrize("tokens", [1, 17, 257])  # a class token alone, with the patches, and apart from them
     def test_attention_without_weights(self, tokens: int) -> None:
@@ -73,14 +73,14 @@ class AttentionContract(Contract):
         qkv = wide[..., :64].permute([order.index(axis) for axis in range(5)])
         assert torch.equal(qkv, contiguous)
         assert not qkv.is_contiguous()
-        for have, want in zip(self.attention(qkv, row), reference.attention(contiguous.double(), row), strict=True):
-            assert relative_error(have, want) <= OP_FLOAT32
+        for have, expected in zip(self.attention(qkv, row), reference.attention(contiguous.double(), row), strict=True):
+            assert relative_error(have, expected) <= OP_FLOAT32
 
     @EITHER_ROW
     def test_attention_of_a_last_axis_with_gaps(self, row: reference.Row) -> None:
         qkv = self.draw(0, 1, 17, 3, HEADS, 32)[..., ::2]
-        for have, want in zip(self.attention(qkv, row), reference.attention(qkv.double(), row), strict=True):
-            assert relative_error(have, want) <= OP_FLOAT32
+        for have, expected in zip(self.attention(qkv, row), reference.attention(qkv.double(), row), strict=True):
+            assert relative_error(have, expected) <= OP_FLOAT32
 
     @EITHER_ROW
     @pytest.mark.parametrize("sign", [1, -1])
@@ -116,8 +116,8 @@ class AttentionContract(Contract):
         assert have[0].dtype == dtype
         assert have[1].dtype == torch.float32
         exact = reference.attention(qkv.double(), row)
-        for got, plain, want in zip(have, reference.attention(qkv, row), exact, strict=True):
-            assert error(got, want) <= LOW_PRECISION_FACTOR * error(plain, want) + floor(want)
+        for got, plain, expected in zip(have, reference.attention(qkv, row), exact, strict=True):
+            assert error(got, expected) <= LOW_PRECISION_FACTOR * error(plain, expected) + floor(expected)
         if row == "cls":
             assert relative_error(have[1], exact[1]) <= OP_FLOAT32
 
@@ -128,9 +128,9 @@ class AttentionContract(Contract):
             with self.refuses_float64():
                 self.attention(qkv, row)
             return
-        for have, want in zip(self.attention(qkv, row), reference.attention(qkv, row), strict=True):
+        for have, expected in zip(self.attention(qkv, row), reference.attention(qkv, row), strict=True):
             assert have.dtype == torch.float64
-            assert relative_error(have, want) <= FLOAT64
+            assert relative_error(have, expected) <= FLOAT64
 
     @EITHER_ROW
     def test_attention_of_no_images(self, row: reference.Row) -> None:
@@ -157,25 +157,25 @@ class AttentionContract(Contract):
         arguments = self.draw_row(tokens, head_dim, dtype, IMAGES if tokens < 100 else 1)
         before = [argument.clone() for argument in arguments]
         have = self.query_row(*arguments)
-        for got, want in zip(have, reference.query_row(*in_double(*arguments)), strict=True):
+        for got, expected in zip(have, reference.query_row(*in_double(*arguments)), strict=True):
             assert got.dtype == torch.float32
-            assert relative_error(got, want) <= OP_FLOAT32
+            assert relative_error(got, expected) <= OP_FLOAT32
         assert all(torch.equal(argument, was) for argument, was in zip(arguments, before, strict=True))
 
     @pytest.mark.parametrize("head_dim", [*OTHER_HEAD_DIMS, 300])
     def test_query_row_of_other_head_dims(self, head_dim: int) -> None:
         arguments = self.draw_row(19, head_dim, torch.float32)
-        for got, want in zip(self.query_row(*arguments), reference.query_row(*in_double(*arguments)), strict=True):
-            assert relative_error(got, want) <= OP_FLOAT32
+        for got, expected in zip(self.query_row(*arguments), reference.query_row(*in_double(*arguments)), strict=True):
+            assert relative_error(got, expected) <= OP_FLOAT32
 
     def test_query_row_of_one_query_for_all(self) -> None:
         """A learned query, in another precision than the tokens and not repeated in memory."""
         _, key, value = self.draw_row(17, 64, torch.bfloat16)
         learned = self.draw(2, HEADS, 64).expand(IMAGES, HEADS, 64)
         have = self.query_row(learned, key, value)
-        for got, want in zip(have, reference.query_row(*in_double(learned, key, value)), strict=True):
+        for got, expected in zip(have, reference.query_row(*in_double(learned, key, value)), strict=True):
             assert got.dtype == torch.float32
-            assert relative_error(got, want) <= OP_FLOAT32
+            assert relative_error(got, expected) <= OP_FLOAT32
 
     def test_query_row_of_any_strides(self) -> None:
         contiguous = self.draw_row(17, 64, torch.float32)
@@ -188,8 +188,8 @@ class AttentionContract(Contract):
             wide[..., ::2].transpose(1, 2),
         )
         assert not any(tensor.is_contiguous() for tensor in scattered)
-        for got, want in zip(self.query_row(*scattered), reference.query_row(*in_double(*contiguous)), strict=True):
-            assert relative_error(got, want) <= OP_FLOAT32
+        for got, expected in zip(self.query_row(*scattered), reference.query_row(*in_double(*contiguous)), strict=True):
+            assert relative_error(got, expected) <= OP_FLOAT32
 
     @pytest.mark.parametrize("sign", [1, -1])
     @pytest.mark.parametrize("tokens", [6, 70])
@@ -223,9 +223,9 @@ class AttentionContract(Contract):
             with self.refuses_float64():
                 self.query_row(*arguments)
             return
-        for have, want in zip(self.query_row(*arguments), reference.query_row(*arguments), strict=True):
+        for have, expected in zip(self.query_row(*arguments), reference.query_row(*arguments), strict=True):
             assert have.dtype == torch.float64
-            assert relative_error(have, want) <= FLOAT64
+            assert relative_error(have, expected) <= FLOAT64
 
     # ------------------------------------------------------------------------- one query's attention, unformed keys
 
@@ -243,9 +243,9 @@ class AttentionContract(Contract):
     def test_query_row_from_tokens(self, tokens: int, head_dim: int) -> None:
         arguments = self.draw_query(tokens, head_dim, torch.float32)
         have = ops.query_row_from_tokens(*arguments, backend=self.backend)
-        for got, want in zip(have, reference.query_row_from_tokens(*in_double(*arguments)), strict=True):
+        for got, expected in zip(have, reference.query_row_from_tokens(*in_double(*arguments)), strict=True):
             assert got.dtype == torch.float32
-            assert relative_error(got, want) <= OP_FLOAT32
+            assert relative_error(got, expected) <= OP_FLOAT32
 
     @pytest.mark.parametrize("dtype", LOW)
     @pytest.mark.parametrize("head_dim", [64, 80, 104])
@@ -253,8 +253,8 @@ class AttentionContract(Contract):
         arguments = self.draw_query(50, head_dim, dtype)
         have = ops.query_row_from_tokens(*arguments, backend=self.backend)
         plain = reference.query_row_from_tokens(*arguments)
-        want = reference.query_row_from_tokens(*in_double(*arguments))
-        for got, low, exact in zip(have, plain, want, strict=True):
+        expected = reference.query_row_from_tokens(*in_double(*arguments))
+        for got, low, exact in zip(have, plain, expected, strict=True):
             assert got.dtype == torch.float32
             assert error(got, exact) <= LOW_PRECISION_FACTOR * error(low, exact) + floor(exact)
 
@@ -282,5 +282,5 @@ class AttentionContract(Contract):
         scattered[1] = torch.stack([contiguous[1]] * 2, -1)[..., 0]
         assert not any(tensor.is_contiguous() for tensor in scattered)
         have = ops.query_row_from_tokens(*scattered, backend=self.backend)
-        for got, want in zip(have, reference.query_row_from_tokens(*in_double(*contiguous)), strict=True):
-            assert relative_error(got, want) <= OP_FLOAT32
+        for got, expected in zip(have, reference.query_row_from_tokens(*in_double(*contiguous)), strict=True):
+            assert relative_error(got, expected) <= OP_FLOAT32

@@ -42,22 +42,22 @@ class MomentsContract(Contract):
         before = self.draw(3, groups, columns).double(), self.draw(4, groups, columns, columns).double()
         have = before[0].clone(), before[1].clone()
         assert ops.moments(*arguments, *have, backend=self.backend) is None
-        for got, was, want in zip(have, before, reference.moments(*in_double(*arguments)), strict=True):
+        for got, was, expected in zip(have, before, reference.moments(*in_double(*arguments)), strict=True):
             assert got.dtype == torch.float64
-            assert relative_error(got - was, want) <= OP_FLOAT32
+            assert relative_error(got - was, expected) <= OP_FLOAT32
 
     @pytest.mark.parametrize("extra", [0, 1, 40])
     def test_moments_with_more_or_fewer_shared_entries(self, extra: int) -> None:
         arguments = self.draw(0, 5, 2, 20), self.draw(1, 5, extra), self.draw(2, 2, 20 + extra)
-        for got, want in zip(self.moments(*arguments), reference.moments(*in_double(*arguments)), strict=True):
-            assert relative_error(got, want) <= OP_FLOAT32
+        for got, expected in zip(self.moments(*arguments), reference.moments(*in_double(*arguments)), strict=True):
+            assert relative_error(got, expected) <= OP_FLOAT32
 
     @pytest.mark.parametrize("dtype", LOW)
     def test_moments_of_low_precision_codes_are_not_rounded_again(self, dtype: torch.dtype) -> None:
         shapes = ((9, 2, 64), (9, EXTRA), (2, 67))
         arguments = [self.draw(seed, *shape, dtype=dtype) for seed, shape in enumerate(shapes)]
-        for got, want in zip(self.moments(*arguments), reference.moments(*in_double(*arguments)), strict=True):
-            assert relative_error(got, want) <= OP_FLOAT32
+        for got, expected in zip(self.moments(*arguments), reference.moments(*in_double(*arguments)), strict=True):
+            assert relative_error(got, expected) <= OP_FLOAT32
 
     @pytest.mark.parametrize("order", [(1, 0, 2), (2, 1, 0), (0, 2, 1)])
     def test_moments_of_codes_of_any_strides(self, order: tuple[int, ...]) -> None:
@@ -69,15 +69,15 @@ class MomentsContract(Contract):
         strided = strided.permute([order.index(axis) for axis in range(3)])
         assert not strided.is_contiguous()
         have = self.moments(strided, shared, centre)
-        for got, want in zip(have, reference.moments(*in_double(codes, shared, centre)), strict=True):
-            assert relative_error(got, want) <= OP_FLOAT32
+        for got, expected in zip(have, reference.moments(*in_double(codes, shared, centre)), strict=True):
+            assert relative_error(got, expected) <= OP_FLOAT32
 
     def test_moments_of_layers_and_heads(self) -> None:
         """Codes ``[B, L, H, E]`` of one layer out of several, as a view."""
         codes = self.draw(0, 5, 3, 2, 64)
         arguments = codes[:, 1], self.draw(1, 5, EXTRA), self.draw(2, 2, 67)
-        for got, want in zip(self.moments(*arguments), reference.moments(*in_double(*arguments)), strict=True):
-            assert relative_error(got, want) <= OP_FLOAT32
+        for got, expected in zip(self.moments(*arguments), reference.moments(*in_double(*arguments)), strict=True):
+            assert relative_error(got, expected) <= OP_FLOAT32
 
     def test_a_centre_near_a_large_mean_keeps_the_covariance(self) -> None:
         """Means 1000 times the spread: uncentred squares would leave one digit of the covariance in float32."""
@@ -90,8 +90,8 @@ class MomentsContract(Contract):
         mean = total / images
         have = second / images - mean[:, :, None] * mean[:, None]
         joined = torch.cat([codes, shared[:, None].expand(-1, 2, -1)], 2).double()
-        want = torch.stack([torch.cov(joined[:, head].T, correction=0) for head in range(2)])
-        assert relative_error(have, want) <= 1e-5
+        expected = torch.stack([torch.cov(joined[:, head].T, correction=0) for head in range(2)])
+        assert relative_error(have, expected) <= 1e-5
 
     def test_moments_of_integers_are_exact_however_they_are_batched(self) -> None:
         """Sums of small integers round nowhere: three uneven batches, two merged shards and one batch are the same."""
@@ -102,12 +102,12 @@ class MomentsContract(Contract):
         for part in (slice(0, 1), slice(1, 50), slice(50, 83)):
             ops.moments(codes[part], shared[part], centre, *streamed, backend=self.backend)
         shards = [self.moments(codes[part], shared[part], centre) for part in (slice(0, 40), slice(40, 83))]
-        for one, other, first, last, want in zip(
+        for one, other, first, last, expected in zip(
             whole, streamed, *shards, reference.moments(*in_double(codes, shared, centre)), strict=True
         ):
-            assert torch.equal(one, want)
-            assert torch.equal(other, want)
-            assert torch.equal(first + last, want)
+            assert torch.equal(one, expected)
+            assert torch.equal(other, expected)
+            assert torch.equal(first + last, expected)
 
     def test_second_moments_stay_exactly_symmetric(self) -> None:
         total, second = self.sums(1, 83)
@@ -120,8 +120,8 @@ class MomentsContract(Contract):
         """All of one sign, so that nothing averages out."""
         codes, shared = self.draw(0, 3000, 1, 13).abs(), self.draw(1, 3000, EXTRA).abs()
         arguments = codes, shared, torch.zeros(1, 16, device=self.device)
-        for got, want in zip(self.moments(*arguments), reference.moments(*in_double(*arguments)), strict=True):
-            assert float(((got - want) / want).abs().max()) <= 2e-7
+        for got, expected in zip(self.moments(*arguments), reference.moments(*in_double(*arguments)), strict=True):
+            assert float(((got - expected) / expected).abs().max()) <= 2e-7
 
     def test_moments_of_nothing(self) -> None:
         centre = self.draw(2, 2, 67)
@@ -139,8 +139,8 @@ class MomentsContract(Contract):
             with self.refuses_float64():
                 self.moments(*arguments)
             return
-        for got, want in zip(self.moments(*arguments), reference.moments(*arguments), strict=True):
-            assert relative_error(got, want) <= FLOAT64
+        for got, expected in zip(self.moments(*arguments), reference.moments(*arguments), strict=True):
+            assert relative_error(got, expected) <= FLOAT64
 
 
 class SpanContract(Contract):
@@ -149,24 +149,24 @@ class SpanContract(Contract):
     def span(self, texts: Tensor, factor: Tensor, size: int, floor: float = 1e-10) -> tuple[Tensor, Tensor, Tensor]:
         return ops.span(texts, factor, size, floor, backend=self.backend)
 
-    def assert_spans(self, have: tuple[Tensor, ...], want: tuple[Tensor, ...], close: float = OP_FLOAT32) -> None:
+    def assert_spans(self, have: tuple[Tensor, ...], expected: tuple[Tensor, ...], close: float = OP_FLOAT32) -> None:
         """Same picks; variances each to their own size, directions to theirs, which is 1."""
         picks, variance, directions = have
         assert picks.dtype == torch.long
-        assert picks.tolist() == want[0].tolist()
-        picked = want[1] > 0
-        assert error(variance[picked] / want[1][picked], torch.ones_like(want[1][picked])) <= close
+        assert picks.tolist() == expected[0].tolist()
+        picked = expected[1] > 0
+        assert error(variance[picked] / expected[1][picked], torch.ones_like(expected[1][picked])) <= close
         assert not variance[~picked].any()
-        assert error(directions, want[2]) <= close
+        assert error(directions, expected[2]) <= close
 
     @pytest.mark.parametrize(("texts", "rank", "size"), SPANS)
     def test_span(self, texts: int, rank: int, size: int) -> None:
         """More to pick than there are texts or coordinates, too: then it ends before."""
         decay = 0.9 ** torch.arange(rank, device=self.device)
         arguments = self.draw(0, 2, texts, rank), self.draw(1, 2, rank, rank) * decay
-        have, want = self.span(*arguments, size), reference.span(*in_double(*arguments), size, 1e-10)
+        have, expected = self.span(*arguments, size), reference.span(*in_double(*arguments), size, 1e-10)
         assert have[1].dtype == have[2].dtype == torch.float32
-        self.assert_spans(have, want)
+        self.assert_spans(have, expected)
 
     def test_directions_are_orthonormal(self) -> None:
         """Also of texts that are nearly alike: what is left of them is a hundredth."""
@@ -208,16 +208,16 @@ class SpanContract(Contract):
         factor[0] = 0
         texts[1], factor[1] = axes.repeat(7, 1)[:50] * self.draw(3, 50, 1) @ turn, turn.T @ (axes * (axes.cumsum(0)[2]))
         texts[2] = texts[2, :2].repeat(25, 1)
-        have, want = self.span(texts, factor, 10), reference.span(*in_double(texts, factor), 10, 1e-10)
+        have, expected = self.span(texts, factor, 10), reference.span(*in_double(texts, factor), 10, 1e-10)
         assert [int((picks >= 0).sum()) for picks in have[0]] == [0, 3, 2, 8]
-        self.assert_spans(have, want)
+        self.assert_spans(have, expected)
 
     @pytest.mark.parametrize("floor", [0.5, 0.1, 1.0])
     def test_picking_ends_at_the_floor(self, floor: float) -> None:
         arguments = self.draw(0, 2, 60, 10), self.draw(1, 2, 10, 10) * 0.5 ** torch.arange(10, device=self.device)
-        want = reference.span(*in_double(*arguments), 10, floor)
-        assert 0 < int((want[0] >= 0).sum()) < 20
-        self.assert_spans(self.span(*arguments, 10, floor), want)
+        expected = reference.span(*in_double(*arguments), 10, floor)
+        assert 0 < int((expected[0] >= 0).sum()) < 20
+        self.assert_spans(self.span(*arguments, 10, floor), expected)
 
     @pytest.mark.parametrize("scale", [1e-15, 1e15])
     def test_the_unit_of_the_variance_does_not_matter(self, scale: float) -> None:
@@ -237,13 +237,13 @@ class SpanContract(Contract):
     @pytest.mark.parametrize("where", ["texts", "factor"])
     def test_a_head_that_is_not_finite_has_no_picks(self, where: str) -> None:
         arguments = {"texts": self.draw(0, 2, 40, 8), "factor": self.draw(1, 2, 8, 8)}
-        want = self.span(*arguments.values(), 8)
+        expected = self.span(*arguments.values(), 8)
         arguments[where][0, 5 if where == "texts" else 3, 2] = torch.nan
         have = self.span(*arguments.values(), 8)
         assert have[0][0].tolist() == [-1] * 8
         assert not have[1][0].any()
         assert not have[2][0].any()
-        for got, other in zip(have, want, strict=True):
+        for got, other in zip(have, expected, strict=True):
             assert torch.equal(got[1], other[1])
 
     def test_span_of_no_heads(self) -> None:
@@ -273,9 +273,9 @@ class SpanContract(Contract):
             self.draw(0, 2, texts, rank),
             self.draw(1, 2, rank, rank).double() * 0.9 ** torch.arange(rank, device=self.device),
         )
-        have, want = self.span(*arguments, size), reference.span(*in_double(*arguments), size, 1e-10)
+        have, expected = self.span(*arguments, size), reference.span(*in_double(*arguments), size, 1e-10)
         assert have[1].dtype == have[2].dtype == torch.float32
-        self.assert_spans(have, want)
+        self.assert_spans(have, expected)
 
     def test_a_factor_of_float64_is_not_rounded(self) -> None:
         """To float32 its two rows are the same, and the text along their difference would explain nothing."""

@@ -35,16 +35,16 @@ class LayersContract(Contract):
         """An offset of 100 loses the variance to cancellation unless it is taken around the mean."""
         residual = self.draw(5, IMAGES, width) + offset
         have = ops.layer_statistics(residual, 1e-5, backend=self.backend)
-        for got, want in zip(have, reference.layer_statistics(residual.double(), 1e-5), strict=True):
+        for got, expected in zip(have, reference.layer_statistics(residual.double(), 1e-5), strict=True):
             assert got.dtype == torch.float32
-            assert relative_error(got, want) <= OP_FLOAT32
+            assert relative_error(got, expected) <= OP_FLOAT32
 
     def test_layer_statistics_in_bfloat16(self) -> None:
         residual = self.draw(5, IMAGES, 768, dtype=torch.bfloat16)
         have = ops.layer_statistics(residual, 1e-5, backend=self.backend)
         plain = reference.layer_statistics(residual, 1e-5)
-        want = reference.layer_statistics(residual.double(), 1e-5)
-        for got, low, exact in zip(have, plain, want, strict=True):
+        expected = reference.layer_statistics(residual.double(), 1e-5)
+        for got, low, exact in zip(have, plain, expected, strict=True):
             assert got.dtype == torch.float32
             assert error(got, exact) <= LOW_PRECISION_FACTOR * error(low, exact) + floor(exact)
 
@@ -77,8 +77,8 @@ class LayersContract(Contract):
         have = self.linear_activation(*arguments, activation)
         assert have.dtype == dtype
         plain = reference.linear_activation(*arguments, activation)
-        want = reference.linear_activation(*in_double(*arguments), activation)
-        assert error(have, want) <= LOW_PRECISION_FACTOR * error(plain, want) + floor(want)
+        expected = reference.linear_activation(*in_double(*arguments), activation)
+        assert error(have, expected) <= LOW_PRECISION_FACTOR * error(plain, expected) + floor(expected)
 
     @EVERY_ACTIVATION
     @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ class LayersContract(Contract):
         x = x.to(self.device, dtype)[:, None]
         one, zero = x.new_ones(1, 1), x.new_zeros(1)
         have = self.linear_activation(x, one, zero, activation)
-        want = reference.linear_activation(x.double(), one.double(), zero.double(), activation)
-        assert bool(((have.double() - want).abs() <= share * x.double().abs()).all())
+        expected = reference.linear_activation(x.double(), one.double(), zero.double(), activation)
+        assert bool(((have.double() - expected).abs() <= share * x.double().abs()).all())
 
     @EVERY_ACTIVATION
     def test_a_nan_stays_one(self, activation: reference.Activation) -> None:
@@ -106,31 +106,31 @@ class LayersContract(Contract):
     def test_linear_activation_of_any_strides(self, inner: int, dtype: torch.dtype) -> None:
         """Rows with gaps, rows that start anywhere, one row for all, and columns that lie apart."""
         x, weight, bias = self.draw_layer(9, inner, 96, dtype)
-        want = reference.linear_activation(x.double(), weight.double(), bias.double(), "gelu")
+        expected = reference.linear_activation(x.double(), weight.double(), bias.double(), "gelu")
         plain = reference.linear_activation(x, weight, bias, "gelu")
-        limit = LOW_PRECISION_FACTOR * error(plain, want) + floor(want)
+        limit = LOW_PRECISION_FACTOR * error(plain, expected) + floor(expected)
         wide = x.new_full((IMAGES, 9, inner + 8), torch.nan)
         shifted = x.new_full((x.numel() + 1,), torch.nan)[1:].view(x.shape)
         apart = x.new_full((IMAGES, inner, 9), torch.nan).transpose(1, 2)
         for view in (wide[..., :inner], wide[..., 3 : inner + 3], shifted, apart):
             view.copy_(x)
-            assert error(self.linear_activation(view, weight, bias, "gelu"), want) <= limit
+            assert error(self.linear_activation(view, weight, bias, "gelu"), expected) <= limit
         class_tokens = self.linear_activation(wide[:, 0, 3 : inner + 3], weight, bias, "gelu")
-        assert error(class_tokens, want[:, 0]) <= limit
+        assert error(class_tokens, expected[:, 0]) <= limit
         by_columns = self.linear_activation(x[0].t().contiguous().t(), weight, bias, "gelu")
-        assert error(by_columns, want[0]) <= limit
+        assert error(by_columns, expected[0]) <= limit
         same = self.linear_activation(x[:1, :1].expand(IMAGES, 9, inner), weight, bias, "gelu")
-        assert error(same, want[:1, :1].expand_as(want)) <= limit
+        assert error(same, expected[:1, :1].expand_as(expected)) <= limit
         weight_apart = weight.t().contiguous().t()
         bias_apart = torch.stack([bias, bias], 1)[:, 0]
-        assert error(self.linear_activation(x, weight_apart, bias_apart, "gelu"), want) <= limit
+        assert error(self.linear_activation(x, weight_apart, bias_apart, "gelu"), expected) <= limit
 
     def test_linear_activation_of_any_number_of_axes(self) -> None:
         x, weight, bias = self.draw_layer(4, 16, 24, torch.float32)
-        want = reference.linear_activation(x.double(), weight.double(), bias.double(), "gelu")
-        assert relative_error(self.linear_activation(x[0, 0], weight, bias, "gelu"), want[0, 0]) <= OP_FLOAT32
+        expected = reference.linear_activation(x.double(), weight.double(), bias.double(), "gelu")
+        assert relative_error(self.linear_activation(x[0, 0], weight, bias, "gelu"), expected[0, 0]) <= OP_FLOAT32
         four = self.linear_activation(x.view(IMAGES, 2, 2, 16), weight, bias, "gelu")
-        assert relative_error(four, want.view(IMAGES, 2, 2, 24)) <= OP_FLOAT32
+        assert relative_error(four, expected.view(IMAGES, 2, 2, 24)) <= OP_FLOAT32
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_linear_activation_of_nothing(self, dtype: torch.dtype) -> None:
@@ -142,12 +142,12 @@ class LayersContract(Contract):
     def test_linear_activation_of_no_columns(self) -> None:
         """What is left is the bias; whoever has no use for such a layer refuses it."""
         x, weight, bias = self.draw_layer(9, 0, 96, torch.float32)
-        want = reference.linear_activation(x.double(), weight.double(), bias.double(), "gelu")
+        expected = reference.linear_activation(x.double(), weight.double(), bias.double(), "gelu")
         reasons = self.reasons("linear_activation", x, weight, bias, "gelu")
         if reasons:
             assert reasons == ["x has no columns"]
         have = ops.linear_activation(x, weight, bias, "gelu", backend=AUTO if reasons else self.backend)
-        assert relative_error(have, want) <= OP_FLOAT32
+        assert relative_error(have, expected) <= OP_FLOAT32
 
     def test_linear_activation_in_float64(self) -> None:
         arguments = self.draw_layer(3, 16, 24, torch.float64)
@@ -179,15 +179,15 @@ class LayersContract(Contract):
     def test_add_layer_norm(self, width: int, with_delta: bool) -> None:
         """x is changed in place, to the sum as torch rounds it, and that sum is what the norm is of."""
         x, delta, weight, bias = self.draw_norm(width, torch.float32)
-        want_x = x + delta if with_delta else x.clone()
+        updated = x + delta if with_delta else x.clone()
         delta_before = delta.clone()
         have = self.add_layer_norm(x, delta if with_delta else None, weight, bias)
         assert have.dtype == torch.float32
         assert have.is_contiguous()
-        assert torch.equal(x, want_x)
+        assert torch.equal(x, updated)
         assert torch.equal(delta, delta_before)
-        _, want = reference.add_layer_norm(want_x.double(), None, weight.double(), bias.double(), EPS)
-        assert relative_error(have, want) <= OP_FLOAT32
+        _, expected = reference.add_layer_norm(updated.double(), None, weight.double(), bias.double(), EPS)
+        assert relative_error(have, expected) <= OP_FLOAT32
 
     @pytest.mark.parametrize("width", [2, 64, 768, 1001, 1664])
     @pytest.mark.parametrize("offset", [0.0, 100.0])
@@ -195,25 +195,25 @@ class LayersContract(Contract):
     def test_add_layer_norm_of_large_means(self, width: int, offset: float, dtype: torch.dtype) -> None:
         """No worse than twice the definition in the same precision, given the same stream."""
         x, delta, weight, bias = self.draw_norm(width, dtype, offset)
-        want_x = x + delta
+        updated = x + delta
         have = self.add_layer_norm(x, delta, weight, bias)
         assert have.dtype == dtype
-        assert torch.equal(x, want_x)
-        _, plain = reference.add_layer_norm(want_x, None, weight, bias, EPS)
-        _, want = reference.add_layer_norm(want_x.double(), None, weight.double(), bias.double(), EPS)
-        assert error(have, want) <= LOW_PRECISION_FACTOR * error(plain, want) + floor(want)
+        assert torch.equal(x, updated)
+        _, plain = reference.add_layer_norm(updated, None, weight, bias, EPS)
+        _, expected = reference.add_layer_norm(updated.double(), None, weight.double(), bias.double(), EPS)
+        assert error(have, expected) <= LOW_PRECISION_FACTOR * error(plain, expected) + floor(expected)
 
     @pytest.mark.parametrize("dtype", LOW)
     def test_add_layer_norm_with_weights_of_float32(self, dtype: torch.dtype) -> None:
         x, delta, weight, bias = self.draw_norm(768, dtype)
         weight, bias = weight.float() * 1.001, bias.float() * 1.001
-        want_x = x + delta
+        updated = x + delta
         have = self.add_layer_norm(x, delta, weight, bias)
         assert have.dtype == dtype
-        assert torch.equal(x, want_x)
-        _, want = reference.add_layer_norm(want_x.double(), None, weight.double(), bias.double(), EPS)
+        assert torch.equal(x, updated)
+        _, expected = reference.add_layer_norm(updated.double(), None, weight.double(), bias.double(), EPS)
         # All but the result's own rounding is in float32.
-        assert error(have, want) <= error(want.to(dtype), want) + floor(want)
+        assert error(have, expected) <= error(expected.to(dtype), expected) + floor(expected)
 
     @pytest.mark.parametrize("dtype", [pytest.param(torch.float32, id="fp32"), *LOW])
     def test_the_layer_norm_of_equal_numbers_is_the_bias(self, dtype: torch.dtype) -> None:
@@ -224,31 +224,31 @@ class LayersContract(Contract):
     def test_a_wide_layer_norm(self) -> None:
         x, delta, weight, bias = self.draw_norm(8192, torch.float32)
         have = self.add_layer_norm(x, delta, weight, bias)
-        _, want = reference.add_layer_norm(x.double(), None, weight.double(), bias.double(), EPS)
-        assert relative_error(have, want) <= OP_FLOAT32
+        _, expected = reference.add_layer_norm(x.double(), None, weight.double(), bias.double(), EPS)
+        assert relative_error(have, expected) <= OP_FLOAT32
 
     def test_add_layer_norm_changes_no_more_than_its_rows(self) -> None:
         """Rows with gaps between them, and the class token of every image."""
         x, delta, weight, bias = self.draw_norm(48, torch.float32)
         weight, bias = (torch.stack([vector, vector], 1)[:, 0] for vector in (weight, bias))
         apart = torch.stack([delta, delta], 3)[..., 0]  # its columns lie apart; those of delta do not, but its rows may
-        want_x = x + delta
-        _, want = reference.add_layer_norm(want_x.double(), None, weight.double(), bias.double(), EPS)
+        updated = x + delta
+        _, normalized = reference.add_layer_norm(updated.double(), None, weight.double(), bias.double(), EPS)
         for part, added in ((slice(None), apart), (0, delta)):
             wide = torch.full((IMAGES, 5, 56), 7.0, device=self.device)
             wide[..., 3:51] = x
             expected = wide.clone()
-            expected[:, part, 3:51] = want_x[:, part]
+            expected[:, part, 3:51] = updated[:, part]
             have = self.add_layer_norm(wide[:, part, 3:51], added[:, part], weight, bias)
             assert torch.equal(wide, expected)
             assert have.is_contiguous()
-            assert relative_error(have, want[:, part]) <= OP_FLOAT32
+            assert relative_error(have, normalized[:, part]) <= OP_FLOAT32
 
     def test_streams_in_other_orders_are_changed_or_refused(self) -> None:
         """Whoever cannot change such a stream in place says so, and ``"auto"`` finds another."""
         x, delta, weight, bias = self.draw_norm(48, torch.float32)
-        want_x = x + delta
-        _, want = reference.add_layer_norm(want_x.double(), None, weight.double(), bias.double(), EPS)
+        updated = x + delta
+        _, expected = reference.add_layer_norm(updated.double(), None, weight.double(), bias.double(), EPS)
         by_columns = x.transpose(1, 2).contiguous().transpose(1, 2)
         longer = torch.cat([x[:, :1], x], 1)
         for stream in (by_columns, longer[:, 1:], x.transpose(0, 1).contiguous().transpose(0, 1)):
@@ -259,8 +259,8 @@ class LayersContract(Contract):
                     ops.add_layer_norm(*arguments, backend=self.backend)
                 assert torch.equal(stream, before)
             have = ops.add_layer_norm(*arguments, backend=AUTO if reasons else self.backend)
-            assert torch.equal(stream, want_x)
-            assert relative_error(have, want) <= OP_FLOAT32
+            assert torch.equal(stream, updated)
+            assert relative_error(have, expected) <= OP_FLOAT32
 
     def test_add_layer_norm_of_nothing(self) -> None:
         x, delta, weight, bias = self.draw_norm(48, torch.bfloat16)
@@ -269,7 +269,7 @@ class LayersContract(Contract):
 
     def test_add_layer_norm_in_float64(self) -> None:
         x, delta, weight, bias = self.draw_norm(48, torch.float64)
-        want_x, want = reference.add_layer_norm(x, delta, weight, bias, EPS)
+        updated, expected = reference.add_layer_norm(x, delta, weight, bias, EPS)
         if not self.takes_float64("add_layer_norm"):
             before = x.clone()
             with self.refuses_float64():
@@ -278,5 +278,5 @@ class LayersContract(Contract):
             return
         have = self.add_layer_norm(x, delta, weight, bias)
         assert have.dtype == torch.float64
-        assert torch.equal(x, want_x)
-        assert relative_error(have, want) <= 1e-14
+        assert torch.equal(x, updated)
+        assert relative_error(have, expected) <= 1e-14

@@ -30,7 +30,7 @@ class LinearContract(Contract):
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return ops.linear(x, weight, bias, backend=self.backend)
 
-    def want(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def expected(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return reference.linear(*in_double(x, weight), None if bias is None else bias.double())
 
     @EVERY_SIZE
@@ -40,7 +40,7 @@ class LinearContract(Contract):
         have = self.linear(*arguments)
         assert have.dtype == torch.float32
         assert have.is_contiguous()
-        assert relative_error(have, self.want(*arguments)) <= OP_FLOAT32
+        assert relative_error(have, self.expected(*arguments)) <= OP_FLOAT32
 
     @EVERY_SIZE
     @EITHER_BIAS
@@ -49,27 +49,29 @@ class LinearContract(Contract):
         self, tokens: int, inner: int, columns: int, with_bias: bool, dtype: torch.dtype
     ) -> None:
         arguments = self.draw_linear(tokens, inner, columns, dtype, with_bias)
-        have, want = self.linear(*arguments), self.want(*arguments)
+        have, expected = self.linear(*arguments), self.expected(*arguments)
         assert have.dtype == dtype
         assert have.is_contiguous()
-        assert error(have, want) <= LOW_PRECISION_FACTOR * error(reference.linear(*arguments), want) + floor(want)
+        assert error(have, expected) <= LOW_PRECISION_FACTOR * error(reference.linear(*arguments), expected) + floor(
+            expected
+        )
 
     @pytest.mark.parametrize("dtype", [torch.float32, *LOW])
     def test_linear_of_any_strides(self, dtype: torch.dtype) -> None:
         x, weight, bias = self.draw_linear(9, 33, 95, dtype)
         assert bias is not None
-        want = self.want(x, weight, bias)
-        limit = LOW_PRECISION_FACTOR * error(reference.linear(x, weight, bias), want) + floor(want)
+        expected = self.expected(x, weight, bias)
+        limit = LOW_PRECISION_FACTOR * error(reference.linear(x, weight, bias), expected) + floor(expected)
         wide = x.new_full((IMAGES, 9, 41), torch.nan)
         apart = x.new_full((IMAGES, 33, 9), torch.nan).transpose(1, 2)
         for view in (wide[..., 3:36], apart):
             view.copy_(x)
-            assert error(self.linear(view, weight, bias), want) <= limit
-        assert error(self.linear(wide[:, 0, 3:36], weight, bias), want[:, 0]) <= limit
-        assert error(self.linear(x[0, 0], weight, bias), want[0, 0]) <= limit
+            assert error(self.linear(view, weight, bias), expected) <= limit
+        assert error(self.linear(wide[:, 0, 3:36], weight, bias), expected[:, 0]) <= limit
+        assert error(self.linear(x[0, 0], weight, bias), expected[0, 0]) <= limit
         bias_apart = torch.stack([bias, bias], 1)[:, 0]
-        assert error(self.linear(x, weight.t().contiguous().t(), bias_apart), want) <= limit
-        assert error(self.linear(x, torch.cat([weight, weight], 1)[:, :33], bias), want) <= limit
+        assert error(self.linear(x, weight.t().contiguous().t(), bias_apart), expected) <= limit
+        assert error(self.linear(x, torch.cat([weight, weight], 1)[:, :33], bias), expected) <= limit
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_linear_of_nothing(self, dtype: torch.dtype) -> None:
@@ -87,4 +89,4 @@ class LinearContract(Contract):
         arguments = self.draw_linear(3, 16, 24, torch.float64)
         have = self.linear(*arguments)
         assert have.dtype == torch.float64
-        assert relative_error(have, self.want(*arguments)) <= 1e-14
+        assert relative_error(have, self.expected(*arguments)) <= 1e-14

@@ -86,8 +86,8 @@ class MapsContract(Contract):
         around = self.draw(4, IMAGES + 2, tokens, texts)
         before, out = around.clone(), around[1:-1]
         assert ops.text_maps(*arguments, out, backend=self.backend) is out
-        want = before[1:-1].double() + reference.text_maps(*in_double(*arguments))
-        assert relative_error(out, want) <= OP_FLOAT32
+        expected = before[1:-1].double() + reference.text_maps(*in_double(*arguments))
+        assert relative_error(out, expected) <= OP_FLOAT32
         assert torch.equal(around[::4], before[::4]), "something was written before or after out"
 
     @pytest.mark.parametrize("listed", LISTS, ids=str)
@@ -100,8 +100,8 @@ class MapsContract(Contract):
         value, heads = qkv[:, :, 2], torch.tensor(listed, dtype=kind, device=self.device)
         before = self.draw(4, IMAGES, 17, 7)
         out = ops.text_maps(alpha, value, basis, before.clone(), heads, backend=self.backend)
-        want = before.double() + reference.text_maps(*in_double(alpha, value, basis), heads.long())
-        assert relative_error(out, want) <= OP_FLOAT32
+        expected = before.double() + reference.text_maps(*in_double(alpha, value, basis), heads.long())
+        assert relative_error(out, expected) <= OP_FLOAT32
         assert listed or torch.equal(out, before)
 
     @pytest.mark.parametrize("dtype", LOW)
@@ -111,18 +111,18 @@ class MapsContract(Contract):
         arguments = self.draw_weighted_values(50, head_dim, texts, dtype)
         have = self.weighted(name, *arguments)
         low = getattr(reference, name)(*(tensor.to(dtype) for tensor in arguments))
-        want = getattr(reference, name)(*in_double(*arguments))
+        expected = getattr(reference, name)(*in_double(*arguments))
         assert have.dtype == torch.float32
-        assert error(have, want) <= LOW_PRECISION_FACTOR * error(low, want) + floor(want)
+        assert error(have, expected) <= LOW_PRECISION_FACTOR * error(low, expected) + floor(expected)
 
     @pytest.mark.parametrize("dtype", LOW)
     @pytest.mark.parametrize("name", WEIGHTED)
     def test_everything_in_low_precision(self, name: str, dtype: torch.dtype) -> None:
         arguments = tuple(tensor.to(dtype) for tensor in self.draw_weighted_values(17, 80, 16, dtype))
         have, low = self.weighted(name, *arguments), getattr(reference, name)(*arguments)
-        want = getattr(reference, name)(*in_double(*arguments))
+        expected = getattr(reference, name)(*in_double(*arguments))
         assert have.dtype == (torch.float32 if name == "text_maps" else dtype)
-        assert error(have, want) <= LOW_PRECISION_FACTOR * error(low, want) + floor(want)
+        assert error(have, expected) <= LOW_PRECISION_FACTOR * error(low, expected) + floor(expected)
 
     # ------------------------------------------------------------------------------------------- without the values
 
@@ -143,8 +143,8 @@ class MapsContract(Contract):
         before = self.draw(8, IMAGES, tokens, texts)
         out = before.clone()
         assert ops.text_maps_from_tokens(*arguments, out, backend=self.backend) is out
-        want = before.double() + reference.text_maps_from_tokens(*in_double(*arguments))
-        assert relative_error(out, want) <= OP_FLOAT32
+        expected = before.double() + reference.text_maps_from_tokens(*in_double(*arguments))
+        assert relative_error(out, expected) <= OP_FLOAT32
 
     @pytest.mark.parametrize("dtype", LOW)
     @pytest.mark.parametrize("texts", [1, 3, 100])
@@ -152,9 +152,9 @@ class MapsContract(Contract):
         alpha, *others = self.draw_unformed_values(50, 64, texts, dtype)
         out = torch.zeros(IMAGES, 50, texts, device=self.device)
         ops.text_maps_from_tokens(alpha, *others, out, backend=self.backend)
-        want = reference.text_maps_from_tokens(*in_double(alpha, *others))
+        expected = reference.text_maps_from_tokens(*in_double(alpha, *others))
         low = reference.text_maps_from_tokens(*(part.to(dtype) for part in (alpha, *others)))
-        assert error(out, want) <= LOW_PRECISION_FACTOR * error(low, want) + floor(want)
+        assert error(out, expected) <= LOW_PRECISION_FACTOR * error(low, expected) + floor(expected)
 
     # -------------------------------------------------------------------------------------------------- over layers
 
@@ -169,9 +169,9 @@ class MapsContract(Contract):
     def test_layered_text_maps(self, tokens: int, head_dim: int, texts: int) -> None:
         alpha, values, basis = self.draw_layers(tokens, head_dim, texts)
         have = ops.layered_text_maps(alpha, layered(values), basis, backend=self.backend)
-        want = reference.layered_text_maps(alpha.double(), layered(values.double()), basis.double())
+        expected = reference.layered_text_maps(alpha.double(), layered(values.double()), basis.double())
         assert have.dtype == torch.float32
-        assert relative_error(have, want) <= OP_FLOAT32
+        assert relative_error(have, expected) <= OP_FLOAT32
 
     @pytest.mark.parametrize("lay", [layered, apart, between_others, backwards, unevenly, turned, spread_out])
     @pytest.mark.parametrize("pairs", [None, [5, 0, 2], []], ids=str)
@@ -180,8 +180,8 @@ class MapsContract(Contract):
         heads = None if pairs is None else torch.tensor(pairs, dtype=torch.long, device=self.device)
         laid_out = lay(values)
         have = ops.layered_text_maps(alpha, laid_out, basis, heads, backend=self.backend)
-        want = reference.layered_text_maps(alpha.double(), list(values.double()), basis.double(), heads)
-        assert relative_error(have, want) <= OP_FLOAT32
+        expected = reference.layered_text_maps(alpha.double(), list(values.double()), basis.double(), heads)
+        assert relative_error(have, expected) <= OP_FLOAT32
         assert all(torch.equal(value, before) for value, before in zip(laid_out, values, strict=True))
 
     def test_one_layer_is_text_maps(self) -> None:
@@ -192,12 +192,12 @@ class MapsContract(Contract):
     @pytest.mark.parametrize("dtype", LOW)
     def test_layers_in_low_precision(self, dtype: torch.dtype) -> None:
         alpha, values, basis = self.draw_layers(50, 64, 20, dtype)
-        want = reference.layered_text_maps(alpha.double(), list(values.double()), basis.double())
+        expected = reference.layered_text_maps(alpha.double(), list(values.double()), basis.double())
         low = reference.layered_text_maps(alpha.to(dtype), list(values), basis.to(dtype))
         for weights in (alpha, alpha.to(dtype)):
             have = ops.layered_text_maps(weights, layered(values), basis, backend=self.backend)
             assert have.dtype == weights.dtype
-            assert error(have, want) <= LOW_PRECISION_FACTOR * error(low, want) + floor(want)
+            assert error(have, expected) <= LOW_PRECISION_FACTOR * error(low, expected) + floor(expected)
 
     # --------------------------------------------------------------------------------- per head, and of every token
 
@@ -227,8 +227,8 @@ class MapsContract(Contract):
         arguments = self.draw_weighted_values(tokens, head_dim, columns, torch.float32)
         shift, scale = self.draw(4, IMAGES, columns), self.draw(5, IMAGES)
         have = ops.token_contributions(*arguments, shift, scale, backend=self.backend)
-        want = reference.token_contributions(*in_double(*arguments, shift, scale))
-        assert relative_error(have, want) <= OP_FLOAT32
+        expected = reference.token_contributions(*in_double(*arguments, shift, scale))
+        assert relative_error(have, expected) <= OP_FLOAT32
 
     @pytest.mark.parametrize("dtype", LOW)
     @pytest.mark.parametrize("head_dim", [64, 80])
@@ -236,9 +236,9 @@ class MapsContract(Contract):
     def test_a_float32_matrix_is_not_rounded(self, name: str, head_dim: int, dtype: torch.dtype) -> None:
         """Values in low precision are exact inputs; what bounds the write has time for 16 bits of the matrix, not 8."""
         arguments = self.draw_weighted_values(17, head_dim, 40, dtype)
-        have, want = self.weighted(name, *arguments), getattr(reference, name)(*in_double(*arguments))
+        have, expected = self.weighted(name, *arguments), getattr(reference, name)(*in_double(*arguments))
         largest = getattr(reference, name)(*(tensor.abs() for tensor in in_double(*arguments)))  # Σ |alpha v M|
-        assert bool(((have.double() - want).abs() <= 2**-16 * largest).all())
+        assert bool(((have.double() - expected).abs() <= 2**-16 * largest).all())
 
     # ------------------------------------------------------------------------------------------------ all of them
 
@@ -248,8 +248,8 @@ class MapsContract(Contract):
         """Values whose heads lie before the tokens in memory, as attention kernels lay them out, and others."""
         alpha, value, basis = self.draw_weighted_values(17, 64, 5, torch.float32)
         laid_out = value.permute(order).contiguous().permute([order.index(axis) for axis in range(4)])
-        want = getattr(reference, name)(*in_double(alpha, value, basis))
-        assert relative_error(self.weighted(name, alpha, laid_out, basis), want) <= OP_FLOAT32
+        expected = getattr(reference, name)(*in_double(alpha, value, basis))
+        assert relative_error(self.weighted(name, alpha, laid_out, basis), expected) <= OP_FLOAT32
 
     @pytest.mark.parametrize("name", WEIGHTED)
     def test_weights_and_bases_of_any_strides(self, name: str) -> None:
@@ -259,11 +259,11 @@ class MapsContract(Contract):
             self.draw(3, HEADS, 6, 64).transpose(1, 2),
             self.draw(3, 64, HEADS, 2, 6)[:, :, 1].transpose(0, 1),
         ):
-            want = getattr(reference, name)(*in_double(alpha, value, basis))
-            assert relative_error(self.weighted(name, alpha, value, basis), want) <= OP_FLOAT32
+            expected = getattr(reference, name)(*in_double(alpha, value, basis))
+            assert relative_error(self.weighted(name, alpha, value, basis), expected) <= OP_FLOAT32
         same = self.draw(1, 1, 1, 17).softmax(-1).expand(IMAGES, HEADS, 17)
-        want = getattr(reference, name)(*in_double(same, value, basis))
-        assert relative_error(self.weighted(name, same, value, basis), want) <= OP_FLOAT32
+        expected = getattr(reference, name)(*in_double(same, value, basis))
+        assert relative_error(self.weighted(name, same, value, basis), expected) <= OP_FLOAT32
 
     def test_shift_and_scale_of_any_strides(self) -> None:
         arguments = self.draw_weighted_values(17, 64, 6, torch.float32)
@@ -277,8 +277,8 @@ class MapsContract(Contract):
         _, value, basis = self.draw_weighted_values(50, 64, 5, torch.float32)
         logits = extreme * self.draw(9, IMAGES, HEADS, 50)
         arguments = logits.softmax(-1), value, basis
-        want = getattr(reference, name)(*in_double(*arguments))
-        assert relative_error(self.weighted(name, *arguments), want) <= OP_FLOAT32
+        expected = getattr(reference, name)(*in_double(*arguments))
+        assert relative_error(self.weighted(name, *arguments), expected) <= OP_FLOAT32
 
     @pytest.mark.parametrize("name", WEIGHTED)
     def test_inputs_are_left_alone(self, name: str) -> None:
@@ -295,14 +295,14 @@ class MapsContract(Contract):
                 arguments = in_double(*self.draw_unformed_values(17, 80, 3, torch.float32))
                 have = torch.zeros(IMAGES, 17, 3, dtype=torch.float64, device=self.device)
                 ops.text_maps_from_tokens(*arguments, have, backend=self.backend)
-                want = reference.text_maps_from_tokens(*arguments)
+                expected = reference.text_maps_from_tokens(*arguments)
             elif name == "layered_text_maps":
                 have = ops.layered_text_maps(alpha[:, None], [value], basis[None], backend=self.backend)
-                want = reference.text_maps(alpha, value, basis)
+                expected = reference.text_maps(alpha, value, basis)
             else:
-                have, want = self.weighted(name, alpha, value, basis), getattr(reference, name)(alpha, value, basis)
+                have, expected = self.weighted(name, alpha, value, basis), getattr(reference, name)(alpha, value, basis)
             assert have.dtype == torch.float64
-            assert error(have, want) <= FLOAT64
+            assert error(have, expected) <= FLOAT64
 
     @pytest.mark.parametrize(
         ("images", "tokens", "heads", "texts"), [(0, 17, 2, 3), (2, 0, 2, 3), (2, 17, 0, 3), (2, 17, 2, 0)]

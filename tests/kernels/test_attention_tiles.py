@@ -85,12 +85,12 @@ def test_the_parts_hold_the_head(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("arch", [75, 80, 86, 90, 100, 103, 110, 120])
 @pytest.mark.parametrize("tokens", [1, 17, 50, 197, 257, 577])
 def test_what_is_timed_computes_few_scores(tokens: int, arch: int) -> None:
-    found = tiles.configs(qkv(tokens), arch)
-    computed = [tiles.scores(tokens - tiles.apart(tokens, config), config) for config in found]
-    assert 1 <= len(found) <= 4
+    result = tiles.configs(qkv(tokens), arch)
+    computed = [tiles.scores(tokens - tiles.apart(tokens, config), config) for config in result]
+    assert 1 <= len(result) <= 4
     assert computed == sorted(computed)
     assert computed[-1] <= tiles.CLOSE * computed[0]
-    assert arch >= 90 or not any(config.blocks["DESCRIPTORS"] for config in found)
+    assert arch >= 90 or not any(config.blocks["DESCRIPTORS"] for config in result)
 
 
 @pytest.mark.usefixtures("on_gpu")

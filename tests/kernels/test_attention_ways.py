@@ -47,14 +47,14 @@ def test_attention(tokens: int, head_dim: int, blocks: dict[str, int], row: refe
     assert attention.apart(tokens, config) == (tokens in (33, 49, 17, 1))
     qkv = draw(0, 2, tokens, 3, 2, head_dim).to(DEVICE)
     out, alpha = attention.run(qkv, row, config)
-    want_out, want_alpha = reference.attention(qkv.double(), row or "cls")
-    assert relative_error(out, want_out) <= OP_FLOAT32
+    expected_out, expected_alpha = reference.attention(qkv.double(), row or "cls")
+    assert relative_error(out, expected_out) <= OP_FLOAT32
     assert out.is_contiguous()
     assert alpha.is_contiguous()
     if row is None:
         assert alpha.shape == (2, 2, 0)
     else:
-        assert relative_error(alpha, want_alpha) <= OP_FLOAT32
+        assert relative_error(alpha, expected_alpha) <= OP_FLOAT32
 
 
 @pytest.mark.parametrize("blocks", WAYS)
@@ -66,8 +66,8 @@ def test_extreme_logits_in_several_tiles(sign: int, blocks: dict[str, int]) -> N
     qkv[:, :, 1, :, 0] = sign * 1e4 - torch.arange(33.0)[:, None]
     for row in ("cls", "mean"):
         have = attention.run(qkv.to(DEVICE), row, Config(blocks, warps=4, stages=2))
-        for got, want in zip(have, reference.attention(qkv.double(), row), strict=True):
-            assert relative_error(got.cpu(), want) <= OP_FLOAT32
+        for got, expected in zip(have, reference.attention(qkv.double(), row), strict=True):
+            assert relative_error(got.cpu(), expected) <= OP_FLOAT32
 
 
 @pytest.mark.parametrize("row", ["cls", None])
@@ -75,12 +75,12 @@ def test_extreme_logits_in_several_tiles(sign: int, blocks: dict[str, int]) -> N
 def test_torchs_own_attention_with_a_row_of_ours(head_dim: int, row: reference.Row | None) -> None:
     qkv = draw(0, 2, 33, 3, 2, head_dim).to(DEVICE)
     out, alpha = attention.through_torch(qkv, row)
-    want_out, want_alpha = reference.attention(qkv.double())
-    assert relative_error(out, want_out) <= OP_FLOAT32
+    expected_out, expected_alpha = reference.attention(qkv.double())
+    assert relative_error(out, expected_out) <= OP_FLOAT32
     assert out.is_contiguous()
     assert alpha.shape == (2, 2, 33 if row else 0)
     if row:
-        assert relative_error(alpha, want_alpha) <= OP_FLOAT32
+        assert relative_error(alpha, expected_alpha) <= OP_FLOAT32
 
 
 @pytest.mark.skipif(INTERPRETED, reason="an interpreter times nothing")
@@ -88,20 +88,20 @@ def test_every_way_that_is_timed_runs() -> None:
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for tokens, head_dim in ((50, 64), (257, 64), (257, 80), (577, 64), (197, 104)):
             qkv = draw(0, 2, tokens, 3, 2, head_dim, dtype=dtype).to(DEVICE)
-            want, plain = reference.attention(qkv.double()), reference.attention(qkv)
-            limit = LOW_PRECISION_FACTOR * relative_norm(plain[0], want[0]) + OP_FLOAT32
+            expected, plain = reference.attention(qkv.double()), reference.attention(qkv)
+            limit = LOW_PRECISION_FACTOR * relative_norm(plain[0], expected[0]) + OP_FLOAT32
             for label, run in attention.variants(qkv, "cls"):
                 out, alpha = run(qkv, "cls")
-                assert relative_norm(out, want[0]) <= limit, label
-                assert relative_error(alpha, want[1]) <= OP_FLOAT32, label
+                assert relative_norm(out, expected[0]) <= limit, label
+                assert relative_error(alpha, expected[1]) <= OP_FLOAT32, label
 
 
 @pytest.mark.parametrize("config", query_row.CONFIGS)
 def test_query_row(config: Config) -> None:
     query, key, value = draw(0, 2, 2, 64), draw(1, 2, 150, 2, 64), draw(2, 2, 150, 2, 64)
     have = query_row.run(*(tensor.to(DEVICE) for tensor in (query, key, value)), config)
-    for got, want in zip(have, reference.query_row(query.double(), key.double(), value.double()), strict=True):
-        assert relative_error(got.cpu(), want) <= OP_FLOAT32
+    for got, expected in zip(have, reference.query_row(query.double(), key.double(), value.double()), strict=True):
+        assert relative_error(got.cpu(), expected) <= OP_FLOAT32
 
 
 def test_alpha_alone_is_the_alpha_of_query_row() -> None:
@@ -120,8 +120,8 @@ def test_query_row_from_tokens_is_exact_in_low_precision(cut: int, dtype: torch.
     if cut >= len(cuts):
         return
     have = query_row_from_tokens.run(*arguments, cuts[cut])
-    want = reference.query_row_from_tokens(*(argument.double() for argument in arguments))
-    for got, exact in zip(have, want, strict=True):
+    expected = reference.query_row_from_tokens(*(argument.double() for argument in arguments))
+    for got, exact in zip(have, expected, strict=True):
         assert relative_error(got, exact) <= OP_FLOAT32
 
 

@@ -26,13 +26,13 @@ def test_it_has_no_other_operation() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_number_of_blocks_picks_the_same(dtype: torch.dtype) -> None:
     texts, factor = draw(0, 3, 3500, 67).to(dtype), draw(1, 3, 67, 67).double() * 0.95 ** torch.arange(67)
-    want = reference.span(*in_double(texts, factor), 60, 1e-10)[0].tolist()
+    expected = reference.span(*in_double(texts, factor), 60, 1e-10)[0].tolist()
     on_gpu = texts.cuda(), factor.cuda()
-    found = cuda.clusters(torch.cuda.current_device(), dtype, 3500, 67)
-    assert found
-    for blocks in found:
+    result = cuda.clusters(torch.cuda.current_device(), dtype, 3500, 67)
+    assert result
+    for blocks in result:
         first = span_cuda.span(*on_gpu, 60, 1e-10, blocks)
-        assert first[0].tolist() == want
+        assert first[0].tolist() == expected
         for _ in range(20):  # a race would not lose every time
             for have, one in zip(span_cuda.span(*on_gpu, 60, 1e-10, blocks), first, strict=True):
                 assert torch.equal(have, one)
@@ -49,7 +49,7 @@ def test_auto_considers_it() -> None:
 def test_it_computes_on_the_current_stream() -> None:
     """What it reads is written by work that was queued there before."""
     texts, factor = draw(0, 2, 3000, 40).cuda(), draw(1, 2, 40, 40).cuda()
-    want = span_cuda.span(texts, factor, 20, 1e-10)[0]
+    expected = span_cuda.span(texts, factor, 20, 1e-10)[0]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -57,4 +57,4 @@ def test_it_computes_on_the_current_stream() -> None:
         late = texts.flip(1).flip(1)
         have = span_cuda.span(late, factor, 20, 1e-10)[0]
     stream.synchronize()
-    assert torch.equal(have, want)
+    assert torch.equal(have, expected)

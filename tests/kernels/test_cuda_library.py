@@ -151,10 +151,10 @@ def library() -> Path:
 
 
 def run(tool: str, *arguments: str | Path, folder: Path | None = None) -> str:
-    found = shutil.which(tool, path=f"{TOOLS}:{os.environ['PATH']}")
-    if found is None:
+    result = shutil.which(tool, path=f"{TOOLS}:{os.environ['PATH']}")
+    if result is None:
         pytest.skip(f"no {tool}")
-    done = subprocess.run([found, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    done = subprocess.run([result, *arguments], cwd=folder, capture_output=True, text=True, check=True)
     return done.stdout
 
 

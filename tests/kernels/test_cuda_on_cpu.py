@@ -103,21 +103,21 @@ def test_ranks_texts_and_blocks_that_are_multiples_of_nothing(device: ctypes.CDL
         arguments = draw(rank, 1, texts, rank), draw(texts, 1, rank, rank) * 0.9 ** torch.arange(rank)
         device.on_cpu_order(order)
         have = span_cuda.span(*arguments, rank + 2, 1e-10, blocks)
-        want = reference.span(*in_double(*arguments), rank + 2, 1e-10)
-        assert have[0].tolist() == want[0].tolist()
+        expected = reference.span(*in_double(*arguments), rank + 2, 1e-10)
+        assert have[0].tolist() == expected[0].tolist()
 
 
 def test_neither_blocks_nor_the_order_of_threads_change_a_bit_of_what_is_picked(device: ctypes.CDLL) -> None:
     arguments = draw(0, 1, 300, 35).double(), draw(1, 1, 35, 35).double()
-    want = span_cuda.span(*arguments, 12, 1e-10, 1)
+    expected = span_cuda.span(*arguments, 12, 1e-10, 1)
     for blocks, orders in ((2, ORDERS), (5, ORDERS), (16, ORDERS[:1])):
         for order in orders:
             device.on_cpu_order(order)
-            for have, one in zip(span_cuda.span(*arguments, 12, 1e-10, blocks), want, strict=True):
+            for have, one in zip(span_cuda.span(*arguments, 12, 1e-10, blocks), expected, strict=True):
                 assert torch.equal(have, one)
 
 
-def wrong(device: ctypes.CDLL, arguments: tuple[Tensor, Tensor], want: Tensor) -> bool:
+def wrong(device: ctypes.CDLL, arguments: tuple[Tensor, Tensor], expected: Tensor) -> bool:
     """Whether some order of threads shows that something is not waited for."""
     for order in (*ORDERS, 3):
         device.on_cpu_order(order)
@@ -125,7 +125,7 @@ def wrong(device: ctypes.CDLL, arguments: tuple[Tensor, Tensor], want: Tensor) -
             picks, variance, _ = span_cuda.span(*arguments, 6, 1e-10, 3)
         except cuda.CudaError:
             return True
-        if picks.tolist() != want.tolist() or not bool(variance.isfinite().all()):
+        if picks.tolist() != expected.tolist() or not bool(variance.isfinite().all()):
             return True
     return False
 
@@ -133,14 +133,14 @@ def wrong(device: ctypes.CDLL, arguments: tuple[Tensor, Tensor], want: Tensor) -
 def test_every_barrier_is_missed(device: ctypes.CDLL) -> None:
     """Else none of these tests would notice one that is not there."""
     arguments = draw(0, 1, 700, 9), draw(1, 1, 9, 9) * 0.9 ** torch.arange(9)
-    want = reference.span(*in_double(*arguments), 6, 1e-10)[0]
-    assert not wrong(device, arguments, want)
+    expected = reference.span(*in_double(*arguments), 6, 1e-10)[0]
+    assert not wrong(device, arguments, expected)
     for barrier in range(6):  # one before the first pick, three of each
         device.on_cpu_skip(barrier, -1)
-        assert wrong(device, arguments, want), f"barrier {barrier} of the cluster"
+        assert wrong(device, arguments, expected), f"barrier {barrier} of the cluster"
     for barrier in range(3):  # one before the first pick, one of each
         device.on_cpu_skip(-1, barrier)
-        assert wrong(device, arguments, want), f"barrier {barrier} of a block"
+        assert wrong(device, arguments, expected), f"barrier {barrier} of a block"
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e150, 1e300])

@@ -94,8 +94,8 @@ AXES, FALLING = float64([[[1, 0, 0], [0, 1, 0], [0, 0, 1]]]), float64([[[4, 0, 0
 )
 def test_the_floor_is_a_share_of_the_first_variance(floor: float, picks: list[int]) -> None:
     """Variances 16, 4 and 1."""
-    found, variance, _ = reference.span(AXES, FALLING, 3, floor)
-    assert found.tolist() == [picks]
+    result, variance, _ = reference.span(AXES, FALLING, 3, floor)
+    assert result.tolist() == [picks]
     assert error(variance, float64([[[16, 4, 1][pick] if pick >= 0 else 0 for pick in picks]])) == 0
 
 
@@ -137,8 +137,8 @@ def test_add_layer_norm_returns_the_sum_and_its_norm() -> None:
     weight, bias = float64([10, 5]), float64([1, 2])
     total, norm = reference.add_layer_norm(x, delta, weight, bias, 9.0)
     assert torch.equal(total, float64([[14, 6], [1, 7]]))
-    want = float64([[9, -2], [1 - 30 / sqrt(18), 2 + 15 / sqrt(18)]])
-    assert error(norm, want) <= FLOAT64
+    expected = float64([[9, -2], [1 - 30 / sqrt(18), 2 + 15 / sqrt(18)]])
+    assert error(norm, expected) <= FLOAT64
     total, norm = reference.add_layer_norm(x + delta, None, weight, bias, 9.0)
     assert torch.equal(total, float64([[14, 6], [1, 7]]))
-    assert error(norm, want) <= FLOAT64
+    assert error(norm, expected) <= FLOAT64

@@ -43,8 +43,8 @@ def test_linear_activation(
     activation: str,
     function: Callable[[float], float],
 ) -> None:
-    want = exactly([[[function(3.0), 0], [function(1.0), function(1.0)]]])
-    assert error(linear_activation(X, WEIGHT, BIAS, activation), want) <= FLOAT64
+    expected = exactly([[[function(3.0), 0], [function(1.0), function(1.0)]]])
+    assert error(linear_activation(X, WEIGHT, BIAS, activation), expected) <= FLOAT64
 
 
 @EITHER

@@ -43,8 +43,8 @@ def test_every_cut_of_the_mlp(config: "mlp.Config") -> None:
     arguments = draw_layer(*SIZES, torch.bfloat16)
     have = mlp.run(*arguments, "gelu", config)
     plain = reference.linear_activation(*arguments, "gelu")
-    want = reference.linear_activation(*in_double(*arguments), "gelu")
-    assert error(have, want) <= LOW_PRECISION_FACTOR * error(plain, want) + floor(want)
+    expected = reference.linear_activation(*in_double(*arguments), "gelu")
+    assert error(have, expected) <= LOW_PRECISION_FACTOR * error(plain, expected) + floor(expected)
 
 
 @pytest.mark.parametrize("config", DIRECT, ids=str)
@@ -88,11 +88,11 @@ def test_activations_are_right_in_their_tails(activation: str, exact: bool, near
     Further out float32 loses some, too: it has the exponent of two, up to 125, to no better than 1e-5.
     """
     x = torch.linspace(-10, 10, 20001, device=DEVICE)
-    have, want = activated(x, activation, exact)
-    off = (have.double() - want).abs() / want.abs().clamp_min(1e-300)
+    have, expected = activated(x, activation, exact)
+    off = (have.double() - expected).abs() / expected.abs().clamp_min(1e-300)
     assert float(off[x.abs() <= 3].max()) <= near
     assert float(off.max()) <= 1.5e-5
-    assert error(want, defined(x.double(), activation)) <= 1e-14
+    assert error(expected, defined(x.double(), activation)) <= 1e-14
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -102,11 +102,11 @@ def test_activations_are_rounded_once(activation: str, dtype: torch.dtype) -> No
     """Every number there is from -9 to 60,000: half a unit in the last place, and 2 % more for what six terms miss."""
     x = torch.arange(-(1 << 15), 1 << 15, device=DEVICE).to(torch.int16).view(dtype)
     x = x[(x >= -9) & (x <= 6e4) & ((x == 0) | (x.abs() > 1e-30))]  # float32 has no more digits below
-    have, want = activated(x, activation, False)
+    have, expected = activated(x, activation, False)
     bits, smallest = LIMITS[dtype]
-    unit = 2.0 ** (want.abs().clamp_min(1e-300).log2().floor().clamp_min(smallest) - bits)
-    assert bool(((have.double() - want).abs() <= 0.52 * unit).all())
-    assert error(have, want) <= error(defined(x, activation), want)
+    unit = 2.0 ** (expected.abs().clamp_min(1e-300).log2().floor().clamp_min(smallest) - bits)
+    assert bool(((have.double() - expected).abs() <= 0.52 * unit).all())
+    assert error(have, expected) <= error(defined(x, activation), expected)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -124,9 +124,9 @@ def test_activations_of_huge_numbers(activation: str) -> None:
 def test_large_means_do_not_matter_to_the_layer_norm(width: int, offset: float) -> None:
     """Float32, where the contract allows what the definition loses to the rounding of the mean."""
     x, weight, bias = draw(3, 4, width).to(DEVICE) + offset, draw(4, width).to(DEVICE), draw(5, width).to(DEVICE)
-    _, want = reference.add_layer_norm(x.double(), None, weight.double(), bias.double(), 1e-5)
+    _, expected = reference.add_layer_norm(x.double(), None, weight.double(), bias.double(), 1e-5)
     for config in layer_norm.configs(width):
-        assert relative_error(layer_norm.run(x, None, weight, bias, 1e-5, config), want) <= OP_FLOAT32
+        assert relative_error(layer_norm.run(x, None, weight, bias, 1e-5, config), expected) <= OP_FLOAT32
 
 
 @pytest.mark.parametrize("value", [3.7, -1e4])
@@ -142,8 +142,8 @@ def test_a_variance_as_small_as_the_rounding_of_the_mean() -> None:
     """Numbers that are one bit apart: the mean is rounded by as much as they deviate from it."""
     weight, bias = draw(4, 1001).to(DEVICE), draw(5, 1001).to(DEVICE)
     x = 1000 + 2.0**-14 * (draw(6, 8, 1001).to(DEVICE) > torch.linspace(-1, 1, 8, device=DEVICE)[:, None])
-    _, want = reference.add_layer_norm(x.double(), None, weight.double(), bias.double(), 1e-12)
-    assert relative_error(layer_norm.run(x, None, weight, bias, 1e-12), want) <= OP_FLOAT32
+    _, expected = reference.add_layer_norm(x.double(), None, weight.double(), bias.double(), 1e-12)
+    assert relative_error(layer_norm.run(x, None, weight, bias, 1e-12), expected) <= OP_FLOAT32
 
 
 def test_every_reason_is_told() -> None:

@@ -40,8 +40,8 @@ def draw_values(tokens: int, head_dim: int, columns: int, dtype: torch.dtype) ->
     return alpha.to(DEVICE), value.to(DEVICE), matrix.to(DEVICE)
 
 
-def near(have: Tensor, low: Tensor, want: Tensor) -> bool:
-    return error(have, want) <= LOW_PRECISION_FACTOR * error(low, want) + floor(want)
+def near(have: Tensor, low: Tensor, expected: Tensor) -> bool:
+    return error(have, expected) <= LOW_PRECISION_FACTOR * error(low, expected) + floor(expected)
 
 
 @pytest.mark.parametrize("texts", [5, 70])
@@ -113,11 +113,11 @@ def test_there_is_a_cut_for_every_gpu_and_it_fits(gpu: int, texts: int, monkeypa
     monkeypatch.setattr(text_maps, "INTERPRETED", False)
     for head_dim in range(1, text_maps.LARGEST_HEAD + 1):
         for dtype in (*LOW, torch.float32):
-            found = text_maps.configs(texts, head_dim, dtype, gpu)
-            assert found
-            assert len({str(config) for config in found}) == len(found)
+            result = text_maps.configs(texts, head_dim, dtype, gpu)
+            assert result
+            assert len({str(config) for config in result}) == len(result)
             width = sum(text_maps.split_head(head_dim)) * dtype.itemsize
-            for config in found:
+            for config in result:
                 assert config.stages >= 2 or head_dim > 64, "nothing would be fetched ahead"
                 memory = config.stages * width * sum(config.blocks.values())
                 assert 0 < memory <= 1024 * text_maps.SHARED.get(gpu, 99)
@@ -172,8 +172,8 @@ def test_layers_of_one_buffer_are_read_where_they_are() -> None:
         assert plan.arguments["s_value_l"] == (values[1].data_ptr() - values[0].data_ptr()) // 4
         assert len(plan.grid) == 1
         plan.run()
-        want = reference.layered_text_maps(alpha.double(), [value.double() for value in values], basis.double())
-        assert relative_error(out, want) <= OP_FLOAT32
+        expected = reference.layered_text_maps(alpha.double(), [value.double() for value in values], basis.double())
+        assert relative_error(out, expected) <= OP_FLOAT32
 
 
 def test_layers_apart_are_copied_together() -> None:

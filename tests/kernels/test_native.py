@@ -41,9 +41,9 @@ class NativeContract(OpsContract):
         weight = torch.ones(256)
         for delta in (everything * 0.37, everything.roll(4321), everything.flip(0)):
             x, delta = everything.clone().view(256, 256), delta.view(256, 256)
-            want = x + delta
+            expected = x + delta
             ops.add_layer_norm(x, delta, weight, weight, 1e-5, backend="native")
-            torch.testing.assert_close(x, want, rtol=0, atol=0, equal_nan=True)
+            torch.testing.assert_close(x, expected, rtol=0, atol=0, equal_nan=True)
 
     @EVERY_ACTIVATION
     def test_activations_at_the_limits_of_float32(self, activation: reference.Activation) -> None:
@@ -51,10 +51,10 @@ class NativeContract(OpsContract):
         inf = torch.inf
         x = torch.tensor([inf, -inf, 3e38, -3e38, 1e-38, -1e-38, 1e-40, -1e-40, 1e-45, -1e-45])[:, None]
         have = ops.linear_activation(x, torch.ones(1, 1), torch.zeros(1), activation, backend="native")
-        want = torch.sigmoid(1.702 * x.double()) * x.double()
+        expected = torch.sigmoid(1.702 * x.double()) * x.double()
         if activation != "quick_gelu":
-            want = torch.nn.functional.gelu(x.double(), approximate="tanh" if activation == "gelu_tanh" else "none")
-        torch.testing.assert_close(have.double(), want, rtol=3e-7, atol=1.5e-45, equal_nan=True)
+            expected = torch.nn.functional.gelu(x.double(), approximate="tanh" if activation == "gelu_tanh" else "none")
+        torch.testing.assert_close(have.double(), expected, rtol=3e-7, atol=1.5e-45, equal_nan=True)
 
 
 class TestGeneric(NativeContract):
@@ -92,7 +92,7 @@ class TestWidened(LinearContract, LayersContract):
     def test_results_are_rounded_once(self, dtype: torch.dtype) -> None:
         """The result is that of float32, rounded at the end."""
         x, weight, bias = draw(0, 7, 40, dtype=dtype), draw(1, 90, 40, dtype=dtype), draw(2, 90, dtype=dtype)
-        want = reference.linear(x.float(), weight.float(), bias.float())
+        expected = reference.linear(x.float(), weight.float(), bias.float())
         have = ops.linear(x, weight, bias, backend="native")
-        torch.testing.assert_close(have, want.to(dtype), rtol=2**-7 if dtype == torch.bfloat16 else 2**-10, atol=0)
-        assert (have != want.to(dtype)).float().mean() < 0.01  # float32's own rounding may cross an edge
+        torch.testing.assert_close(have, expected.to(dtype), rtol=2**-7 if dtype == torch.bfloat16 else 2**-10, atol=0)
+        assert (have != expected.to(dtype)).float().mean() < 0.01  # float32's own rounding may cross an edge

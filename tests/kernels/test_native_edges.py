@@ -106,8 +106,8 @@ def compute(name: str, arguments: list[Any]) -> list[Tensor]:
     return [each for each in (*returned, *(arguments[at] for at in mutated_arguments(name))) if each is not None]
 
 
-def assert_same(have: list[Tensor], want: list[Tensor]) -> None:
-    for one, other in zip(have, want, strict=True):
+def assert_same(have: list[Tensor], expected: list[Tensor]) -> None:
+    for one, other in zip(have, expected, strict=True):
         assert torch.equal(bits(one), bits(other))
 
 
@@ -121,10 +121,10 @@ def test_every_operation_has_arguments_here() -> None:
 @pytest.mark.parametrize(("name", "dtype"), [call for call in CALLS if call.values[0] in OWN])
 def test_results_do_not_depend_on_the_number_of_threads(name: str, dtype: torch.dtype) -> None:
     with threads(1):
-        want = compute(name, ARGUMENTS[name](dtype))
+        expected = compute(name, ARGUMENTS[name](dtype))
     for count in THREADS[1:]:
         with threads(count):
-            assert_same(compute(name, ARGUMENTS[name](dtype)), want)
+            assert_same(compute(name, ARGUMENTS[name](dtype)), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
@@ -145,22 +145,22 @@ def test_results_of_extreme_values_do_not_depend_on_the_number_of_threads(kind: 
 @EVERY_CALL
 def test_results_do_not_depend_on_where_memory_starts(name: str, dtype: torch.dtype) -> None:
     """A tensor may start at any element of a vector's width."""
-    want = compute(name, ARGUMENTS[name](dtype))
+    expected = compute(name, ARGUMENTS[name](dtype))
     for offset in (1, 2, 3, 5, 8, 15):
-        assert_same(compute(name, [laid(each, offset, 1) for each in ARGUMENTS[name](dtype)]), want)
+        assert_same(compute(name, [laid(each, offset, 1) for each in ARGUMENTS[name](dtype)]), expected)
 
 
 @EVERY_CALL
 def test_results_do_not_depend_on_strides(name: str, dtype: torch.dtype) -> None:
     """Axes in reverse order in memory and with gaps; an argument that is changed must be contiguous."""
-    want = compute(name, ARGUMENTS[name](dtype))
+    expected = compute(name, ARGUMENTS[name](dtype))
     given = ARGUMENTS[name](dtype)
     spread = [each if at in mutated_arguments(name) else laid(each, 3, 2) for at, each in enumerate(given)]
     have = compute(name, spread)
     if name in PRODUCTS:
-        assert relative_error(have[0], want[0]) <= 4 * torch.finfo(dtype).eps
+        assert relative_error(have[0], expected[0]) <= 4 * torch.finfo(dtype).eps
     else:
-        assert_same(have, want)
+        assert_same(have, expected)
 
 
 def laid(each: Any, offset: int, step: int) -> Any:
@@ -245,8 +245,10 @@ def test_attention_of_denormal_values(isa: str, dtype: torch.dtype) -> None:
     if isa == "avx512_bf16" and dtype == torch.bfloat16:
         assert not out.any()
         return
-    want = qkv.double()[:, :, 2].mean(1, keepdim=True).expand_as(out)
-    assert error(out, want) <= (4 if dtype == torch.float32 else 0.5) * unit  # of float32 all sums are denormal, too
+    expected = qkv.double()[:, :, 2].mean(1, keepdim=True).expand_as(out)
+    assert (
+        error(out, expected) <= (4 if dtype == torch.float32 else 0.5) * unit
+    )  # of float32 all sums are denormal, too
     assert out.any()
 
 
@@ -259,8 +261,8 @@ def test_layer_norm_of_denormal_values(dtype: torch.dtype) -> None:
     stream = (x.double() * unit).to(dtype)
     out = ops.add_layer_norm(stream, (delta.double() * unit).to(dtype), weight, bias, 1e-5, backend="native")
     assert torch.equal(stream.double(), (x + delta).double() * unit)
-    _, want = reference.add_layer_norm(stream.double(), None, weight.double(), bias.double(), 1e-5)
-    assert error(out, want) <= torch.finfo(dtype).eps * float(want.abs().max())
+    _, expected = reference.add_layer_norm(stream.double(), None, weight.double(), bias.double(), 1e-5)
+    assert error(out, expected) <= torch.finfo(dtype).eps * float(expected.abs().max())
 
 
 def test_moments_of_denormal_values_are_exact() -> None:
@@ -276,10 +278,10 @@ def test_moments_of_denormal_values_are_exact() -> None:
 def test_span_picks_the_same_of_denormal_texts_as_of_scaled_ones() -> None:
     texts = torch.randint(-99, 99, (2, 50, 6), generator=torch.Generator().manual_seed(0)).double()
     factor = draw(1, 2, 6, 6)
-    want = ops.span(texts.float(), factor, 6, backend="native")
+    expected = ops.span(texts.float(), factor, 6, backend="native")
     have = ops.span((texts * 2.0**-149).float(), factor * 2.0**100, 6, backend="native")
-    assert torch.equal(have[0], want[0])
-    assert error(have[2], want[2]) <= OP_FLOAT32
+    assert torch.equal(have[0], expected[0])
+    assert error(have[2], expected[2]) <= OP_FLOAT32
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
@@ -303,12 +305,14 @@ def test_infinities_in_attention_stay_in_their_head_and_column(dtype: torch.dtyp
     qkv[2, 2, 1, 0, 0] = INF
     out, alpha = ops.attention(qkv, backend="native")
     assert alpha is not None
-    want_out, want_alpha = reference.attention(qkv.double())
-    for have, want in ((out, want_out), (alpha, want_alpha)):
-        assert torch.equal(have.isnan(), want.isnan())
-        assert torch.equal(have.isinf(), want.isinf())
-        finite = want.isfinite()
-        assert error(have[finite], want[finite]) <= 2 * torch.finfo(have.dtype).eps * float(want[finite].abs().max())
+    expected_out, expected_alpha = reference.attention(qkv.double())
+    for have, expected in ((out, expected_out), (alpha, expected_alpha)):
+        assert torch.equal(have.isnan(), expected.isnan())
+        assert torch.equal(have.isinf(), expected.isinf())
+        finite = expected.isfinite()
+        assert error(have[finite], expected[finite]) <= 2 * torch.finfo(have.dtype).eps * float(
+            expected[finite].abs().max()
+        )
     assert bool((out[0, :, 0, 3] == INF).all())
     assert bool((alpha[1, 1, 5] == 0).all())
     assert bool(alpha[2, 0].isnan().all())
@@ -319,12 +323,12 @@ def test_infinities_in_attention_stay_in_their_head_and_column(dtype: torch.dtyp
 @pytest.mark.parametrize("hard", [INF, -INF, NAN])
 def test_layer_norm_of_a_row_with_infinity_or_nan_is_nan_in_that_row_alone(dtype: torch.dtype, hard: float) -> None:
     x, weight = draw(0, 7, 50, dtype=dtype), draw(1, 50, dtype=dtype)
-    want = ops.add_layer_norm(x.clone(), None, weight, weight, 1e-5, backend="native")
+    expected = ops.add_layer_norm(x.clone(), None, weight, weight, 1e-5, backend="native")
     x[3, 48] = hard
     have = ops.add_layer_norm(x, None, weight, weight, 1e-5, backend="native")
     assert bool(have[3].isnan().all())
     others = torch.arange(7) != 3
-    assert torch.equal(have[others], want[others])
+    assert torch.equal(have[others], expected[others])
 
 
 @pytest.mark.parametrize("hard", [INF, -INF, NAN])
@@ -343,10 +347,10 @@ def test_moments_of_infinity_or_nan_are_not_finite_in_its_row_and_column_alone(h
 @pytest.mark.parametrize("at", [0, 1])
 def test_span_picks_nothing_in_a_head_with_infinity_or_nan(at: int, hard: float) -> None:
     given = [draw(0, 2, 40, 9), draw(1, 2, 9, 9)]
-    want = ops.span(*given, 5, backend="native")
+    expected = ops.span(*given, 5, backend="native")
     given[at][0, 8, 8] = hard
     have = ops.span(*given, 5, backend="native")
     assert have[0][0].tolist() == [-1] * 5
     assert not have[1][0].any()
     assert not have[2][0].any()
-    assert_same([each[1] for each in have], [each[1] for each in want])
+    assert_same([each[1] for each in have], [each[1] for each in expected])

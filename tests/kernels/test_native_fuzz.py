@@ -110,14 +110,14 @@ def assert_right(name: str, given: list[Any], have: list[Tensor], kinds: set[str
         return
     operation = OPERATIONS[name]
     settled = operation.settle(*given)
-    want = operation.define(*doubled(settled))
+    expected = operation.define(*doubled(settled))
     tensors = [each for each in given if isinstance(each, Tensor) and each.is_floating_point()]
     low_precision = any(each.dtype.itemsize == 2 for each in tensors) and not operation.exact
-    plain = operation.define(*settled) if low_precision else want
+    plain = operation.define(*settled) if low_precision else expected
     if "huge" in kinds:  # float32 has other infinities than float64
         return
-    sizes = operation.terms(*doubled(settled))[: len(want)]
-    for got, exact, low, terms in zip(have, want, plain, sizes, strict=True):
+    sizes = operation.terms(*doubled(settled))[: len(expected)]
+    for got, exact, low, terms in zip(have, expected, plain, sizes, strict=True):
         finite = exact.isfinite()
         assert torch.equal(got.isfinite(), finite)
         got, exact, low, terms = got[finite], exact[finite], low[finite], terms[terms.isfinite()]

@@ -397,8 +397,8 @@ def test_negated_views_and_other_devices_are_refused() -> None:
         ops.span(negated, factor, size, backend="native")
     with pytest.raises(dispatch.BackendUnavailable, match=r"^native cannot compute span: texts is on meta, factor is"):
         ops.span(texts.to("meta"), factor.to("meta"), size, backend="native")
-    want = reference.span(-texts.double(), factor.double(), size, 1e-10)[0]
-    assert ops.span(negated, factor, size)[0].tolist() == want.tolist()
+    expected = reference.span(-texts.double(), factor.double(), size, 1e-10)[0]
+    assert ops.span(negated, factor, size)[0].tolist() == expected.tolist()
 
 
 NORM = torch.ones(8), torch.zeros(8), 1e-5
@@ -412,12 +412,12 @@ def layer_norm(x: Tensor, backend: str = "native") -> Tensor:
 def test_tensors_without_memory_are_refused() -> None:
     """Some of torch's tensors have no address: only its own operations can read them."""
     x = draw(0, 3, 4, 8)
-    want = torch.nn.functional.layer_norm(x, (8,))
+    expected = torch.nn.functional.layer_norm(x, (8,))
     for transformed in (torch.vmap, torch.func.functionalize):
         with pytest.raises(dispatch.BackendUnavailable, match="x has no memory of its own"):
             transformed(layer_norm)(x)
         have = transformed(lambda x: layer_norm(x, "auto"))(x)
-        assert error(have, want) <= OP_FLOAT32
+        assert error(have, expected) <= OP_FLOAT32
     with pytest.raises(dispatch.BackendUnavailable, match="x has no memory of its own"):
         layer_norm(torch._efficientzerotensor((4, 8)))
     for opaque, layout in (
@@ -442,12 +442,12 @@ def test_add_layer_norm_refuses_overlapping_memory() -> None:
         ops.add_layer_norm(x, delta, *NORM, backend="native")
     for beside in (memory[8:16].view(1, 8), memory.clone()[8:16].view(1, 8)):
         row = memory[:8].view(1, 8)
-        want = row + beside
+        expected = row + beside
         ops.add_layer_norm(row, beside, *NORM, backend="native")
-        assert torch.equal(row, want)
-    want = memory[:8].view(1, 8) * 2
+        assert torch.equal(row, expected)
+    expected = memory[:8].view(1, 8) * 2
     ops.add_layer_norm(memory[:8].view(1, 8), memory[:8].view(1, 8), *NORM, backend="native")
-    assert torch.equal(memory[:8].view(1, 8), want)
+    assert torch.equal(memory[:8].view(1, 8), expected)
 
 
 @BUILT

@@ -68,10 +68,10 @@ def test_transposed_product_gives_the_same_bits(isa: str, activation: Activation
         transposed = draw(3, columns + 2, rows + 5)[1:-1, 2:-3].copy_(product.T).T  # with other values around
         assert transposed.stride() == (1, rows + 5)
         for shift in (bias, None):
-            want, have = torch.full((2, rows, columns + 3), torch.nan, dtype=dtype)
-            native_linear.activate(product, shift, activation, want[:, :columns])
+            expected, have = torch.full((2, rows, columns + 3), torch.nan, dtype=dtype)
+            native_linear.activate(product, shift, activation, expected[:, :columns])
             native_linear.activate(transposed, shift, activation, have[:, :columns])
-            assert torch.equal(have[:, :columns], want[:, :columns])
+            assert torch.equal(have[:, :columns], expected[:, :columns])
             assert have[:, columns:].isnan().all()
 
 
@@ -80,13 +80,13 @@ def test_transposed_product_agrees_with_the_definition(rows: int, weight: Tensor
     x, bias = draw(4, 2, rows // 2, DEPTH), draw(5, COLUMNS)
     for shift in (bias, None):
         have = ops.linear(x, weight, shift, backend="native")
-        want = reference.linear(x.double(), weight.double(), None if shift is None else shift.double())
+        expected = reference.linear(x.double(), weight.double(), None if shift is None else shift.double())
         assert have.is_contiguous()
-        assert relative_error(have, want) <= OP_FLOAT32
+        assert relative_error(have, expected) <= OP_FLOAT32
     have = ops.linear_activation(x, weight, bias, "gelu", backend="native")
-    want = reference.linear_activation(x.double(), weight.double(), bias.double(), "gelu")
+    expected = reference.linear_activation(x.double(), weight.double(), bias.double(), "gelu")
     assert have.is_contiguous()
-    assert relative_error(have, want) <= OP_FLOAT32
+    assert relative_error(have, expected) <= OP_FLOAT32
     assert transposed == [True] * 3 or not torch.backends.mkl.is_available()
 
 
@@ -100,11 +100,11 @@ def test_with_gradients_torch_computes_the_layer(weight: Tensor, transposed: lis
 
 def test_any_strides(weight: Tensor) -> None:
     x, bias = draw(6, 40, DEPTH), draw(7, COLUMNS)
-    want = reference.linear(x.double(), weight.double(), bias.double())
+    expected = reference.linear(x.double(), weight.double(), bias.double())
     apart = torch.stack([bias, bias], 1)[:, 0]
     for rows in (x.T.contiguous().T, torch.cat([x, x], 1)[:, :DEPTH]):
         for columns in (weight.T.contiguous().T, torch.cat([weight, weight], 1)[:, :DEPTH]):
-            assert relative_error(ops.linear(rows, columns, apart, backend="native"), want) <= OP_FLOAT32
+            assert relative_error(ops.linear(rows, columns, apart, backend="native"), expected) <= OP_FLOAT32
 
 
 def test_which_products_are_transposed(weight: Tensor) -> None:

@@ -32,12 +32,14 @@ def attention(qkv: Tensor, row: reference.Row | None = "cls") -> tuple[Tensor, T
 
 def assert_close(have: tuple[Tensor, Tensor | None], qkv: Tensor, row: reference.Row) -> None:
     """Values are as accurate as the definition in bfloat16, and the weights returned are those of float32."""
-    (out, alpha), (want, want_alpha) = have, reference.attention(qkv.double(), row)
+    (out, alpha), (expected, expected_alpha) = have, reference.attention(qkv.double(), row)
     assert out.dtype == torch.bfloat16
     assert alpha is not None
     assert alpha.dtype == torch.float32
-    assert error(out, want) <= LOW_PRECISION_FACTOR * error(reference.attention(qkv, row)[0], want) + floor(want)
-    assert relative_error(alpha, want_alpha) <= OP_FLOAT32
+    assert error(out, expected) <= LOW_PRECISION_FACTOR * error(reference.attention(qkv, row)[0], expected) + floor(
+        expected
+    )
+    assert relative_error(alpha, expected_alpha) <= OP_FLOAT32
 
 
 class Pairs(Contract):
@@ -69,10 +71,10 @@ class Pairs(Contract):
         if self.isa == "avx512_bf16":
             pytest.skip("no other kernel of bfloat16 runs there")
         qkv = draw(0, 1, 50, 3, HEADS, 64, dtype=torch.bfloat16)
-        want = reference.attention(qkv.double())[0]
-        pairs = relative_norm(attention(qkv)[0], want)
+        expected = reference.attention(qkv.double())[0]
+        pairs = relative_norm(attention(qkv)[0], expected)
         native.emulate_bf16_pairs(False)
-        assert relative_norm(attention(qkv)[0], want) < 0.9 * pairs
+        assert relative_norm(attention(qkv)[0], expected) < 0.9 * pairs
 
     @pytest.mark.parametrize("tokens", [50, 197, 257, 577])
     def test_errors_are_those_of_torchs_attention(self, tokens: int) -> None:
@@ -80,11 +82,11 @@ class Pairs(Contract):
         ours, torchs = 0.0, 0.0
         for seed in range(4):
             qkv = draw(seed, 1, tokens, 3, HEADS, 64, dtype=torch.bfloat16)
-            want = reference.attention(qkv.double())[0]
-            ours += relative_norm(attention(qkv)[0], want)
+            expected = reference.attention(qkv.double())[0]
+            ours += relative_norm(attention(qkv)[0], expected)
             query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
             sdpa = torch.nn.functional.scaled_dot_product_attention(query, key, value)
-            torchs += relative_norm(sdpa.transpose(1, 2), want)
+            torchs += relative_norm(sdpa.transpose(1, 2), expected)
         assert ours <= SDPA_FACTOR * torchs
 
     @pytest.mark.parametrize("tokens", [1, 17])
@@ -103,8 +105,8 @@ class Pairs(Contract):
         wide = torch.full(shape, torch.nan, dtype=torch.bfloat16)
         wide[..., 1:65] = contiguous.permute(order)
         qkv = wide[..., 1:65].permute([order.index(axis) for axis in range(5)])
-        for have, want in zip(attention(qkv, row), attention(contiguous, row), strict=True):
-            assert torch.equal(have, want)
+        for have, expected in zip(attention(qkv, row), attention(contiguous, row), strict=True):
+            assert torch.equal(have, expected)
         gaps = torch.stack([contiguous] * 2, -1)[..., 0]
         assert gaps.stride(-1) == 2
         assert torch.equal(attention(gaps, row)[0], attention(contiguous, row)[0])
@@ -133,8 +135,8 @@ class Pairs(Contract):
             qkv = draw(0, 1, 17, 3, HEADS, head_dim, dtype=torch.bfloat16)
             qkv[0, token, part, 0, entry] = what
             have = attention(qkv, "mean")
-            want = reference.attention(qkv.float(), "mean")
-            for got, exact in zip(have, want, strict=True):
+            expected = reference.attention(qkv.float(), "mean")
+            for got, exact in zip(have, expected, strict=True):
                 assert torch.equal(got.isnan(), exact.isnan())
                 assert torch.equal(got.isposinf(), exact.isposinf())
                 assert torch.equal(got.isneginf(), exact.isneginf())
@@ -147,9 +149,9 @@ class Pairs(Contract):
         qkv = draw(0, IMAGES, tokens, 3, HEADS, 64, dtype=torch.bfloat16)
         qkv[:, :, 2] = tiny[torch.arange(IMAGES * tokens * HEADS * 64) % 6].view(IMAGES, tokens, HEADS, 64)
         out, alpha = attention(qkv)
-        want, want_alpha = reference.attention(qkv.double())
-        assert error(out, want) <= tokens * NORMAL + 2.0**-8 * float(want.abs().max())
-        assert relative_error(alpha, want_alpha) <= OP_FLOAT32
+        expected, expected_alpha = reference.attention(qkv.double())
+        assert error(out, expected) <= tokens * NORMAL + 2.0**-8 * float(expected.abs().max())
+        assert relative_error(alpha, expected_alpha) <= OP_FLOAT32
         for part in (0, 1):
             qkv = draw(0, IMAGES, tokens, 3, HEADS, 64, dtype=torch.bfloat16)
             qkv[:, :, part, :, ::3] = tiny[0]
@@ -160,10 +162,10 @@ class Pairs(Contract):
         before = torch.get_num_threads()
         try:
             torch.set_num_threads(1)
-            want = attention(qkv, "mean")
+            expected = attention(qkv, "mean")
             for count in range(2, (os.cpu_count() or 1) + 3):
                 torch.set_num_threads(count)
-                for have, one in zip(attention(qkv, "mean"), want, strict=True):
+                for have, one in zip(attention(qkv, "mean"), expected, strict=True):
                     assert torch.equal(have, one)
         finally:
             torch.set_num_threads(before)

@@ -48,8 +48,8 @@ def test_a_compiled_call_gives_the_same(name: str, backend: str) -> None:
     arguments = examples.arguments(name, ON[backend])
     op = operations()[name].op
     compiled = torch.compile(lambda *given: op(*given, backend), fullgraph=True, backend="aot_eager")
-    have, want = compiled(*arguments), op(*arguments, backend)
-    for one, other in zip(*(r if isinstance(r, tuple) else (r,) for r in (have, want)), strict=True):
+    have, expected = compiled(*arguments), op(*arguments, backend)
+    for one, other in zip(*(r if isinstance(r, tuple) else (r,) for r in (have, expected)), strict=True):
         assert torch.equal(one, other)
 
 
@@ -71,9 +71,9 @@ def test_called_directly_and_as_an_op_alike(name: str, backend: str) -> None:
     observed = copies(direct)
     have = operations()[name](*direct, backend)
     with Seen() as seen:
-        want = operations()[name](*observed, backend)
+        expected = operations()[name](*observed, backend)
     assert f"clipfast::{name}" in seen.names
-    for one, other in zip(pytree.tree_leaves([have, direct]), pytree.tree_leaves([want, observed]), strict=True):
+    for one, other in zip(pytree.tree_leaves([have, direct]), pytree.tree_leaves([expected, observed]), strict=True):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
@@ -85,8 +85,8 @@ def test_gradients_are_refused_not_wrong(name: str, backend: str) -> None:
     )
     arguments[first].requires_grad_()
     changed = [arguments[place] for place in operations()[name].mutated]
-    found = [t for t in pytree.tree_leaves(operations()[name](*arguments, backend)) if t is not None] + changed
-    reached = [tensor for tensor in found if tensor.requires_grad]
+    result = [t for t in pytree.tree_leaves(operations()[name](*arguments, backend)) if t is not None] + changed
+    reached = [tensor for tensor in result if tensor.requires_grad]
     assert reached or operations()[name].mutated
     for tensor in reached:
         with pytest.raises(RuntimeError, match="autograd"):

@@ -80,17 +80,17 @@ def follow(texts: Tensor, factor: Tensor, picks: Tensor) -> Iterator[tuple[float
 
 def misses(texts: Tensor, factor: Tensor, picks: Tensor) -> list[float]:
     """By which share each pick misses the best; an assertion that it ends where it should."""
-    found: list[float] = []
+    result: list[float] = []
     first = None
     for (best, miss), pick in zip(follow(texts, factor, picks), picks[0].tolist(), strict=True):
         first = best if first is None else first
         if pick < 0:
             assert best <= FLOOR * first * (1 + GAP), "ended too early"
-            assert (picks[0, len(found) :] == -1).all()
-            return found
+            assert (picks[0, len(result) :] == -1).all()
+            return result
         assert best >= FLOOR * first * (1 - GAP), "went on too long"
-        found.append(miss)
-    return found
+        result.append(miss)
+    return result
 
 
 def span(backend: str, texts: Tensor, factor: Tensor, size: int) -> Tensor:
@@ -150,10 +150,10 @@ def test_golden_picks(backend: str) -> None:
         pytest.skip(f"no golden arrays beside this checkout: {GOLDEN.name}")
     with np.load(GOLDEN) as file:
         outputs, features = (torch.from_numpy(file[name]).double() for name in ("head_outputs", "text_features"))
-        rank, want = int(file["rank"]), file["picks"].tolist()
+        rank, expected = int(file["rank"]), file["picks"].tolist()
     span_of_outputs = torch.linalg.svd(outputs, full_matrices=False)[2][:rank]
     inside = outputs @ span_of_outputs.T
     values, vectors = torch.linalg.eigh(torch.cov(inside.T))
     texts, factor = (features @ span_of_outputs.T)[None], (vectors * values.clamp_min(0).sqrt())[None]
-    assert reference.span(texts, factor, len(want), FLOOR)[0].tolist() == [want]
-    assert span(backend, texts.float(), factor.float(), len(want)).tolist() == [want]
+    assert reference.span(texts, factor, len(expected), FLOOR)[0].tolist() == [expected]
+    assert span(backend, texts.float(), factor.float(), len(expected)).tolist() == [expected]

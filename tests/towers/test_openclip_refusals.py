@@ -153,9 +153,9 @@ def test_all_reasons_stand_in_one_message() -> None:
     block.attn.out_proj = adapted(block.attn.out_proj)
     with pytest.raises(UnsupportedTower) as caught:
         wrap(visual)
-    want = {*flags, "norm_before_pool", "activation", "training", "projection", "replaced"}
-    assert sorted(reason.split(" (")[0] for reason in caught.value.reasons) == sorted(REFUSALS[key] for key in want)
-    assert all(REFUSALS[key] in str(caught.value) for key in want)
+    expected = {*flags, "norm_before_pool", "activation", "training", "projection", "replaced"}
+    assert sorted(reason.split(" (")[0] for reason in caught.value.reasons) == sorted(REFUSALS[key] for key in expected)
+    assert all(REFUSALS[key] in str(caught.value) for key in expected)
 
 
 def test_patch_dropout_in_eval_mode_decomposes() -> None:

@@ -140,12 +140,12 @@ def test_a_weight_computed_from_others_is_followed_after_it_is_folded_in(norm: C
 def test_a_removed_hook_is_forgotten() -> None:
     visual = vision_tower()
     model, images = wrap(visual), pixels(visual)
-    want = model.decompose(images).embedding
+    expected = model.decompose(images).embedding
     handle = visual.ln_pre.register_forward_hook(double)
     with pytest.raises(UnsupportedTower):
         model.decompose(images)
     handle.remove()
-    assert torch.equal(model.decompose(images).embedding, want)
+    assert torch.equal(model.decompose(images).embedding, expected)
 
 
 def test_every_patch_is_listed_and_long_lists_are_cut() -> None:
@@ -339,7 +339,7 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
 def test_wrappers_are_looked_through(name: str, inner: str) -> None:
     clip, wrapper = clip_model(), WRAPPERS[name]
     images = pixels(clip.visual)
-    want = wrap(clip).decompose(images, texts=wrap(clip).encode_text(["a forest"]))
+    expected = wrap(clip).decompose(images, texts=wrap(clip).encode_text(["a forest"]))
     if inner == "clip":
         model = wrap(wrapper(clip))
     elif inner == "visual":
@@ -348,10 +348,10 @@ def test_wrappers_are_looked_through(name: str, inner: str) -> None:
     else:
         model = wrap(wrapper(clip.visual))
     contributions = model.decompose(images)
-    assert torch.equal(contributions.embedding, want.embedding)
-    assert relative_error(model.encode_image(images, normalize=False), want.embedding) <= EMBEDDING_FLOAT32
+    assert torch.equal(contributions.embedding, expected.embedding)
+    assert relative_error(model.encode_image(images, normalize=False), expected.embedding) <= EMBEDDING_FLOAT32
     if inner != "visual alone":
-        assert torch.equal(model.decompose(images, texts=["a forest"]).maps, want.maps)
+        assert torch.equal(model.decompose(images, texts=["a forest"]).maps, expected.maps)
 
 
 def test_a_visual_compiled_in_place_is_accepted() -> None:
