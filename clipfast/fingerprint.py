@@ -5,7 +5,7 @@ torch counts a version for every tensor, which grows when it is changed in place
 
 XXH3 hashes as fast as memory is read: the 350 MB of ViT-B-32 take 13 ms (28 GB/s on two cores of an AMD EPYC), where
 SHA-256 takes 340 ms, CRC-32 170 ms and BLAKE2b 560 ms. It is no signature: it tells weights apart that differ by
-accident, not those that somebody made to collide.
+accident, not those made to collide.
 """
 
 import json

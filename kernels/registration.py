@@ -42,7 +42,7 @@ class Operation:
     example_arguments: Callable[[Examples], list[Any]]
 
     def __call__(self, *arguments: Any) -> Any:
-        """Computes it, through the custom op only where somebody would notice.
+        """Computes it, through the custom op only where that makes a difference.
 
         The op costs 0.1 ms, more than a small kernel, and more still where the caches are cold. So plain tensors go
         straight to the backend, unless the call is compiled, observed by a dispatch mode (fake tensors, counters), or

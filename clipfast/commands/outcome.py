@@ -95,7 +95,7 @@ def exit_code_of(body: Callable[[], int]) -> int:
     """Runs a command; returns its exit code, also where it ends with an exception that the user can act on.
 
     A signal stays an interrupt where a library turns it into an error of its own, as safetensors and torch can. No
-    context manager does this: a signal that arrives while ``contextlib`` enters or leaves one is in nobody's ``try``.
+    context manager does this: a signal that arrives while ``contextlib`` enters or leaves one is outside every ``try``.
 
     Args:
         body: the command; returns an exit code.

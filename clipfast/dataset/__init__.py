@@ -1,1 +1,1 @@
-"""Images in: files, folders and tar shards, with labels that somebody gave."""
+"""Data sets: images in files, folders and tar shards, their labels, and what is collected from them."""
