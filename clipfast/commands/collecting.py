@@ -115,15 +115,15 @@ def collect(options: InputOptions, folder: Path, *, unfinished: bool = False) ->
             except KeyboardInterrupt:  # the first signal, in the moment before it was deferred: there is no second
                 _flush(writer, interrupts, complete)
     if not complete:
-        have = f"{len(writer.entries)} of {len(items)} images are collected"
-        console.error(f"interrupted: {have}; run it again to go on")
+        have = f"{len(writer.entries)} of {len(items)} images are collected; run it again to go on"
+        if not writer.entries:
+            raise KeyboardInterrupt(have)
+        console.error(f"interrupted: {have}")
     else:
         interrupts.check()
     for note in left_out:
         console.note(note)
     if not writer.entries:
-        if not complete:
-            raise KeyboardInterrupt
         raise InputError("no image could be read")
     return Collected(Collection(folder, unfinished=True), model, len(writer.failed), complete)
 

@@ -113,8 +113,8 @@ def exit_code_of(body: Callable[[], int]) -> int:
         finally:
             signals.restore()
         console.flush()
-    except KeyboardInterrupt:
-        console.error("interrupted")
+    except KeyboardInterrupt as error:
+        console.error(f"interrupted: {error}" if str(error) else "interrupted")
         code = INTERRUPTED
     except ClipfastError as error:
         console.error(error)

@@ -96,6 +96,7 @@ def raising(error: BaseException) -> Callable[[], int]:
         (InputError("a\nb"), 2, "error: a b"),
         (OSError(28, "No space left on device", "x.png"), 2, "error: x.png: No space left on device"),
         (KeyboardInterrupt(), 130, "error: interrupted"),
+        (KeyboardInterrupt("0 of 3 are done"), 130, "error: interrupted: 0 of 3 are done"),
         (MemoryError(), 2, "error: out of memory"),
     ],
 )

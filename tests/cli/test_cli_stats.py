@@ -10,6 +10,7 @@ from tolerances import FLOAT32
 
 import clipfast as package
 from clipfast.analyses.moments import Moments
+from clipfast.commands import collecting
 from clipfast.dataset.collection import Collection
 
 
@@ -90,6 +91,18 @@ def test_errors_in_one_line(images: Path, model_folder: Path, arguments: list[st
     (line,) = messages(done.stderr)
     assert line.startswith("error: ")
     assert message in line
+
+
+def test_interrupted_before_the_first_image_is_one_line(
+    images: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(collecting._Pass, "run", interrupt)
+    done = inside("stats", images, "--model", model_folder, "--out", tmp_path / "c")
+    assert done.returncode == 130
+    assert messages(done.stderr) == ["error: interrupted: 0 of 8 images are collected; run it again to go on"]
 
 
 def test_another_model_in_the_same_folder_is_refused(images: Path, model_folder: Path, tmp_path: Path) -> None:
