@@ -175,6 +175,23 @@ def test_somp_keeps_a_weak_direction_and_stops_where_texts_hold_nothing() -> Non
     assert result.notes == ("stopped after 2 of 3 texts: what is left of the variance is rounding",)
 
 
+def test_a_text_outside_of_the_span_stays_short_for_omp() -> None:
+    """What it has inside the span is rounding: brought to unit length, it would be the best text."""
+    axes = torch.eye(8, dtype=torch.float64)
+    data = outputs(width=2, rank=2) @ axes[:2]
+    strongest = torch.linalg.eigh(torch.cov(data[:, :2].T))[1][:, -1] @ axes[:2]
+    features = torch.stack([axes[0] + axes[1], axes[5] + 1e-9 * strongest])
+    assert clipfast.textspan(data, features, 1, method="omp").picks == (0,)
+
+
+def test_somp_stops_where_texts_hold_no_more_than_rounding() -> None:
+    axes = torch.eye(8, dtype=torch.float64)
+    weak = outputs(width=2, rank=2) * torch.tensor([1, 1e-3], dtype=torch.float64)
+    result = clipfast.textspan(weak @ axes[:2], torch.stack([axes[0], axes[0] + 1e-8 * axes[1]]), 2, method="somp")
+    assert len(result.picks) == 1
+    assert result.notes == ("stopped after 1 of 2 texts: what is left of the variance is rounding",)
+
+
 def test_no_note_where_all_texts_asked_for_are_picked() -> None:
     """More than 256 texts, one along each axis, along which the outputs vary less and less."""
     deviations = torch.arange(600, 300, -1, dtype=torch.float64)
