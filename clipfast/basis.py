@@ -69,7 +69,11 @@ class Basis:
     def values(self, layer: int) -> Tensor:
         """``W_O γP`` of one layer, ``[H, E, C]``; computed at first use, then kept."""
         if layer not in self._made:
-            self._made[layer] = self._make(layer)
+            if torch.compiler.is_compiling():
+                self._made[layer] = self._make(layer)
+            else:
+                with torch.inference_mode(False):  # kept beyond it, and by kernels for as long as it does not change
+                    self._made[layer] = self._make(layer)
         return self._made[layer]
 
     def _make(self, layer: int) -> Tensor:

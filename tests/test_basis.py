@@ -147,3 +147,12 @@ def test_a_basis_without_bytes_to_check() -> None:
     """On the meta device weights have shapes alone."""
     basis = fold(openclip.read(vision_tower(layers=1).to("meta")), "uniform")
     assert basis.values(0).shape == (2, 16, 20)
+
+
+def test_values_made_in_inference_mode_can_be_used_outside() -> None:
+    model = wrap(vision_tower(seed=1))
+    with torch.inference_mode():
+        values = [
+            basis.values(0) for basis in (model.basis(), model.basis().towards(torch.ones(2, model.basis().columns)))
+        ]
+    assert not any(made.is_inference() for made in values)

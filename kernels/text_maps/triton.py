@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from clipfast.kernels.arithmetic import dot, dot_precision, rounded
+from clipfast.kernels.derived import Derived
 from clipfast.kernels.dispatch import Implementation, Variant
 from clipfast.kernels.launch import (
     INTERPRETED,
@@ -193,6 +194,14 @@ def _configs(texts: int, value: Tensor) -> list[Config]:
     return configs(texts, value.shape[-1], value.dtype, capability(value))
 
 
+_LAID_OUT = Derived()
+
+
+def _laid_out(text_basis: Tensor, dtype: torch.dtype, block: int) -> Tensor:
+    """:func:`_cut` of ``[..., E, T]`` with the first axes as one, made once for as long as the basis lives."""
+    return _LAID_OUT.get(text_basis, (dtype, block), lambda: _cut(text_basis.flatten(0, -3), dtype, block))
+
+
 def _cut(text_basis: Tensor, dtype: torch.dtype, block: int) -> Tensor:
     """``[pairs, E, T]`` as ``[text tiles, pairs, E, block]`` in ``dtype``; columns from T on are never looked at."""
     pairs, head_dim, texts = text_basis.shape
@@ -218,12 +227,12 @@ def _plan(
     add: bool,
     config: Config | None,
 ) -> Launch:
-    """The launch for ``alpha [B, L, H, N]``, the first layer's ``value [B, N, H, E]``, ``text_basis [L·H, E, T]``."""
+    """The launch for ``alpha [B, L, H, N]``, the first layer's ``value [B, N, H, E]``, ``text_basis [..., E, T]``."""
     images, tokens, count, head_dim = value.shape
     texts = out.shape[2]
     config = _configs(texts, value)[0] if config is None else config
     block_m, block_t = config.blocks["BLOCK_M"], config.blocks["BLOCK_T"]
-    pairs = len(text_basis) if heads is None else len(heads)
+    pairs = alpha.shape[1] * count if heads is None else len(heads)
     text_tiles = -(-texts // block_t)
     unit = gcd(texts, 4)  # 16 bytes of float32
     first, second = split_head(head_dim)
@@ -233,7 +242,7 @@ def _plan(
         arguments={
             "p_alpha": alpha,
             "p_value": value,
-            "p_basis": _cut(text_basis, value.dtype, block_t),
+            "p_basis": _laid_out(text_basis, value.dtype, block_t),
             "p_heads": None if heads is None else heads.to(value.device).contiguous(),
             "p_out": out,
             "rows": images * tokens,
@@ -339,7 +348,7 @@ def plan_layered(
             s_layer, value = stacked.stride(0), stacked[0]
     else:
         s_layer, value = 0, alpha.new_empty((images, tokens, count, text_basis.shape[2]))
-    return _plan(alpha, value, s_layer, text_basis.flatten(0, 1), out, heads, False, config), out
+    return _plan(alpha, value, s_layer, text_basis, out, heads, False, config), out
 
 
 def run_layered(

@@ -194,3 +194,35 @@ def test_a_basis_that_is_laid_out_already_is_not_copied() -> None:
     again = torch.zeros_like(out)
     text_maps.run(alpha, value, basis, again, None, config)
     assert torch.equal(out, again)
+
+
+@pytest.mark.parametrize("texts", [5, 32, 70])
+def test_a_basis_is_laid_out_once(texts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not per batch: the second batch with the same texts copies nothing."""
+    cuts, lay_out = [], text_maps._cut
+
+    def counted(basis: Tensor, dtype: torch.dtype, block: int) -> Tensor:
+        cuts.append(block)
+        return lay_out(basis, dtype, block)
+
+    monkeypatch.setattr(text_maps, "_cut", counted)
+    alpha, value, basis = draw_values(17, 64, texts, torch.bfloat16)
+    first, second = (torch.zeros(2, 17, texts, device=DEVICE) for _ in range(2))
+    plan = text_maps.plan(alpha, value, basis, first)
+    plan.run()
+    again = text_maps.plan(alpha, value, basis, second)
+    again.run()
+    assert len(cuts) == 1
+    assert again.arguments["p_basis"].data_ptr() == plan.arguments["p_basis"].data_ptr()
+    assert torch.equal(first, second)
+    basis.mul_(2)  # a weight that changes is laid out again
+    third = torch.zeros_like(first)
+    text_maps.run(alpha, value, basis, third)
+    assert torch.equal(third, 2 * first)
+
+
+def test_layers_together_lay_their_basis_out_once() -> None:
+    alpha, basis = draw(0, 2, 2, 3, 17).softmax(-1).to(DEVICE), draw(2, 2, 3, 80, 5).to(DEVICE)
+    values = list(draw(1, 2, 2, 17, 3, 80).to(DEVICE))
+    pointers = {text_maps.plan_layered(alpha, values, basis)[0].arguments["p_basis"].data_ptr() for _ in range(2)}
+    assert len(pointers) == 1
