@@ -4,6 +4,9 @@ Kept per head in code space, ``x = [z, 1, μ, σ] / (σ n)`` (:mod:`clipfast.bas
 so mean and covariance of it follow exactly, for centring ``"uniform"`` too, from sums of ``x`` and ``x xᵀ``. Sums are
 float64, about a centre near the mean so that nothing cancels, and those of shards merge (Chan, Golub & LeVeque 1983).
 
+An update on a GPU queues its work and does not wait for it. Whether a batch was finite is then known later: a batch
+that was not adds nothing, and the error is raised by the next call that finds out.
+
 ``G`` heads of all layers kept, ``E`` head_dim, ``D`` embed_dim, ``X = E + 3``.
 """
 
@@ -31,6 +34,44 @@ _SHARED = 3  # entries of a code that are the same for every head: 1, μ and σ
 
 
 @dataclass(frozen=True)
+class _Unchecked:
+    """A batch that was added on a GPU before it was known to be finite.
+
+    Attributes:
+        images: how many.
+        finite: bool on the CPU, to be read after the event.
+        event: behind the copy to ``finite``; None where nothing is queued.
+    """
+
+    images: int
+    finite: Tensor
+    event: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, images: int, finite: Tensor) -> "_Unchecked":
+        """A batch whose answer is copied from its device without waiting."""
+        if not finite.is_cuda:
+            return cls(images, finite, None)
+        host = torch.empty((), dtype=torch.bool, pin_memory=True)
+        host.copy_(finite, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(finite.device))
+        return cls(images, host, event)
+
+    def is_known(self, wait: bool) -> bool:
+        """Whether ``finite`` can be read; always after waiting."""
+        if self.event is None:
+            return True
+        if wait:
+            self.event.synchronize()
+        return self.event.query()
+
+    def is_refused(self) -> bool:
+        """Whether the batch was not finite; read without torch, which would count it as a wait for the device."""
+        return not bool(self.finite.numpy())
+
+
+@dataclass(frozen=True)
 class _State:
     """Everything that images add to, replaced as a whole: an interrupted update leaves the state before it."""
 
@@ -39,6 +80,10 @@ class _State:
     basis: Basis | None = None
     dtype: torch.dtype = torch.float32  # of the embeddings: says what is noise
     sums: Mapping[str, Tensor] = field(default_factory=dict)
+    unchecked: tuple[_Unchecked, ...] = ()  # batches that count already and turn out later to have added nothing
+
+
+_NOT_FINITE = "a contribution is not finite: the image or a weight is not, or an embedding is zero"
 
 
 class Moments:
@@ -57,12 +102,46 @@ class Moments:
 
     def __init__(self, model: HasBasis | None = None, *, backend: str | None = None) -> None:
         self.backend = backend or ("auto" if model is None else model.backend)
-        self._state = _State(basis=None if model is None else model.basis())
+        self._latest = _State(basis=None if model is None else model.basis())
         self._spans: tuple[_State, HeadSpans] | None = None
 
     @property
+    def _state(self) -> _State:
+        """The state with every batch checked; waits for the batches that a GPU still works on."""
+        self._settle(wait=True)
+        return self._latest
+
+    def settle(self) -> None:
+        """Waits until every batch is known to be finite or left out; nothing to do on the CPU.
+
+        Raises:
+            InputError: a batch was not finite and was left out.
+        """
+        self._settle(wait=True)
+
+    def _settle(self, *, wait: bool) -> None:
+        """Takes the batches that were not finite out of the count; their sums never had them.
+
+        Raises:
+            InputError: there were such batches; raised once.
+        """
+        state = self._latest
+        known = [batch.is_known(wait) for batch in state.unchecked]
+        if not any(known):
+            return
+        left = tuple(batch for batch, is_known in zip(state.unchecked, known, strict=True) if not is_known)
+        refused = [
+            batch.images
+            for batch, is_known in zip(state.unchecked, known, strict=True)
+            if is_known and batch.is_refused()
+        ]
+        self._latest = replace(state, count=state.count - sum(refused), unchecked=left)
+        if refused:
+            raise InputError(f"{_NOT_FINITE}; batches of {', '.join(map(str, refused))} images were left out")
+
+    @property
     def count(self) -> int:
-        """Images seen."""
+        """Images seen; raises as :meth:`update` where a batch on a GPU turns out not to be finite."""
         return self._state.count
 
     @property
@@ -93,21 +172,26 @@ class Moments:
     def update(self, contributions: Contributions) -> None:
         """Adds a batch; a call that fails or is interrupted adds none of it.
 
+        On a GPU this does not wait for the batch. One that is not finite adds nothing, and the next update or the next
+        look at the moments raises the error instead, once.
+
         Raises:
             InputError: contributions of another model, of other layers, or with values that are not finite.
         """
+        self._settle(wait=False)
         if not len(contributions):
             return
         class_codes = contributions.class_codes if "class_token" in contributions.kept else None
         state = self._expect(contributions.basis, contributions.layers, class_codes is not None)
-        if not bool(contributions.is_finite().all()):
-            raise InputError("a contribution is not finite: the image or a weight is not, or an embedding is zero")
+        finite, later = contributions.is_finite().all(), _is_checked_later(contributions.codes.device)
+        if not later and not bool(finite):
+            raise InputError(_NOT_FINITE)
         scale = 1 / (contributions.std * contributions.norm)
         shared = torch.stack([scale, contributions.mean * scale, 1 / contributions.norm], 1)  # [B, 3]
         codes = contributions.codes.flatten(1, 2)  # [B, G, E]
         others = torch.cat([contributions.start_and_mlps(), contributions.rest[:, None]], 1).double()  # [B, terms, D]
         if not state.count:
-            state = _begin(state, contributions, codes, shared)
+            state = _begin(state, contributions, codes, shared, finite if later else None)
         sums = {name: tensor.to(codes.device, copy=True) for name, tensor in state.sums.items()}
         centre = sums["centre"].to(codes)
         ops.moments(codes, shared, centre, sums["total"], sums["second"], backend=self.backend)
@@ -115,12 +199,17 @@ class Moments:
         if class_codes is not None:
             sums["class"][:, :-_SHARED] += class_codes.flatten(1, 2).double().sum(0)
             sums["class"][:, -_SHARED:] += shared.double().sum(0) / contributions.token_count
-        self._state = replace(state, count=state.count + len(contributions), sums=sums)
+        unchecked = state.unchecked
+        if later:
+            sums = {name: torch.where(finite, added, state.sums[name].to(added)) for name, added in sums.items()}
+            unchecked = (*unchecked, _Unchecked.of(len(contributions), finite))
+        self._latest = replace(state, count=state.count + len(contributions), sums=sums, unchecked=unchecked)
 
     def _expect(self, basis: Basis, layers: Sequence[int], class_token: bool) -> _State:
         """The state to add images to; raises if they do not belong to it."""
-        state = self._state if self._state.basis is not None else replace(self._state, basis=basis)
-        if not (state.basis is basis or self.basis.same_as(basis)):
+        state = self._latest if self._latest.basis is not None else replace(self._latest, basis=basis)
+        assert state.basis is not None
+        if not (state.basis is basis or state.basis.same_as(basis)):
             raise InputError("these contributions are of another model, of other weights or of another centring")
         if state.count and tuple(layers) != state.layers:
             raise InputError(f"these contributions keep layers {list(layers)}, the moments {list(state.layers)}")
@@ -134,12 +223,13 @@ class Moments:
         Raises:
             InputError: moments of another model or of other layers.
         """
+        self._settle(wait=True)
         if not other.count:
             return
         state, added = self._expect(other.basis, other.layers, "class" in other._sums), other._state
         if not state.count:
             sums = {name: tensor.clone() for name, tensor in added.sums.items()}
-            self._state = replace(added, basis=state.basis, sums=sums)
+            self._latest = replace(added, basis=state.basis, sums=sums)
             return
         mine = {name: tensor.clone() for name, tensor in state.sums.items()}
         theirs = {name: tensor.to(mine["total"].device) for name, tensor in added.sums.items()}
@@ -152,7 +242,7 @@ class Moments:
         if "class" in mine:
             mine["class"] += theirs["class"]
         dtype = max(state.dtype, added.dtype, key=lambda dtype: torch.finfo(dtype).eps)
-        self._state = replace(state, count=state.count + added.count, dtype=dtype, sums=mine)
+        self._latest = replace(state, count=state.count + added.count, dtype=dtype, sums=mine)
 
     def means(self) -> Tensor:
         """Mean contribution of every head, ``[L, H, D]``, float64.
@@ -339,7 +429,7 @@ class Moments:
         moments = cls(backend=backend)
         with storage.as_damage(path):
             layers = tuple(header["layers"])
-            moments._state = _State(
+            moments._latest = _State(
                 count=header["count"],
                 layers=layers,
                 basis=StoredBasis.of(tensors, layers, header["heads"], header["centring"], header["fingerprint"]),
@@ -349,13 +439,26 @@ class Moments:
         return moments
 
 
-def _begin(state: _State, contributions: Contributions, codes: Tensor, shared: Tensor) -> _State:
-    """The state before the first images, with sums of the right sizes."""
+def _is_checked_later(device: torch.device) -> bool:
+    """Whether asking now if a batch is finite would have Python wait for the device."""
+    return device.type == "cuda"
+
+
+def _begin(state: _State, contributions: Contributions, codes: Tensor, shared: Tensor, finite: Tensor | None) -> _State:
+    """The state before the first images, with sums of the right sizes.
+
+    Args:
+        state: the empty state.
+        contributions: of the first images.
+        codes: ``[B, G, E]``.
+        shared: ``[B, 3]``.
+        finite: whether they may give the centre, where that is not known yet.
+    """
     groups, columns = codes.shape[1], codes.shape[2] + _SHARED
     zeros = partial(torch.zeros, dtype=torch.float64, device=codes.device)
-    whole = torch.cat([codes, shared[:, None].expand(-1, groups, -1)], 2)
+    centre = torch.cat([codes, shared[:, None].expand(-1, groups, -1)], 2).mean(0).double()
     sums = {
-        "centre": whole.mean(0).double(),
+        "centre": centre if finite is None else torch.where(finite, centre, 0),
         "total": zeros(groups, columns),
         "second": zeros(groups, columns, columns),
         "others": zeros(contributions.mlps.shape[1] + 2, contributions.mlps.shape[2]),

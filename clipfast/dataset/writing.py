@@ -228,6 +228,7 @@ class CollectionWriter:
         if contributions is not None:
             moments = copy(moments)  # an update replaces what it holds, so the state's own do not change
             moments.update(contributions)
+            moments.settle()  # before anything is listed or written: the list and the sums are of the same images
             if self._keep:
                 places = self._shards.add(contributions)
                 entries = [

@@ -1,5 +1,7 @@
 """Moments against the outputs they stand for: streaming, merging, files, TEXTSPAN without images."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,10 @@ from builders import vision_tower
 from hand_moments import moments_of_outputs
 from measures import error, relative_error
 from tolerances import FLOAT64, OP_FLOAT32
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import clipfast
+from clipfast.analyses import moments as moments_module
 from clipfast.analyses.moments import Moments
 
 IMAGES, TEXTS = 160, 90
@@ -248,3 +252,112 @@ def test_an_image_that_is_not_finite_changes_nothing() -> None:
     with pytest.raises(clipfast.InputError, match="not finite"):
         moments.update(model.decompose(torch.full((1, 3, 24, 24), torch.inf)))
     assert moments.count == 0
+
+
+# ------------------------------------------------------------------------------------------- without waiting for a GPU
+
+
+class NoWaiting(TorchDispatchMode):
+    """Raises where Python reads a value out of a tensor, which waits for the tensor's device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a value was read"
+        assert func is not torch.ops.aten.nonzero.default, "a size depends on values"
+        return func(*args, **kwargs or {})
+
+
+@pytest.fixture
+def checked_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU."""
+    monkeypatch.setattr(moments_module, "_is_checked_later", lambda device: True)
+
+
+@pytest.mark.usefixtures("checked_later")
+@pytest.mark.parametrize("class_token", [False, True])
+def test_an_update_reads_no_value(class_token: bool) -> None:
+    model = clipfast.wrap(vision_tower(seed=1))
+    batches = [model.decompose(torch.randn(3, 3, 24, 24), class_token=class_token) for _ in range(3)]
+    moments = Moments(model, backend="eager")
+    with NoWaiting():
+        for batch in batches:
+            moments.update(batch)
+    assert moments.count == 9
+
+
+def test_reading_a_value_is_noticed() -> None:
+    with NoWaiting(), pytest.raises(AssertionError, match="a value was read"):
+        bool(torch.ones(()))
+
+
+@pytest.mark.usefixtures("checked_later")
+def test_checked_later_gives_the_same_bits(seen: clipfast.Contributions, monkeypatch: pytest.MonkeyPatch) -> None:
+    later = of(seen)
+    assert later.count == IMAGES
+    monkeypatch.undo()
+    for name, tensor in of(seen)._sums.items():
+        assert torch.equal(tensor, later._sums[name])
+
+
+@pytest.mark.usefixtures("checked_later")
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_a_batch_that_is_not_finite_is_left_out_and_reported_once(seen: clipfast.Contributions, position: int) -> None:
+    """First it would spoil the centre, later the sums; the error comes with the next update or the next look."""
+    parts = [seen.select(range(start, start + 40)) for start in (0, 40, 80)]
+    bad = parts[position]
+    codes = bad.codes.clone()
+    codes[3, 0, 1, 2] = torch.nan
+    parts[position] = replace(bad, codes=codes)
+    moments, errors = Moments(), []
+    for part in [*parts, seen.select(range(120, 160))]:
+        try:
+            moments.update(part)
+        except clipfast.InputError as error:
+            errors.append(str(error))
+            moments.update(part)  # what raised was an earlier batch
+    assert len(errors) == 1
+    assert errors[0].endswith("batches of 40 images were left out")
+    assert "not finite" in errors[0]
+    good = [part for part in range(4) if part != position]
+    expected = of(seen.select([image for part in good for image in range(40 * part, 40 * part + 40)]))
+    assert moments.count == 120
+    assert relative_error(moments.means(), expected.means()) <= FLOAT64
+    for layer, head in moments.heads():
+        assert relative_error(moments.covariance(layer, head), expected.covariance(layer, head)) <= FLOAT64
+
+
+@pytest.mark.usefixtures("checked_later")
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda moments: moments.count,
+        Moments.settle,
+        Moments.means,
+        Moments.spans,
+        lambda moments: moments.merge(Moments()),
+        lambda moments: Moments().merge(moments),
+        lambda moments: moments.save("never.safetensors"),
+    ],
+)
+def test_every_look_at_the_moments_raises_first(
+    seen: clipfast.Contributions, look: Callable[[Moments], object]
+) -> None:
+    moments = of(seen)
+    moments.update(replace(seen, codes=seen.codes * torch.inf))
+    with pytest.raises(clipfast.InputError, match=f"batches of {IMAGES} images were left out"):
+        look(moments)
+    assert moments.count == IMAGES
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_an_update_on_a_gpu_does_not_wait() -> None:
+    model = clipfast.wrap(vision_tower(seed=1).cuda())
+    batches = [model.decompose(torch.randn(3, 3, 24, 24, device="cuda")) for _ in range(3)]
+    moments = Moments(model)
+    moments.update(batches[0])  # compiles and times
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches[1:]:
+            moments.update(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert moments.count == 9
