@@ -27,6 +27,7 @@ from clipfast.reading import ImageBatches, OnError, Picture, computing, prepared
 from clipfast.towers import openclip, openclip_models
 from clipfast.towers.patches import Signature
 from clipfast.towers.tower import Tower
+from clipfast.transfer import Upload
 from clipfast.verification import Verification, verify
 
 Images: TypeAlias = Tensor | Picture | Sequence[Picture]
@@ -231,7 +232,8 @@ class Model:
             ImageError: a file that cannot be read, when its batch is asked for and ``on_error`` is ``"raise"``.
             InputError: ``size`` is below 1, or another ``on_error``.
         """
-        return prepared(self.preprocess, images, size, on_error, lambda pixels: pixels.to(self.device, self.dtype))
+        upload = Upload()
+        return prepared(self.preprocess, images, size, on_error, lambda batch: upload(batch, self.device, self.dtype))
 
     @torch.no_grad()
     def _encode_image(self, pixels: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ pixels.
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -203,11 +203,11 @@ class ImageBatches(Iterator[Tensor]):
         self,
         batches: Generator[list[Read["_Item", Tensor]], None, None],
         on_error: OnError,
-        convert: Callable[[Tensor], Tensor] | None,
+        join: Callable[[Sequence[Tensor]], Tensor],
     ) -> None:
         self.skipped: list[Skipped] = []
         self.indices: list[int] = []
-        self._batches, self._on_error, self._convert = batches, on_error, convert
+        self._batches, self._on_error, self._join = batches, on_error, join
 
     def __next__(self) -> Tensor:
         """The next batch, ``[images, 3, height, width]``; at most as many images as asked for, at least one."""
@@ -223,8 +223,7 @@ class ImageBatches(Iterator[Tensor]):
             ]
             if rows:
                 self.indices = [row.item.index for row in rows]
-                pixels = torch.stack([row.result() for row in rows])
-                return pixels if self._convert is None else self._convert(pixels)
+                return self._join([row.result() for row in rows])
         raise StopIteration
 
     def close(self) -> None:
@@ -254,7 +253,7 @@ def prepared(
     images: Iterable[Picture],
     size: int,
     on_error: OnError = "raise",
-    convert: Callable[[Tensor], Tensor] | None = None,
+    join: Callable[[Sequence[Tensor]], Tensor] | None = None,
 ) -> ImageBatches:
     """Batches of ``size`` images, ``[size, 3, height, width]``, by :class:`Prepare` and :func:`read_ahead`.
 
@@ -265,7 +264,7 @@ def prepared(
         size: images per batch.
         on_error: ``"raise"`` raises the error of an image that cannot be read; ``"skip"`` leaves the image out and
             reports it in :attr:`ImageBatches.skipped`.
-        convert: applied to every batch, such as a move to a device.
+        join: makes a batch of its images, ``[3, height, width]`` each; ``torch.stack`` for None.
 
     Raises:
         ImageError: a file that cannot be read, when its batch is asked for and ``on_error`` is ``"raise"``.
@@ -286,7 +285,11 @@ def prepared(
 
         return with_memory(read_image, item.name)
 
-    return ImageBatches(read_ahead(read, _items(images), size), on_error, convert)
+    return ImageBatches(read_ahead(read, _items(images), size), on_error, _stack if join is None else join)
+
+
+def _stack(images: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(images))
 
 
 def _convert(image: Image.Image, name: str) -> Image.Image:
