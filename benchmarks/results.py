@@ -12,6 +12,7 @@ from typing import Any
 from clipfast.bench import machine
 from clipfast.bench.measuring import Bar, Comparison, require
 from clipfast.bench.memory import Peak, memory_json
+from clipfast.files import write_text
 
 FORMAT = "clipfast.benchmark/1"
 FOLDER = Path(__file__).resolve().parent / "results"
@@ -33,7 +34,7 @@ class Results:
             "sentence": sentence,
             "machine": described,
             "versions": machine.versions(),
-            "code": machine.code(),
+            "code": machine.code([folder]),
         }
 
     def note_commit(self, commit: str | None) -> None:
@@ -82,7 +83,7 @@ class Results:
         document = self._head | {"cases": self._kept() | {case: written}}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-        self.path.write_text(text + "\n", encoding="utf-8")
+        write_text(self.path, text + "\n", durable=False)
         return written
 
     def _kept(self) -> dict[str, Any]:

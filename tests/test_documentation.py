@@ -15,7 +15,8 @@ PAGES = list(pages())
 BLOCKS = {page: blocks(page) for page in PAGES}
 OPERATIONS = "docs/kernels/operations.md"
 OPTIONS = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", app.generate_docs(output_format="markdown")))
-OTHER_OPTIONS = {"--pairs", "--threads", "--device", "--reference", "--write", "--commit"}
+SUITE_OPTIONS = {"--budget", "--only", "--again", "--wheels", "--dry-run"}
+OTHER_OPTIONS = {"--pairs", "--threads", "--device", "--reference", "--write", "--commit"} | SUITE_OPTIONS
 """Of the benchmarks."""
 
 

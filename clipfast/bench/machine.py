@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -77,13 +78,19 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def code() -> dict[str, Any]:
-    """The commit of a checkout and whether files other than results differ from it; None for an installed package."""
+def code(results: Sequence[Path] = ()) -> dict[str, Any]:
+    """The commit of a checkout and whether files other than results differ from it; None for an installed package.
+
+    Args:
+        results: further folders of results.
+    """
     top = _git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != ROOT:  # a virtual environment may lie inside another repository
         return {"commit": None, "dirty": None}
     commit = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
+    inside = [folder.resolve() for folder in results if folder.resolve().is_relative_to(ROOT)]
+    left_out = [f":(exclude){folder.relative_to(ROOT)}" for folder in (ROOT / "benchmarks" / "results", *inside)]
+    changes = _git("status", "--porcelain", "--", ".", *left_out)
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
