@@ -273,7 +273,12 @@ def supervise(settings: argparse.Namespace, variables: Mapping[str, str]) -> Non
             seconds = min(deadline - time.monotonic(), left - GRACE)
             if seconds <= 0:
                 break
+            before = State(out, known).units
             _run_child(settings, [step], variables, seconds)
+            after = State(out, known)
+            if after.units == before and step.name not in after.complete:
+                after.put(f"{step.name}/start", "failed", reason="its process ended before its first unit: see log.txt")
+                break
 
 
 def _run_child(

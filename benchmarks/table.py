@@ -29,6 +29,8 @@ def _bar(bar: dict[str, Any]) -> str:
 
 def row(name: str, case: dict[str, Any]) -> list[str]:
     """One case as cells under :data:`HEADER`."""
+    if "sides" in case:
+        return _several(name, case)
     a, b = case["a"], case["b"]
     ratio, memory = case.get("ratio_b_over_a"), case.get("memory")
     batch = case["settings"].get("batch")
@@ -43,9 +45,26 @@ def row(name: str, case: dict[str, Any]) -> list[str]:
     ]
 
 
+def _several(name: str, case: dict[str, Any]) -> list[str]:
+    """A case with any number of sides: the first two named ones of a comparison, and their ratio."""
+    times = {side: duration(entry["seconds"]["median"]) for side, entry in case["sides"].items()}
+    figures = case.get("figures", {})
+    pair = next((figure for figure in figures if figure.startswith("decomposed over ")), None)
+    first, second = pair.split(" over ") if pair is not None else (next(iter(times)), None)
+    return [
+        name,
+        f"{first} {times[first]}",
+        "" if second is None else f"{second} {times[second]}",
+        "" if pair is None else f"{figures[pair]:.3g}",
+        "",
+        f"{max(check['error'] for check in case['checks']):.1e}" if case["checks"] else "",
+        "; ".join(_bar(bar) for bar in case.get("bars", ())),
+    ]
+
+
 def table(document: dict[str, Any]) -> str:
-    """One result file as Markdown: question, machine, commit and table."""
-    rows = [row(name, case) for name, case in document["cases"].items()]
+    """One result file as Markdown: question, machine, commit and table of the cases that were timed."""
+    rows = [row(name, case) for name, case in document["cases"].items() if case.get("sides", True)]
     return "\n".join([f"**{document['sentence']}**", "", provenance(document), "", *markdown_table(HEADER, rows)])
 
 

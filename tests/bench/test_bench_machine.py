@@ -35,6 +35,11 @@ def test_results_do_not_make_a_checkout_dirty(checkout: Path, monkeypatch: pytes
     (checkout / "benchmarks" / "results").mkdir(parents=True)
     (checkout / "benchmarks" / "results" / "new.json").touch()
     assert machine.code()["dirty"] is False
+    (checkout / "measured").mkdir()
+    (checkout / "measured" / "new.json").touch()
+    assert machine.code()["dirty"] is True
+    assert machine.code([checkout / "measured"])["dirty"] is False
+    assert machine.code([checkout / "measured", Path("/elsewhere")])["dirty"] is False
 
 
 def test_installation_inside_another_repository_has_no_commit(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:

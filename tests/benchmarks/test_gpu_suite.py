@@ -13,9 +13,10 @@ import pytest
 import torch
 from builders import ROOT
 
-from benchmarks import gpu_suite, gpu_tools
+from benchmarks import gpu_suite, gpu_tools, table
 from benchmarks.gpu_bench import DRY, Bench
 from benchmarks.results import Results
+from clipfast.bench.measuring import Check, WrongResult
 
 Run = Callable[[Bench], None]
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -212,6 +213,60 @@ def test_a_process_that_goes_on_too_long_is_ended_with_all_it_started(
     assert not status.exists() or status.read_text().split()[2] in "ZX"
 
 
+class Processes:
+    """Stands in for the processes of steps: each ends with what the next entry of its step says."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, ends: dict[str, list[str]]) -> None:
+        self.settings = gpu_suite.parser().parse_args(["--out", str(folder), "--budget", "1000"])
+        self.ends, self.begun = ends, list[tuple[str, float]]()
+        self.folder = folder
+        monkeypatch.setattr(gpu_suite, "_run_child", self.run)
+        gpu_suite.supervise(self.settings, {})
+
+    def state(self) -> gpu_suite.State:
+        return gpu_suite.State(self.folder, gpu_suite.identity(self.settings))
+
+    def run(self, settings: Any, steps: Any, variables: Any, seconds: float) -> None:
+        (step,) = steps
+        self.begun.append((step.name, seconds))
+        state = self.state()
+        end = self.ends.get(step.name, ["complete"]).pop(0)
+        if end == "breaks":
+            state.put(f"{step.name}/{len(state.units)}", "failed", reason="its process ended with -11")
+        if end == "complete":
+            state.put(f"{step.name}/unit", "done")
+            state.complete.append(step.name)
+            state.write()
+
+
+def test_steps_run_in_order_and_go_on_after_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = {"tests": ["breaks", "breaks", "complete"], "races": ["nothing"]}
+    processes = Processes(tmp_path, monkeypatch, ends)
+    names = [name for name, _ in processes.begun]
+    expected = [step.name for step in gpu_suite.STEPS]
+    expected[2:3] = ["tests"] * 3
+    assert names == expected
+    state = processes.state()
+    assert state.complete == [step.name for step in gpu_suite.STEPS if step.name != "races"]
+    assert state.units["races/start"]["status"] == "failed"
+    given = dict(processes.begun)
+    assert given["build"] == pytest.approx((1000 - gpu_suite.GRACE) * 0.03, abs=1)
+    assert given["sweep"] == pytest.approx(1000 - gpu_suite.GRACE, abs=5)  # nobody used any time
+    processes.begun.clear()
+    ends["races"] = ["complete"]
+    gpu_suite.supervise(processes.settings, {})
+    assert [name for name, _ in processes.begun] == ["races"]
+
+
+def test_nothing_begins_when_the_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = Processes(tmp_path, monkeypatch, {})
+    (tmp_path / "suite.json").unlink()
+    processes.begun.clear()
+    processes.settings.budget = gpu_suite.GRACE - 1
+    gpu_suite.supervise(processes.settings, {})
+    assert processes.begun == []
+
+
 def test_wheels_are_unpacked_once_and_imported_from(tmp_path: Path) -> None:
     wheels, cache = tmp_path / "wheels", tmp_path / "cache"
     wheels.mkdir()
@@ -269,6 +324,31 @@ def test_bars_are_printed_as_met_or_missed(tmp_path: Path, suite: Suite) -> None
         "memory: peak memory 1.3 (bar ≤ 1.1: MISSED)",
         "forward: decomposed over eager 1.2 (bar ≥ 1.15: met)",
     ]
+
+
+def test_results_are_printed_as_a_table(tmp_path: Path) -> None:
+    """Cases with several sides, with two, and without times."""
+    own = bench(tmp_path)
+    times = {"plain, graph": [2.0], "decomposed": [0.1], "plain eager": [0.2]}
+    figures = {"decomposed over plain, graph": 20.0, "decomposed over plain eager": 2.0}
+    checks = [Check("heads", 0.001, 0.01)]
+    own.record("forward", times, settings={"batch": 8}, checks=checks, figures=figures)
+    own.record("copy", {"copy": [0.001]}, settings={})
+    own.record("precompile", {}, settings={})
+    own.compared("attention", ("ours", list), ("theirs", list), lambda: checks, settings={})
+    lines = table.table(json.loads(own.results.path.read_text())).splitlines()[-3:]
+    assert lines[0] == "| forward | decomposed 100 ms | plain, graph 2 s | 20 |  | 1.0e-03 |  |"
+    assert lines[1] == "| copy | copy 1 ms |  |  |  |  |  |"
+    assert lines[2].startswith("| attention | ours ")
+
+
+def test_a_wrong_result_is_not_recorded(tmp_path: Path) -> None:
+    own = bench(tmp_path)
+    with pytest.raises(WrongResult, match="heads: 1 > 0"):
+        own.record("forward", {"a": [1.0]}, settings={}, checks=[Check("heads", 1, 0.01)])
+    with pytest.raises(WrongResult):
+        own.compared("attention", ("a", list), ("b", list), lambda: [Check("out", float("nan"), 1)], settings={})
+    assert not own.results.path.exists()
 
 
 def test_what_ncu_prints_is_read() -> None:

@@ -69,7 +69,7 @@ def test_cases_of_another_commit_are_dropped(tmp_path: Path, results: Results, m
     record(results)
     record(results, "ViT-B-16")
     assert list(json.loads(results.path.read_text())["cases"]) == ["ViT-B-32", "ViT-B-16"]
-    monkeypatch.setattr(machine, "code", lambda: {"commit": "f" * 40, "dirty": False})
+    monkeypatch.setattr(machine, "code", lambda results: {"commit": "f" * 40, "dirty": False})
     record(Results("forward", "Is it faster?", folder=tmp_path), "ViT-L-14")
     assert list(json.loads(results.path.read_text())["cases"]) == ["ViT-L-14"]
 
@@ -81,7 +81,7 @@ def test_damaged_file_is_replaced(results: Results) -> None:
 
 
 def test_table_names_machine_and_commit(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "code", lambda: {"commit": "0123456789abcdef", "dirty": True})
+    monkeypatch.setattr(machine, "code", lambda results: {"commit": "0123456789abcdef", "dirty": True})
     results = Results("forward", "Is it faster?", folder=results.path.parent)
     record(results)
     text = table(json.loads(results.path.read_text()))
