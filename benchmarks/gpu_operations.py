@@ -93,6 +93,12 @@ def _dispatch(
     )
 
 
+def _complete(operation: str, arguments: list[Any]) -> list[Any]:
+    """Arguments of an operation with None for the optional ones that follow."""
+    schema = cast(Any, operations()[operation].op)._opoverload._schema
+    return arguments + [None] * (len(schema.arguments) - 1 - len(arguments))  # the backend is the last
+
+
 def _sdpa(backend: SDPBackend, query: Tensor, key: Tensor, value: Tensor) -> Call:
     def call() -> Tensor:
         with sdpa_kernel(backend):
@@ -210,7 +216,7 @@ def layer_norm(bench: Bench) -> None:
     x, delta = bench.draw(count, width), bench.draw(count, width, seed=1)
     weight, bias = bench.draw(width, seed=2), bench.draw(width, seed=3)
     drawn = x.clone()
-    arguments = [x, delta, weight, bias, 1e-5]
+    arguments = _complete("add_layer_norm", [x, delta, weight, bias, 1e-5])
     own = partial(operations()["add_layer_norm"], *arguments, "triton")
 
     def verify(call: Call) -> list[Check]:
