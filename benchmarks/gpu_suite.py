@@ -245,9 +245,10 @@ def environment(out: Path, paths: Sequence[Path], dry: bool) -> dict[str, str]:
     return os.environ | own | ({"TRITON_INTERPRET": "1"} if dry else {})
 
 
-def allowance(left: float, step: Step, later: Sequence[Step]) -> float:
-    """Seconds for a step: its share of what is left."""
-    return left * step.share / (step.share + sum(each.share for each in later))
+def allowance(left: float, steps: Sequence[Step], later: Sequence[Step]) -> float:
+    """Seconds for steps that run now: their share of what is left."""
+    share = sum(step.share for step in steps)
+    return left * share / (share + sum(step.share for step in later))
 
 
 def supervise(settings: argparse.Namespace, variables: Mapping[str, str]) -> None:
@@ -259,25 +260,27 @@ def supervise(settings: argparse.Namespace, variables: Mapping[str, str]) -> Non
     state.end_running("cut", "the run before ended here")
     state.complete = [] if settings.again else state.complete
     state.write()
-    if settings.dry_run:  # one process: starting one takes most of the time
-        _run_child(settings, steps, variables, settings.budget)
-        return
-    for number, step in enumerate(steps):
+    groups = [steps] if settings.dry_run else [[step] for step in steps]  # starting a process takes most of a dry run
+    for number, group in enumerate(groups):
         deadline = None
         for _ in range(20):  # a process that breaks ends with its unit, and the next one goes on
             left = settings.budget - (time.monotonic() - started)
-            if step.name in State(out, known).complete or left < GRACE:
+            names = {step.name for step in group}
+            if names <= set(State(out, known).complete) or left < GRACE:
                 break
             if deadline is None:
-                deadline = time.monotonic() + allowance(left - GRACE, step, steps[number + 1 :])
+                later = [step for others in groups[number + 1 :] for step in others]
+                deadline = time.monotonic() + allowance(left - GRACE, group, later)
             seconds = min(deadline - time.monotonic(), left - GRACE)
             if seconds <= 0:
                 break
             before = State(out, known).units
-            _run_child(settings, [step], variables, seconds)
+            _run_child(settings, group, variables, seconds)
             after = State(out, known)
-            if after.units == before and step.name not in after.complete:
-                after.put(f"{step.name}/start", "failed", reason="its process ended before its first unit: see log.txt")
+            left_over = [step.name for step in group if step.name not in after.complete]
+            if after.units == before and left_over:
+                reason = "its process ended before its first unit: see log.txt"
+                after.put(f"{left_over[0]}/start", "failed", reason=reason)
                 break
 
 
@@ -310,8 +313,6 @@ def _run_child(
 
 def table(out: Path, known: Mapping[str, Any]) -> str:
     """What was done and found, in lines of at most 120 characters: units by step, then bars, then what is not done."""
-    from benchmarks.gpu_tools import bar_line, bars_of
-
     state = State(out, known)
     lines = []
     for step in STEPS:
@@ -329,6 +330,19 @@ def table(out: Path, known: Mapping[str, Any]) -> str:
         bars = bars_of(json.loads(file.read_text(encoding="utf-8")))
         lines += sorted((bar_line(case, bar) for case, bar in bars), key=lambda line: "MISSED" not in line)
     return "\n".join(lines)
+
+
+def bars_of(document: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Every bar of a result file with the name of its case."""
+    return [(case, bar) for case, entry in document.get("cases", {}).items() for bar in entry.get("bars", ())]
+
+
+def bar_line(case: str, bar: Mapping[str, Any]) -> str:
+    """A bar in one line, as it was when it was measured."""
+    from clipfast.bench.measuring import Bar
+
+    at_least = "at_least" in bar
+    return f"{case}: {Bar(bar['what'], bar['value'], bar['at_least' if at_least else 'at_most'], at_least)}"
 
 
 def missing(paths: Sequence[Path]) -> list[str]:

@@ -15,7 +15,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,7 +22,6 @@ from benchmarks import gpu_specimens
 from benchmarks.gpu_bench import Bench
 from benchmarks.gpu_forward import Inputs, heaviest, with_maps
 from benchmarks.specimens import Specimen
-from clipfast.bench.measuring import Bar
 from clipfast.kernels import cuda, manifest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -340,14 +338,3 @@ def once(bench: Bench) -> None:
     call()
     torch.cuda.synchronize()
     torch.cuda.cudart().cudaProfilerStop()
-
-
-def bars_of(document: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Every bar of a result file with the name of its case."""
-    return [(case, bar) for case, entry in document.get("cases", {}).items() for bar in entry.get("bars", ())]
-
-
-def bar_line(case: str, bar: Mapping[str, Any]) -> str:
-    """A bar in one line, as it was when it was measured."""
-    at_least = "at_least" in bar
-    return f"{case}: {Bar(bar['what'], bar['value'], bar['at_least' if at_least else 'at_most'], at_least)}"

@@ -186,12 +186,12 @@ def test_a_step_gets_its_share_of_what_is_left() -> None:
     left = 1000.0
     given = []
     for number, step in enumerate(steps):
-        given.append(gpu_suite.allowance(left, step, steps[number + 1 :]))
+        given.append(gpu_suite.allowance(left, [step], steps[number + 1 :]))
         left -= given[-1]
     assert sum(given) == pytest.approx(1000)
     shares = [step.share for step in steps]
     assert given == pytest.approx([1000 * share / sum(shares) for share in shares])
-    assert gpu_suite.allowance(300, steps[-1], []) == 300  # what others left over
+    assert gpu_suite.allowance(300, steps[-1:], []) == 300  # what others left over
 
 
 def test_a_process_that_goes_on_too_long_is_ended_with_all_it_started(
@@ -227,7 +227,7 @@ class Processes:
         return gpu_suite.State(self.folder, gpu_suite.identity(self.settings))
 
     def run(self, settings: Any, steps: Any, variables: Any, seconds: float) -> None:
-        (step,) = steps
+        step = steps[0]
         self.begun.append((step.name, seconds))
         state = self.state()
         end = self.ends.get(step.name, ["complete"]).pop(0)
@@ -256,6 +256,12 @@ def test_steps_run_in_order_and_go_on_after_a_crash(tmp_path: Path, monkeypatch:
     ends["races"] = ["complete"]
     gpu_suite.supervise(processes.settings, {})
     assert [name for name, _ in processes.begun] == ["races"]
+
+
+def test_a_dry_run_that_cannot_start_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(gpu_suite, "_run_child", lambda *arguments: None)
+    assert gpu_suite.main(["--out", str(tmp_path), "--dry-run"]) == 1
+    assert "FAILED build/start: its process ended before its first unit: see log.txt" in capsys.readouterr().out
 
 
 def test_nothing_begins_when_the_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
