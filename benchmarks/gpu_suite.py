@@ -123,10 +123,15 @@ class State:
         self.units[unit] = {"status": status, "seconds": round(seconds, 1), "reason": reason, "taken": taken}
         self.write()
 
-    def is_left(self, unit: str, again: bool) -> bool:
+    def is_left(self, unit: str) -> bool:
         """Whether a unit is to run."""
-        status = self.units.get(unit, {}).get("status")
-        return status in (None, "running", "cut") or (again and status in ("failed", "skipped"))
+        return self.units.get(unit, {}).get("status") in (None, "running", "cut")
+
+    def forget(self) -> None:
+        """Has everything that failed or was skipped run again."""
+        self.units = {unit: entry for unit, entry in self.units.items() if entry["status"] == "done"}
+        self.complete = []
+        self.write()
 
     def end_running(self, status: str, reason: str) -> bool:
         """Gives a unit that a process left behind its end; returns whether there was one."""
@@ -162,16 +167,16 @@ def child(settings: argparse.Namespace, deadline: float) -> int:
     results = Results(QUESTION, SENTENCE, device=device, folder=settings.out)
     results.note_commit(settings.commit)
     bench = Bench(device, DRY if dry else Sizes(), results, lambda line: print(line, flush=True))
-    state = State(settings.out, identity(settings))
+    state, parent = State(settings.out, identity(settings)), os.getppid()
     for name in settings.child:
         step = next(step for step in STEPS if step.name == name)
         module, _, function = step.units.partition(":")
         units: list[tuple[str, Callable[[Bench], None]]] = getattr(
             importlib.import_module(f"benchmarks.{module}"), function
         )(bench)
-        left = [(unit, run) for unit, run in units if state.is_left(f"{name}/{unit}", settings.again)]
+        left = [(unit, run) for unit, run in units if state.is_left(f"{name}/{unit}")]
         for unit, run in left:
-            if time.time() > deadline:
+            if time.time() > deadline or os.getppid() != parent:  # the command itself was killed
                 return 0
             bench.say(f"--- {name}/{unit}")
             state.put(f"{name}/{unit}", "running")
@@ -258,7 +263,8 @@ def supervise(settings: argparse.Namespace, variables: Mapping[str, str]) -> Non
     known = identity(settings)
     state = State(out, known)
     state.end_running("cut", "the run before ended here")
-    state.complete = [] if settings.again else state.complete
+    if settings.again:
+        state.forget()
     state.write()
     groups = [steps] if settings.dry_run else [[step] for step in steps]  # starting a process takes most of a dry run
     for number, group in enumerate(groups):
@@ -291,7 +297,6 @@ def _run_child(
     command = [sys.executable, "-m", "benchmarks.gpu_suite", "--out", str(settings.out.resolve())]
     command += ["--budget", f"{seconds:.1f}", "--child", *(step.name for step in steps)]
     command += ["--dry-run"] if settings.dry_run else []
-    command += ["--again"] if settings.again else []
     command += ["--commit", settings.commit] if settings.commit else []
     reason, status = "", "cut"
     with open(settings.out / "log.txt", "a", encoding="utf-8") as log:

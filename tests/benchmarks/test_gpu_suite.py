@@ -92,8 +92,8 @@ class Suite:
         for name in names:
             self.units[name] = lambda bench, name=name: self.ran.append(name)
 
-    def run(self, *options: str, deadline: float = float("inf")) -> dict[str, str]:
-        arguments = ["--out", str(self.folder), "--dry-run", "--child", "build", *options]
+    def run(self, *, deadline: float = float("inf")) -> dict[str, str]:
+        arguments = ["--out", str(self.folder), "--dry-run", "--child", "build"]
         gpu_suite.child(gpu_suite.parser().parse_args(arguments), deadline)
         return self.statuses()
 
@@ -136,7 +136,8 @@ def test_units_run_once_and_again_when_asked_for(suite: Suite) -> None:
     suite.say("wrong")  # mended
     assert suite.run()["wrong"] == "failed"
     assert suite.ran == ["first"]
-    assert suite.run("--again") == {"first": "done", "wrong": "done"}
+    suite.state().forget()
+    assert suite.run() == {"first": "done", "wrong": "done"}
     assert suite.ran == ["first", "wrong"]
 
 
@@ -256,6 +257,15 @@ def test_steps_run_in_order_and_go_on_after_a_crash(tmp_path: Path, monkeypatch:
     ends["races"] = ["complete"]
     gpu_suite.supervise(processes.settings, {})
     assert [name for name, _ in processes.begun] == ["races"]
+    processes.begun.clear()
+    ends |= {"tests": ["breaks", "breaks", "complete"], "races": ["complete"]}
+    for step in gpu_suite.STEPS:
+        ends.setdefault(step.name, ["complete"])
+    processes.settings.again = True
+    gpu_suite.supervise(processes.settings, {})
+    assert [name for name, _ in processes.begun] == expected
+    failed = [unit for unit, entry in processes.state().units.items() if entry["status"] == "failed"]
+    assert failed == ["tests/8", "tests/9"], "those of the first run, tests/2 and tests/3, are forgotten"
 
 
 def test_a_dry_run_that_cannot_start_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
