@@ -18,6 +18,7 @@ from clipfast.bench.inputs import DTYPES, TEXTS, module, noise, randomize, unit,
 from clipfast.bench.measuring import Check
 from clipfast.bench.outputs import explain, heads_only, plain
 from clipfast.kernels import native
+from clipfast.kernels.linear import libraries
 from clipfast.kernels.linear import native as native_linear
 
 __all__ = [
@@ -44,7 +45,8 @@ __all__ = [
 def instructions() -> dict[str, Any]:
     """The CPU instructions in use, for the settings of a result."""
     fast = [name for name in ("bf16", "fp16") if native_linear.multiplies(DTYPES[name])]
-    return {"instructions": native.isa() or "none", "products_of_16_bits": fast}
+    products = libraries.setting()
+    return {"instructions": native.isa() or "none", "products": products, "products_of_16_bits": fast}
 
 
 def all_tokens(model: Model, images: Tensor) -> tuple[Contributions, Tensor]:

@@ -14,14 +14,6 @@ namespace {
 
 constexpr int64_t ENTRIES_PER_THREAD = 16384;  // at least, or a thread costs more than it saves
 
-Activation activation_named(const std::optional<std::string>& name) {
-  if (!name) return Activation::identity;
-  if (*name == "gelu") return Activation::gelu;
-  if (*name == "gelu_tanh") return Activation::gelu_tanh;
-  if (*name == "quick_gelu") return Activation::quick_gelu;
-  throw std::invalid_argument("activation: there is no activation '" + *name + "'");
-}
-
 template <typename From, typename To>
 void activate_rows(const ActivationArguments<From, To>& all) {
   const auto kernel = PICK(activate_rows<From, To>);
@@ -71,6 +63,16 @@ bool overlap(const Tensor& x, const Tensor& y) {
 }
 
 }  // namespace
+
+Activation activation_named(const std::optional<std::string>& name) {
+  if (!name) return Activation::identity;
+  if (*name == "gelu") return Activation::gelu;
+  if (*name == "gelu_tanh") return Activation::gelu_tanh;
+  if (*name == "quick_gelu") return Activation::quick_gelu;
+  throw std::invalid_argument("activation: there is no activation '" + *name + "'");
+}
+
+void activate_part(const ActivationArguments<float, float>& part) { PICK(activate_rows<float, float>)(part); }
 
 void activation(const Tensor& x, const OptionalTensor& bias, const std::optional<std::string>& activation,
                 const Tensor& out) {

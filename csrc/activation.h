@@ -1,6 +1,9 @@
 // A bias and an activation: the arguments of the kernels of all instruction sets.
 #pragma once
 
+#include <optional>
+#include <string>
+
 #include "formats.h"
 
 namespace clipfast {
@@ -20,5 +23,11 @@ struct ActivationArguments {
   To* to;  // [rows, columns], rows to_stride apart; may be `from`
   int64_t to_stride;
 };
+
+// Throws std::invalid_argument where there is no activation of that name; none is `identity`.
+Activation activation_named(const std::optional<std::string>& name);
+
+// to ← f(from + bias), contiguous columns, on the thread that calls.
+void activate_part(const ActivationArguments<float, float>& part);
 
 }  // namespace clipfast

@@ -6,6 +6,7 @@
 #include "isa.h"
 #include "operations.h"
 #include "pool.h"
+#include "product.h"
 #include "tensor_caster.h"
 
 namespace py = pybind11;
@@ -24,6 +25,8 @@ PYBIND11_MODULE(_native, module) {
         parallel_for = reinterpret_cast<ParallelFor>(parallel_for_address);
       },
       "tensor"_a, "parallel_for"_a, "Hands over torch.Tensor and the address of torch_parallel_for, before any call.");
+  module.def("use_blas", &use_blas, "sgemm"_a, "get_threads"_a, "set_threads"_a,
+             "Hands over the addresses of a BLAS's functions, before `product`.");
   module.def("isa", &isa_name, "The instruction set in use.");
   module.def("limit_isa", &limit_isa, "name"_a, "Caps the instruction set; returns the one in use then.");
   module.def("emulate_bf16_pairs", &emulate_bf16_pairs, "enabled"_a);
@@ -32,6 +35,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("attention", &attention, "qkv"_a, "mean"_a, "out"_a, "alpha"_a, without_gil);
   module.def("add_layer_norm", &add_layer_norm, "x"_a, "delta"_a, "weight"_a, "bias"_a, "eps"_a, "out"_a, without_gil);
   module.def("moments", &moments, "codes"_a, "shared"_a, "centre"_a, "total"_a, "second"_a, without_gil);
+  module.def("product", &product, "x"_a, "weight"_a, "bias"_a, "activation"_a, "out"_a, without_gil);
   module.def("query_row", &query_row, "query"_a, "key"_a, "value"_a, "z"_a, "alpha"_a, without_gil);
   module.def("span", &span, "texts"_a, "factor"_a, "floor"_a, "picks"_a, "variance"_a, "directions"_a, without_gil);
   module.def("text_maps", &text_maps, "alpha"_a, "value"_a, "basis"_a, "heads"_a, "out"_a, without_gil);

@@ -26,6 +26,12 @@ inline const Tensor* pointer_to(const OptionalTensor& tensor) { return tensor ? 
 void activation(const Tensor& x, const OptionalTensor& bias, const std::optional<std::string>& activation,
                 const Tensor& out);
 
+// out ← f(x · weightᵀ + bias) by the BLAS that `use_blas` was given, each part of the result on one of torch's threads. x
+// [rows, depth], weight [columns, depth] and out [rows, columns] float32 with a contiguous last axis, at least one column
+// in x; bias [columns] float32, contiguous; activation as above.
+void product(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+             const std::optional<std::string>& activation, const Tensor& out);
+
 // Attention of every image and head. qkv [images, tokens, 3, heads, width] of Stored with a contiguous last axis; out
 // [images, tokens, heads, width] in its dtype, contiguous; alpha [images, heads, tokens] float32, contiguous: the first
 // query's weights, or with `mean` the mean of the others'.

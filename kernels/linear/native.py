@@ -10,6 +10,9 @@ in the cache. Nothing else is rounded, so results are also more accurate.
 MKL divides the rows of ``x`` among its threads, whatever the shapes, and every thread reads the whole weight. For the
 tokens of a few images reading it takes most of the time. There the transposed product ``W xᵀ`` is formed instead, for
 which the threads divide the weight, and the pass that adds the bias transposes it back.
+
+In float32 another library may form the product, where it is asked for or installed
+(:mod:`clipfast.kernels.linear.libraries`).
 """
 
 from functools import cache
@@ -19,7 +22,7 @@ from torch import Tensor
 
 from clipfast.kernels import buffers, native
 from clipfast.kernels.dispatch import Implementation
-from clipfast.kernels.linear import eager
+from clipfast.kernels.linear import eager, libraries
 from clipfast.kernels.reference import Activation
 
 CHUNK_NUMEL = 2**20
@@ -48,25 +51,32 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """:func:`clipfast.kernels.reference.linear`."""
     if not multiplies(x.dtype):
         return _widened_product(x, weight, bias, None)
-    if divides_weight(x, weight):
-        return _transposed_product(x, weight, bias, None)
-    return eager.linear(x, weight, bias)
+    product = libraries.choose(x, weight, bias, None, _torch_product)
+    return product(x, weight, bias, None)
 
 
 def linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Tensor:
-    """:func:`clipfast.kernels.reference.linear_activation`: the product, then the activation in one pass.
+    """:func:`clipfast.kernels.reference.linear_activation`."""
+    if not multiplies(x.dtype):
+        return _widened_product(x, weight, bias, activation)
+    product = libraries.choose(x, weight, bias, activation, _torch_product)
+    return product(x, weight, bias, activation)
+
+
+def _torch_product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
+    """Torch's product, then the activation in one pass.
 
     In float32 the pass adds the bias, too. In 16 bits oneDNN's product adds it, or the sum would be rounded twice.
     """
-    if not multiplies(x.dtype):
-        return _widened_product(x, weight, bias, activation)
     if divides_weight(x, weight):
         return _transposed_product(x, weight, bias, activation)
+    if activation is None:
+        return eager.linear(x, weight, bias)
     pass_adds_bias = x.dtype == torch.float32
     hidden = eager.linear(x, weight, None if pass_adds_bias else bias)
     if hidden.numel():
         flat = hidden.view(-1, weight.shape[0])
-        activate(flat, bias.contiguous() if pass_adds_bias else None, activation, flat)
+        activate(flat, bias.contiguous() if pass_adds_bias and bias is not None else None, activation, flat)
     return hidden
 
 
@@ -134,7 +144,7 @@ def _linear_auto_skip_reasons(x: Tensor, weight: Tensor, bias: Tensor | None) ->
         return []
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return ["gradients are enabled, and only torch's own product has them"]
-    if divides_weight(x, weight):
+    if divides_weight(x, weight) or libraries.considered(x, weight):
         return []
     return ["torch's own product is as fast for these shapes"]
 

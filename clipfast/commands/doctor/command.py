@@ -25,6 +25,7 @@ OPTIONAL = {
     "sentencepiece": ("hf", "tokenizers of T5 and mT5 text encoders"),
     "ray": ("ray", "nothing yet"),
     "jinja2": ("report", "clipfast report"),
+    "scipy_openblas32": ("openblas", "faster float32 products on CPUs for which torch's library is slow"),
     "pytest_benchmark": ("dev", "make bench"),
 }
 """Packages that clipfast runs without: the extra that installs each, and what it adds."""
