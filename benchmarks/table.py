@@ -105,8 +105,17 @@ def tables(question: str, folder: Path = FOLDER) -> str:
         return roofline_table()
     if question == "truth":
         return truth_table(json.loads((folder / "truth.json").read_text(encoding="utf-8")))
+    if question == "gemm":
+        return gemm_tables(folder) or "*Not measured yet: `python -m benchmarks.gemm`.*"
     documents = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob(f"{question}-*.json"))]
     return "\n\n".join(map(table, documents)) or f"*Not measured yet: `benchmarks/bench_{question}.py`.*"
+
+
+def gemm_tables(folder: Path = FOLDER) -> str:
+    """How fast libraries multiply, from the files in ``folder``."""
+    from benchmarks import gemm
+
+    return gemm.tables(folder)
 
 
 def written(text: str, folder: Path = FOLDER) -> str:
@@ -122,7 +131,8 @@ def main(arguments: Sequence[str]) -> None:
         return
     files = [Path(argument) for argument in arguments] or sorted(FOLDER.glob("*.json"))
     documents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    print("\n\n".join(table(document) for document in documents if document.get("format") == FORMAT))
+    own = [document for document in documents if document.get("format") == FORMAT and document["question"] != "gemm"]
+    print("\n\n".join([*map(table, own), *([] if arguments else [gemm_tables()])]))
 
 
 if __name__ == "__main__":

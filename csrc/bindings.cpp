@@ -35,7 +35,8 @@ PYBIND11_MODULE(_native, module) {
   module.def("attention", &attention, "qkv"_a, "mean"_a, "out"_a, "alpha"_a, without_gil);
   module.def("add_layer_norm", &add_layer_norm, "x"_a, "delta"_a, "weight"_a, "bias"_a, "eps"_a, "out"_a, without_gil);
   module.def("moments", &moments, "codes"_a, "shared"_a, "centre"_a, "total"_a, "second"_a, without_gil);
-  module.def("product", &product, "x"_a, "weight"_a, "bias"_a, "activation"_a, "out"_a, without_gil);
+  module.def("product", &product, "x"_a, "weight"_a, "bias"_a, "activation"_a, "out"_a, "part_rows"_a,
+             "part_columns"_a, without_gil);
   module.def("query_row", &query_row, "query"_a, "key"_a, "value"_a, "z"_a, "alpha"_a, without_gil);
   module.def("span", &span, "texts"_a, "factor"_a, "floor"_a, "picks"_a, "variance"_a, "directions"_a, without_gil);
   module.def("text_maps", &text_maps, "alpha"_a, "value"_a, "basis"_a, "heads"_a, "out"_a, without_gil);

@@ -28,9 +28,10 @@ void activation(const Tensor& x, const OptionalTensor& bias, const std::optional
 
 // out ← f(x · weightᵀ + bias) by the BLAS that `use_blas` was given, each part of the result on one of torch's threads. x
 // [rows, depth], weight [columns, depth] and out [rows, columns] float32 with a contiguous last axis, at least one column
-// in x; bias [columns] float32, contiguous; activation as above.
+// in x; bias [columns] float32, contiguous; activation as above. A part has about so many rows and columns; where parts end,
+// the BLAS may round differently.
 void product(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-             const std::optional<std::string>& activation, const Tensor& out);
+             const std::optional<std::string>& activation, const Tensor& out, int64_t part_rows, int64_t part_columns);
 
 // Attention of every image and head. qkv [images, tokens, 3, heads, width] of Stored with a contiguous last axis; out
 // [images, tokens, heads, width] in its dtype, contiguous; alpha [images, heads, tokens] float32, contiguous: the first

@@ -11,9 +11,6 @@
 namespace clipfast {
 namespace {
 
-// Rows and columns of a part of the result, about. Smaller parts pack the same operands more often: at 256 × 256 a
-// product takes a tenth longer.
-constexpr double PART_ROWS = 768, PART_COLUMNS = 512;
 constexpr int64_t UNIT = 16;  // parts start at multiples of this many rows and columns
 
 // CBLAS: row-major, with 32-bit integers.
@@ -50,15 +47,16 @@ class OneThreadEach {
   inline static int before_ = 1;
 };
 
-// An axis cut into a power of two of parts, so that two, four or eight threads get the same share.
+// An axis cut into a power of two of parts of about this size, but `least` at least, so that two, four or eight threads
+// get the same share.
 struct Cut {
-  Cut(int64_t size, double part) : size(size), count(1) {
-    while (static_cast<double>(size) / static_cast<double>(count) > 1.414 * part) count *= 2;
+  Cut(int64_t size, int64_t part, int64_t least) : count(least) {
+    while (static_cast<double>(size) / static_cast<double>(count) > 1.414 * static_cast<double>(part)) count *= 2;
     step = (size + count * UNIT - 1) / (count * UNIT) * UNIT;
     count = (size + step - 1) / step;
   }
 
-  int64_t size, count, step;
+  int64_t count, step;
 };
 
 constexpr int64_t LARGEST = std::numeric_limits<int>::max();
@@ -81,7 +79,7 @@ void use_blas(uintptr_t sgemm_address, uintptr_t get_threads_address, uintptr_t 
 }
 
 void product(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-             const std::optional<std::string>& activation, const Tensor& out) {
+             const std::optional<std::string>& activation, const Tensor& out, int64_t part_rows, int64_t part_columns) {
   Checks checks;
   checks.require(sgemm != nullptr && get_threads != nullptr && set_threads != nullptr, "no BLAS is in use");
   checks.readable({{"x", &x}, {"weight", &weight}, {"bias", pointer_to(bias)}, {"out", &out}}).raise("product");
@@ -95,7 +93,8 @@ void product(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                  std::string(name) + " has rows that overlap, or is too large for 32 bits");
   if (bias)
     checks.shape("bias", *bias, {columns}).dtype("bias", *bias, {Dtype::float32}).contiguous("bias", *bias);
-  checks.require(depth > 0, "x has no columns").raise("product");
+  checks.require(depth > 0, "x has no columns");
+  checks.require(part_rows > 0 && part_columns > 0, "a part has no rows or no columns").raise("product");
   const Activation kind = activation_named(activation);
   if (rows == 0 || columns == 0) return;
 
@@ -104,21 +103,21 @@ void product(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
   const float* shift = bias ? bias->as<const float>() : nullptr;
   float* result = out.as<float>();
   const int left_stride = row_stride(x), right_stride = row_stride(weight), stride = row_stride(out);
-  const Cut row_cut(rows, PART_ROWS), column_cut(columns, PART_COLUMNS);
+  const Cut row_cut(rows, part_rows, 1), column_cut(columns, part_columns, 2);
 
   const OneThreadEach one_thread_each;
   // The parts depend on the shape alone: where a part ends, the BLAS may round differently. Neighbours share columns.
   in_parallel("product", row_cut.count * column_cut.count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t number = begin; number < end; ++number) {
       const int64_t row = number % row_cut.count * row_cut.step, column = number / row_cut.count * column_cut.step;
-      const int64_t part_rows = std::min(row_cut.step, rows - row);
-      const int64_t part_columns = std::min(column_cut.step, columns - column);
+      const int64_t height = std::min(row_cut.step, rows - row);
+      const int64_t width = std::min(column_cut.step, columns - column);
       float* part = result + row * stride + column;
-      sgemm(ROW_MAJOR, NO_TRANSPOSE, TRANSPOSE, static_cast<int>(part_rows), static_cast<int>(part_columns),
+      sgemm(ROW_MAJOR, NO_TRANSPOSE, TRANSPOSE, static_cast<int>(height), static_cast<int>(width),
             static_cast<int>(depth), 1, left + row * left_stride, left_stride, right + column * right_stride,
             right_stride, 0, part, stride);
       if (shift != nullptr || kind != Activation::identity)  // while the part is in the cache
-        activate_part({part, stride, shift == nullptr ? nullptr : shift + column, part_rows, part_columns, kind, part,
+        activate_part({part, stride, shift == nullptr ? nullptr : shift + column, height, width, kind, part,
                        stride});
     }
     return true;

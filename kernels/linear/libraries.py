@@ -57,12 +57,13 @@ _lock = threading.Lock()
 
 @cache
 def others() -> Mapping[str, Product]:
-    """The libraries besides torch's own that can be used here."""
+    """The products besides torch's own that can be used here."""
     usable: dict[str, Product] = {}
     if not onednn.unsupported_reasons():
         usable["onednn"] = onednn.product
     if not openblas.unsupported_reasons():
         usable["openblas"] = openblas.product
+        usable["openblas in small parts"] = openblas.product_in_small_parts
     return usable
 
 

@@ -23,6 +23,8 @@ from clipfast.kernels.reference import Activation
 
 PACKAGE = "scipy_openblas32"
 _PREFIX = "scipy_"  # of every symbol, so that the library stands beside another BLAS
+PARTS, SMALL_PARTS = (768, 768), (384, 192)
+"""Rows and columns of a part, about. Small ones occupy more threads, and take 3 to 8 % longer to multiply."""
 LARGEST_STRIDE = 2**31 - 1
 """OpenBLAS's integers have 32 bits."""
 _THREADS = "OPENBLAS_NUM_THREADS"
@@ -88,7 +90,13 @@ def unsupported_reasons() -> list[str]:
     return [reason] if reason else []
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
+def product(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: Activation | None,
+    parts: tuple[int, int] = PARTS,
+) -> Tensor:
     """``f(x Wᵀ + b)`` in float32.
 
     Args:
@@ -96,6 +104,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activati
         weight: ``[M, K]`` with contiguous rows.
         bias: ``[M]``, or None.
         activation: its name, None for none.
+        parts: rows and columns of the parts that threads compute, about.
 
     Returns:
         ``[..., M]``, in the buffer pool where one is open.
@@ -106,5 +115,10 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activati
     if rows.stride(1) != 1 or not depth <= rows.stride(0) <= LARGEST_STRIDE:
         rows = rows.contiguous()
     shift = None if bias is None else bias.contiguous()
-    native.library().product(rows, weight, shift, activation, out.view(-1, columns))
+    native.library().product(rows, weight, shift, activation, out.view(-1, columns), *parts)
     return out
+
+
+def product_in_small_parts(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
+    """:func:`product` in parts enough for many threads."""
+    return product(x, weight, bias, activation, SMALL_PARTS)

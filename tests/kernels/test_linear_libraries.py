@@ -136,16 +136,26 @@ def test_product_writes_its_result_and_nothing_else() -> None:
     whole = torch.full((1103, 1510), torch.nan)
     rows, columns = draw(1, 1102, 77)[1:, 3:63], draw(2, 1500, 70)[:, 7:67]
     bias = draw(3, 1500)
-    native.library().product(rows, columns, bias, None, whole[1:-1, 5:-5])
+    native.library().product(rows, columns, bias, None, whole[1:-1, 5:-5], 500, 300)
     assert relative_error(whole[1:-1, 5:-5], reference.linear(rows.double(), columns.double(), bias.double())) <= 1e-6
     whole[1:-1, 5:-5] = torch.nan
     assert whole.isnan().all()
 
 
 @NEEDS_OPENBLAS
+@pytest.mark.parametrize("parts", [(1, 1), (17, 1000), (1000, 17), openblas.PARTS, openblas.SMALL_PARTS])
+def test_parts_of_every_size_make_the_whole(parts: tuple[int, int]) -> None:
+    for rows, columns in [(1, 1), (1, 70), (33, 1), (15, 16), (97, 130), (1100, 1030)]:
+        x, weight, bias = draw(1, rows, 40), draw(2, columns, 40) / 6, draw(3, columns)
+        have = openblas.product(x, weight, bias, "quick_gelu", parts)
+        expected = reference.linear_activation(x.double(), weight.double(), bias.double(), "quick_gelu")
+        assert relative_error(have, expected) <= OP_FLOAT32
+
+
+@NEEDS_OPENBLAS
 def test_product_of_one_row_with_any_stride() -> None:
     x, weight, out = draw(1, 1, 6), draw(2, 5, 6), torch.empty(1, 5)
-    native.library().product(x.as_strided((1, 6), (1, 1)), weight, None, None, out.as_strided((1, 5), (2, 1)))
+    native.library().product(x.as_strided((1, 6), (1, 1)), weight, None, None, out.as_strided((1, 5), (2, 1)), 9, 9)
     assert relative_error(out, reference.linear(x.double(), weight.double())) <= OP_FLOAT32
 
 
@@ -166,7 +176,10 @@ def test_product_rejects_what_blas_would_read_wrongly() -> None:
     ]
     for arguments, message in wrong:
         with pytest.raises(ValueError, match=message):
-            product(*arguments)  # type: ignore[arg-type]
+            product(*arguments, 9, 9)  # type: ignore[arg-type]
+    for parts in ((0, 9), (9, -1)):
+        with pytest.raises(ValueError, match="a part has no rows or no columns"):
+            product(x, weight, None, None, out, *parts)
 
 
 @NEEDS_OPENBLAS
