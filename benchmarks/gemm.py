@@ -50,6 +50,8 @@ MODELS, BATCHES = ("ViT-B-32", "ViT-B-16", "ViT-L-14"), (1, 8, 32)
 ROUNDS = 7
 BOUND = 2e-6
 """Largest error against float64, relative to the largest result."""
+LARGEST_BLIS_BATCH = 8
+"""With more images BLIS, which is slow here, would take half of the time."""
 CHECKED_ROWS = 64
 """So many of the first and of the last rows are compared with float64."""
 VARIABLES = (
@@ -165,7 +167,9 @@ def _blis(x: Tensor, weight: Tensor, out: Tensor) -> Multiply | None:
     return lambda: gemm(arrays[0], arrays[1], out=arrays[2], trans2=True, beta=0.0)
 
 
-def libraries(x: Tensor, weight: Tensor, out: Tensor) -> dict[str, tuple[Multiply, Callable[[], Tensor]]]:
+def libraries(
+    x: Tensor, weight: Tensor, out: Tensor, *, with_blis: bool = True
+) -> dict[str, tuple[Multiply, Callable[[], Tensor]]]:
     """Of every library: the product, and its result after that."""
     made: dict[str, tuple[Multiply, Callable[[], Tensor]]] = {
         "torch": (lambda: torch.mm(x, weight.T, out=out), lambda: out)
@@ -183,7 +187,7 @@ def libraries(x: Tensor, weight: Tensor, out: Tensor) -> dict[str, tuple[Multipl
     if not openblas.unsupported_reasons():
         made["OpenBLAS"] = returning(lambda: openblas.product(x, weight, None, None))
         made["OpenBLAS, own threads"] = (_whole_openblas(x, weight, out), lambda: out)
-    blis = _blis(x, weight, out) if torch.get_num_threads() == 1 else None
+    blis = _blis(x, weight, out) if with_blis and torch.get_num_threads() == 1 else None
     if blis is not None:
         made["BLIS"] = (blis, lambda: out)
     return made
@@ -225,7 +229,7 @@ def measure(shape: Shape, threads: int, instructions: str, rounds: int) -> dict[
     x = torch.randn(shape.rows, shape.depth, generator=generator)
     weight = torch.randn(shape.columns, shape.depth, generator=generator) * shape.depth**-0.5
     out = torch.empty(shape.rows, shape.columns)
-    candidates = libraries(x, weight, out)
+    candidates = libraries(x, weight, out, with_blis=shape.batch <= LARGEST_BLIS_BATCH)
     checks = _checks(candidates, x, weight, out)
     require(checks)
     loop, wide = peak_loop(vector_width(instructions)), vector_width(instructions)
@@ -346,10 +350,15 @@ def _summary(cases: Sequence[Mapping[str, Any]]) -> list[str]:
     many = [case for case in cases if not case["settings"]["product"].startswith("last")]
     rows = []
     for name in names:
-        speeds = [case["gflops"][name] for case in many]
-        ratios = [case["times_as_fast_as_torch"][name] for case in many]
-        last = [case["times_as_fast_as_torch"][name] for case in cases if case not in many]
-        shares = [case["gflops"][name] / case["peak_gflops"] for case in many if case["peak_gflops"]]
+        own = [case for case in many if name in case["gflops"]]
+        speeds = [case["gflops"][name] for case in own]
+        ratios = [case["times_as_fast_as_torch"][name] for case in own]
+        shares = [case["gflops"][name] / case["peak_gflops"] for case in own if case["peak_gflops"]]
+        last = [
+            case["times_as_fast_as_torch"][name]
+            for case in cases
+            if case["settings"]["product"].startswith("last") and name in case["gflops"]
+        ]
         rows.append(
             [
                 name,

@@ -41,14 +41,14 @@ def test_every_library_is_checked_and_timed(threads: int) -> None:
 def test_a_wrong_product_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that writes nothing finds NaN, one that leaves out a row does not pass either."""
 
-    def wrong(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> dict[str, object]:
+    def wrong(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, **others: bool) -> dict[str, object]:
         return {"idle": (lambda: None, lambda: out)}
 
     monkeypatch.setattr(gemm, "libraries", wrong)
     with pytest.raises(WrongResult, match="idle against float64"):
         gemm.measure(TINY, 1, "best", 1)
 
-    def short(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> dict[str, object]:
+    def short(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, **others: bool) -> dict[str, object]:
         return {"short": (lambda: torch.mm(x, weight.T, out=out), lambda: out.index_fill(0, torch.tensor([39]), 0))}
 
     monkeypatch.setattr(gemm, "libraries", short)
