@@ -167,13 +167,13 @@ def _blis(x: Tensor, weight: Tensor, out: Tensor) -> Multiply | None:
     return lambda: gemm(arrays[0], arrays[1], out=arrays[2], trans2=True, beta=0.0)
 
 
-def libraries(
-    x: Tensor, weight: Tensor, out: Tensor, *, with_blis: bool = True
-) -> dict[str, tuple[Multiply, Callable[[], Tensor]]]:
-    """Of every library: the product, and its result after that."""
-    made: dict[str, tuple[Multiply, Callable[[], Tensor]]] = {
-        "torch": (lambda: torch.mm(x, weight.T, out=out), lambda: out)
-    }
+Candidates = dict[str, tuple[Multiply, Callable[[], Tensor]]]
+"""Of every library: the product, and its result after that."""
+
+
+def libraries(x: Tensor, weight: Tensor, out: Tensor, *, with_blis: bool = True) -> Candidates:
+    """Every library's product of ``x [rows, depth]`` and ``weight [columns, depth]``."""
+    made: Candidates = {"torch": (lambda: torch.mm(x, weight.T, out=out), lambda: out)}
 
     def returning(run: Callable[[], Tensor]) -> tuple[Multiply, Callable[[], Tensor]]:
         return run, run
@@ -266,9 +266,7 @@ def measure(shape: Shape, threads: int, instructions: str, rounds: int) -> dict[
     }
 
 
-def _checks(
-    candidates: Mapping[str, tuple[Multiply, Callable[[], Tensor]]], x: Tensor, weight: Tensor, out: Tensor
-) -> list[Check]:
+def _checks(candidates: Candidates, x: Tensor, weight: Tensor, out: Tensor) -> list[Check]:
     some = torch.cat([torch.arange(len(x))[:CHECKED_ROWS], torch.arange(len(x))[-CHECKED_ROWS:]])
     expected = x[some].double() @ weight.double().T
     checks = []
@@ -403,13 +401,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "commit": options.commit,
     }
     for name in options.instructions or INSTRUCTIONS:
-        environment = {key: value for key, value in os.environ.items() if key not in VARIABLES} | INSTRUCTIONS[name]
-        script = "import json, sys; from benchmarks import gemm; gemm.work(json.loads(sys.argv[1]))"
-        command = [sys.executable, "-c", script, json.dumps(settings | {"instructions": name})]
-        done = subprocess.run(command, cwd=Path(__file__).resolve().parents[1], env=environment, check=False)
-        if done.returncode:
-            return done.returncode
+        failed = run_with(name, "benchmarks.gemm:work", settings)
+        if failed:
+            return failed
     return 0
+
+
+def run_with(instructions: str, target: str, settings: Mapping[str, Any]) -> int:
+    """Calls ``target``, ``"module:function"``, with settings in a process with these instructions; its exit code."""
+    variables = {key: value for key, value in os.environ.items() if key not in VARIABLES} | INSTRUCTIONS[instructions]
+    module, _, function = target.partition(":")
+    script = f"import json, sys; from {module} import {function}; {function}(json.loads(sys.argv[1]))"
+    command = [sys.executable, "-c", script, json.dumps({**settings, "instructions": instructions})]
+    return subprocess.run(command, cwd=Path(__file__).resolve().parents[1], env=variables, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -105,17 +106,20 @@ def tables(question: str, folder: Path = FOLDER) -> str:
         return roofline_table()
     if question == "truth":
         return truth_table(json.loads((folder / "truth.json").read_text(encoding="utf-8")))
-    if question == "gemm":
-        return gemm_tables(folder) or "*Not measured yet: `python -m benchmarks.gemm`.*"
+    if question in OWN_TABLES:
+        module = OWN_TABLES[question]
+        return own_tables(question, folder) or f"*Not measured yet: `python -m benchmarks.{module}`.*"
     documents = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob(f"{question}-*.json"))]
     return "\n\n".join(map(table, documents)) or f"*Not measured yet: `benchmarks/bench_{question}.py`.*"
 
 
-def gemm_tables(folder: Path = FOLDER) -> str:
-    """How fast libraries multiply, from the files in ``folder``."""
-    from benchmarks import gemm
+OWN_TABLES = {"gemm": "gemm", "products": "forward_products"}
+"""Questions whose results are not a comparison of two sides: the module that makes their tables."""
 
-    return gemm.tables(folder)
+
+def own_tables(question: str, folder: Path = FOLDER) -> str:
+    """The tables of a question of :data:`OWN_TABLES`, empty without results."""
+    return str(import_module(f"benchmarks.{OWN_TABLES[question]}").tables(folder))
 
 
 def written(text: str, folder: Path = FOLDER) -> str:
@@ -131,8 +135,13 @@ def main(arguments: Sequence[str]) -> None:
         return
     files = [Path(argument) for argument in arguments] or sorted(FOLDER.glob("*.json"))
     documents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    own = [document for document in documents if document.get("format") == FORMAT and document["question"] != "gemm"]
-    print("\n\n".join([*map(table, own), *([] if arguments else [gemm_tables()])]))
+    compared = [
+        document
+        for document in documents
+        if document.get("format") == FORMAT and document["question"] not in OWN_TABLES
+    ]
+    others = [] if arguments else [own_tables(question) for question in OWN_TABLES]
+    print("\n\n".join([*map(table, compared), *others]))
 
 
 if __name__ == "__main__":

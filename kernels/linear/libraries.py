@@ -92,10 +92,10 @@ def forget() -> None:
 def considered(x: Tensor, weight: Tensor) -> bool:
     """Whether another library than torch's may compute a product of ``x [..., K]`` and ``weight [M, K]``."""
     return (
-        x.dtype == torch.float32
+        setting() != "torch"
+        and x.dtype == torch.float32
         and x.numel() * weight.shape[0] >= LEAST_MULTIPLICATIONS
         and weight.is_contiguous()
-        and setting() != "torch"
     )
 
 

@@ -19,6 +19,8 @@ def unsupported_reasons() -> list[str]:
     """Why oneDNN's products cannot be used here, empty when they can."""
     if not torch.backends.mkldnn.is_available():
         return ["torch was built without oneDNN"]
+    if not torch.backends.mkldnn.enabled:
+        return ["torch.backends.mkldnn.enabled is false"]
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return [f"torch {torch.__version__} has no mkldnn::_linear_pointwise"]
     return native.unsupported_reasons()
