@@ -158,10 +158,14 @@ def _layers(capability: int) -> Iterator[Specimen]:
             yield Specimen("linear_activation", case, launch, dtype != FULL)
     for width, dtype in ((768, LOW), (1024, LOW), (1280, LOW), (1664, LOW), (1024, FULL)):
         x, delta = _meta(IMAGES * 257, width, dtype=dtype), _meta(IMAGES * 257, width, dtype=dtype)
-        weight, bias = _meta(width, dtype=dtype), _meta(width, dtype=dtype)
+        weight, bias, carried = _meta(width, dtype=dtype), _meta(width, dtype=dtype), _meta(width, dtype=FULL)
         for config in layer_norm.configs(width):
-            for added, variant in ((delta, "add + norm"), (None, "norm")):
-                launch, _ = layer_norm.plan(x, added, weight, bias, 1e-5, config)
+            for added, summed, variant in (
+                (delta, None, "add + norm"),
+                (None, None, "norm"),
+                (None, carried, "carried + norm"),
+            ):
+                launch, _ = layer_norm.plan(x, added, weight, bias, 1e-5, summed, config)
                 yield Specimen("add_layer_norm", f"W={width} {_name(dtype)}, {variant}", launch, False)
 
 

@@ -9,6 +9,7 @@ are needed. σ, μ and n are known only after the last layer; everything is accu
 ``B`` images, ``N`` tokens, ``W`` width, ``H`` heads, ``E`` head_dim, ``L`` layers kept, ``T`` texts, ``D`` embed_dim.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +39,7 @@ class Request:
         class_token: keep the class token's own part of every kept head.
         centring: how μ is split over the terms.
         backend: which kernels compute.
+        adds_products: whether products add themselves to the residual stream, see :class:`Stream`; None on a GPU.
     """
 
     layers: tuple[int, ...]
@@ -48,6 +50,7 @@ class Request:
     class_token: bool = False
     centring: Centring = "uniform"
     backend: str = "auto"
+    adds_products: bool | None = None
 
 
 def add_norm(x: Tensor, delta: Tensor | None, norm: LayerNorm, backend: str) -> Tensor:
@@ -58,14 +61,81 @@ def add_norm(x: Tensor, delta: Tensor | None, norm: LayerNorm, backend: str) -> 
 def feed_forward(normed: Tensor, block: Block, activation: Activation, backend: str) -> Tensor:
     """What a block's MLP adds to the residual stream, from the normed tokens ``[..., W]``."""
     hidden = ops.linear_activation(normed, block.mlp_in_weight, block.mlp_in_bias, activation, backend=backend)
-    out = ops.linear(hidden, block.mlp_out_weight, block.mlp_out_bias, backend=backend)
-    return out if block.mlp_scale is None else out.mul_(block.mlp_scale)
+    return project(hidden, block.mlp_out_weight, block.mlp_out_bias, block.mlp_scale, backend)
 
 
-def project_out(out: Tensor, block: Block, backend: str) -> Tensor:
-    """A block's output projection with its layer scale, ``[..., H·E] → [..., W]``."""
-    added = ops.linear(out, block.out_weight, block.out_bias, backend=backend)
-    return added if block.attention_scale is None else added.mul_(block.attention_scale)
+def project(h: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, backend: str) -> Tensor:
+    """A projection to the residual stream with its layer scale, ``[..., K] → [..., W]``."""
+    added = ops.linear(h, weight, bias, backend=backend)
+    return added if scale is None else added.mul_(scale)
+
+
+class Stream:
+    """The residual stream of some blocks while they run: ``x``, what is still to be added to it, and carried biases.
+
+    A term is added where the next LayerNorm reads the stream. On a GPU there is no term: the product itself adds to
+    ``x``, rounded once with the sum instead of twice, and saves writing and reading it. Its bias is carried: it never
+    enters ``x``, and LayerNorm adds the sum of all biases so far to what it reads. A layer scale stands between product
+    and sum, so a tower that has one takes the first way.
+
+    Attributes:
+        x: ``[B, N, W]``, changed in place.
+
+    Args:
+        x: the start of the stream.
+        blocks: those that will run, in their order.
+        adds_products: whether products add themselves; None where it pays, on a GPU.
+        backend: which kernels compute.
+    """
+
+    def __init__(self, x: Tensor, blocks: Sequence[Block], adds_products: bool | None, backend: str) -> None:
+        self.x = x
+        self._backend = backend
+        self._added: Tensor | None = None  # [B, N, W]
+        self._carried: Tensor | None = None  # [W]
+        self._sums: list[Tensor] | None = None  # what is carried after every product
+        scaled = any(block.attention_scale is not None or block.mlp_scale is not None for block in blocks)
+        if blocks and not scaled and (x.is_cuda if adds_products is None else adds_products):
+            biases = torch.stack([bias for block in blocks for bias in (block.out_bias, block.mlp_out_bias)])
+            self._sums = list(biases.to(accumulation_dtype(x.dtype)).cumsum(0).unbind())
+
+    def add(self, h: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None) -> None:
+        """Adds a projection of ``h [B, N, K]``, with its bias and layer scale."""
+        if self._sums is None:
+            self._added = project(h, weight, bias, scale, self._backend)
+        else:
+            ops.add_linear(self.x, h, weight, backend=self._backend)
+            self._carried = self._sums.pop(0)
+
+    def norm(self, norm: LayerNorm) -> Tensor:
+        """The LayerNorm of the stream, ``[B, N, W]``."""
+        added, self._added = self._added, None  # nothing as wide as the stream lives longer than it must
+        backend, carried = self._backend, self._carried
+        return ops.add_layer_norm(self.x, added, norm.weight, norm.bias, norm.eps, carried, backend=backend)
+
+    def mlp_term(self, tower: Tower, hidden: Tensor, block: Block) -> Tensor:
+        """The pooled row of what was added last, the MLP of a block, ``[B, W]``; ``hidden [B, N, M]`` is its inside."""
+        if self._added is not None:
+            return pool(tower, self._added)
+        row = hidden[:, 0] if tower.pooling == "cls" else pool(tower, hidden)
+        return ops.linear_unrounded(row, block.mlp_out_weight, block.mlp_out_bias, backend=self._backend)
+
+    def class_token(self) -> Tensor:
+        """The class token's row of the stream, after :meth:`norm`, ``[B, W]``."""
+        row = self.x[:, 0].contiguous()
+        return row if self._carried is None else (row + self._carried).to(row.dtype)
+
+    def whole(self) -> Tensor:
+        """The stream with everything in it, ``[B, N, W]``: the last that is asked of it."""
+        for part in (self._added, self._carried):
+            if part is not None:
+                self.x += part
+        return self.x
+
+    def pooled(self, tower: Tower) -> Tensor:
+        """The row that the embedding reads, ``[B, W]``, in the dtype sums are carried in."""
+        row = pool(tower, self.x if self._added is None else self.x.add_(self._added))
+        return row if self._carried is None else row + self._carried
 
 
 def embed(tower: Tower, images: Tensor, backend: str) -> Tensor:
@@ -239,7 +309,8 @@ def _last_attention(tower: Tower, normed: Tensor, collector: _Collector) -> Tens
     if collector.needs_class_value(layer):
         class_value = by_head(normed[:, 0], value_weight, value_bias)
     collector.add_attention(layer, z, alpha, value, class_value)
-    return project_out(z.flatten(1).to(normed.dtype), block, backend)
+    out = z.flatten(1).to(normed.dtype)
+    return project(out, block.out_weight, block.out_bias, block.attention_scale, backend)
 
 
 @torch.no_grad()
@@ -263,11 +334,10 @@ def _decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTowe
     backend = request.backend
     x = embed(tower, images, backend)  # [B, N, W], the residual stream
     collector = _Collector(tower, request, x)
-    added: Tensor | None = None  # what the last MLP gives to the stream: added where the next LayerNorm reads it
-    full_blocks = tower.layers - 1 if tower.pooling == "cls" else tower.layers
-    for layer, block in enumerate(tower.blocks[:full_blocks]):
-        normed = add_norm(x, added, block.ln_1, backend)
-        del added  # nothing as wide as the stream lives longer than it must
+    blocks = tower.blocks[:-1] if tower.pooling == "cls" else tower.blocks
+    stream = Stream(x, blocks, request.adds_products, backend)
+    for layer, block in enumerate(blocks):
+        normed = stream.norm(block.ln_1)
         qkv = ops.linear(normed, block.in_weight, block.in_bias, backend=backend)
         del normed
         qkv = qkv.view(*x.shape[:2], 3, tower.heads, tower.head_dim)  # [B, N, 3, H, E]
@@ -276,27 +346,27 @@ def _decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTowe
         value = qkv[:, :, 2] if collector.needs_values(layer) else None
         collector.add_attention(layer, pool(tower, out), alpha, value, qkv[:, 0, 2])
         del qkv, value
-        attended = project_out(out.flatten(2), block, backend)
+        stream.add(out.flatten(2), block.out_weight, block.out_bias, block.attention_scale)
         del out
-        normed = add_norm(x, attended, block.ln_2, backend)
-        del attended
-        added = feed_forward(normed, block, tower.activation, backend)
+        normed = stream.norm(block.ln_2)
+        hidden = ops.linear_activation(
+            normed, block.mlp_in_weight, block.mlp_in_bias, tower.activation, backend=backend
+        )
         del normed
-        collector.residual[:, 1 + layer] = pool(tower, added)
-    if tower.pooling == "cls":
-        pooled = _last_block(tower, x, added, collector)
-    else:
-        pooled = pool(tower, x if added is None else x.add_(added))
+        stream.add(hidden, block.mlp_out_weight, block.mlp_out_bias, block.mlp_scale)
+        collector.residual[:, 1 + layer] = stream.mlp_term(tower, hidden, block)
+        del hidden
+    pooled = _last_block(tower, stream, collector) if tower.pooling == "cls" else stream.pooled(tower)
     mean, std = ops.layer_statistics(pooled, tower.ln_post.eps, backend=backend)
     embedding = add_norm(pooled.to(x.dtype), None, tower.ln_post, backend) @ tower.projection
     return collector.finish(embedding, mean, std, basis)
 
 
-def _last_block(tower: Tower, x: Tensor, added: Tensor | None, collector: _Collector) -> Tensor:
+def _last_block(tower: Tower, stream: Stream, collector: _Collector) -> Tensor:
     """The last block for the class token alone, ``[B, N, W] → [B, W]``."""
     block, backend = tower.blocks[-1], collector.request.backend
-    attended = _last_attention(tower, add_norm(x, added, block.ln_1, backend), collector)
-    pooled = x[:, 0].contiguous()  # [B, W]
+    attended = _last_attention(tower, stream.norm(block.ln_1), collector)
+    pooled = stream.class_token()  # [B, W]
     term = feed_forward(add_norm(pooled, attended, block.ln_2, backend), block, tower.activation, backend)
     collector.residual[:, -1] = term
     return pooled + term

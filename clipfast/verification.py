@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clipfast.basis import autocast_disabled
-from clipfast.forward import add_norm, embed, feed_forward, pool, project_out
+from clipfast.forward import Stream, add_norm, embed, pool
 from clipfast.kernels import ops
 from clipfast.towers.tower import Block, Tower
 
@@ -107,14 +107,17 @@ def verify(
     )
 
 
-def _after(tower: Tower, block: Block, stream: Tensor, backend: str) -> Tensor:
+def _after(tower: Tower, block: Block, before: Tensor, backend: str) -> Tensor:
     """The residual stream after a block, ``[B, N, W]``."""
-    x = stream.to(tower.dtype, copy=True, memory_format=torch.contiguous_format)
-    normed = add_norm(x, None, block.ln_1, backend)
-    qkv = ops.linear(normed, block.in_weight, block.in_bias, backend=backend)
+    x = before.to(tower.dtype, copy=True, memory_format=torch.contiguous_format)
+    stream = Stream(x, (block,), None, backend)
+    qkv = ops.linear(stream.norm(block.ln_1), block.in_weight, block.in_bias, backend=backend)
     out, _ = ops.attention(qkv.view(*x.shape[:2], 3, tower.heads, tower.head_dim), None, backend=backend)
-    normed = add_norm(x, project_out(out.flatten(2), block, backend), block.ln_2, backend)
-    return x + feed_forward(normed, block, tower.activation, backend)
+    stream.add(out.flatten(2), block.out_weight, block.out_bias, block.attention_scale)
+    normed = stream.norm(block.ln_2)
+    hidden = ops.linear_activation(normed, block.mlp_in_weight, block.mlp_in_bias, tower.activation, backend=backend)
+    stream.add(hidden, block.mlp_out_weight, block.mlp_out_bias, block.mlp_scale)
+    return stream.whole()
 
 
 def _project(tower: Tower, stream: Tensor, backend: str) -> Tensor:

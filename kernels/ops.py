@@ -8,7 +8,7 @@ and maps.
 
 from clipfast.kernels.attention import attention
 from clipfast.kernels.layer_norm import add_layer_norm, layer_statistics
-from clipfast.kernels.linear import linear, linear_activation
+from clipfast.kernels.linear import add_linear, linear, linear_activation, linear_unrounded
 from clipfast.kernels.moments import moments
 from clipfast.kernels.query_row import query_row, query_row_from_tokens
 from clipfast.kernels.span import span
@@ -17,12 +17,14 @@ from clipfast.kernels.token_contributions import head_maps, token_contributions
 
 __all__ = [
     "add_layer_norm",
+    "add_linear",
     "attention",
     "head_maps",
     "layer_statistics",
     "layered_text_maps",
     "linear",
     "linear_activation",
+    "linear_unrounded",
     "moments",
     "query_row",
     "query_row_from_tokens",

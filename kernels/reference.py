@@ -271,8 +271,10 @@ def linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: Activ
     return F.gelu(hidden, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
-def add_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The residual stream after a term was added, and its LayerNorm: ``r = x + delta``, ``(r − μ)/σ · γ + β``.
+def add_layer_norm(
+    x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float, carried: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The residual stream after a term was added, and its LayerNorm: ``r = x + delta``, ``(r + c − μ)/σ · γ + β``.
 
     Args:
         x: ``[..., W]``.
@@ -280,10 +282,41 @@ def add_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor
         weight: ``γ [W]``.
         bias: ``β [W]``.
         eps: ``σ = √(var + eps)``.
+        carried: ``c [W]``, what belongs to every row of the stream and was never added to it; None for nothing.
 
     Returns:
-        ``r`` and its LayerNorm, both ``[..., W]``.
+        ``r`` and the LayerNorm of ``r + c``, both ``[..., W]``.
     """
     x = x if delta is None else x + delta
-    mean, std = layer_statistics(x, eps)
-    return x, (x - mean[..., None]) / std[..., None] * weight + bias
+    whole = x if carried is None else x + carried
+    mean, std = layer_statistics(whole, eps)
+    return x, (whole - mean[..., None]) / std[..., None] * weight + bias
+
+
+def add_linear(x: Tensor, h: Tensor, weight: Tensor) -> Tensor:
+    """A product added to the residual stream, ``x + h Wᵀ``.
+
+    Args:
+        x: ``[..., W]``.
+        h: ``[..., K]``.
+        weight: ``[W, K]``.
+
+    Returns:
+        ``[..., W]``.
+    """
+    return x + h @ weight.T
+
+
+def linear_unrounded(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer of a few rows, ``x Wᵀ + b`` in the dtype that sums are carried in.
+
+    Args:
+        x: ``[R, K]``.
+        weight: ``[M, K]``.
+        bias: ``[M]``.
+
+    Returns:
+        ``[R, M]``, float32, float64 for float64.
+    """
+    dtype = accumulation_dtype(weight.dtype)
+    return x.to(dtype) @ weight.to(dtype).T + bias.to(dtype)

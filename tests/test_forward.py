@@ -1,10 +1,12 @@
 """The decomposed forward where sizes differ that are often equal, and what a request keeps."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from builders import directions, pixels, vision_tower
-from measures import error
-from tolerances import FLOAT64
+from measures import error, relative_norm
+from tolerances import FLOAT64, SUM_BFLOAT16
 
 from clipfast import NotKept, wrap
 from clipfast.basis import fold
@@ -76,3 +78,65 @@ def test_all_kept_at_once_is_what_is_kept_alone(pooling: dict[str, object], laye
     for layer in kept:
         assert error(together.tokens(layer), tokens.tokens(layer)) <= FLOAT64
     assert together.max_error() <= FLOAT64
+
+
+POOLING = pytest.mark.parametrize(
+    "changes",
+    [{}, {"pool_type": "avg", "final_ln_after_pool": True}, {"layers": 1}],
+    ids=["class", "average", "one layer"],
+)
+
+
+@POOLING
+def test_products_that_add_themselves_give_the_same_terms(changes: dict[str, object]) -> None:
+    """As on a GPU: biases are carried past the stream, and the MLP terms are computed for the pooled row alone."""
+    visual = vision_tower(dtype=torch.float64, **changes)
+    tower, images = wrap(visual).tower, pixels(visual, dtype=torch.float64)
+    apart, added = (
+        decompose(tower, images, Request(tuple(range(tower.layers)), adds_products=adds), fold(tower, "uniform"))
+        for adds in (False, True)
+    )
+    for name in ("embedding", "codes", "start", "mlps", "mean", "std"):
+        assert error(getattr(added, name), getattr(apart, name)) <= FLOAT64, name
+    assert added.max_error() <= FLOAT64
+
+
+@POOLING
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_that_add_themselves_round_no_more(changes: dict[str, object], dtype: torch.dtype) -> None:
+    """Of a random tower errors are random, too: over 16 images their norm may be a tenth larger, not more."""
+    visual = vision_tower(dtype=torch.float64, **changes).to(dtype)
+    images = pixels(visual, 16, dtype=dtype)
+    exactly = wrap(vision_tower(**changes).to(dtype).double()).decompose(images.double())
+    tower = wrap(visual).tower
+    off = []
+    for adds in (False, True):
+        request = Request(tuple(range(tower.layers)), adds_products=adds)
+        have = decompose(tower, images, request, fold(tower, "uniform"))
+        assert have.max_error() <= SUM_BFLOAT16
+        off.append({name: relative_norm(getattr(have, name), getattr(exactly, name)) for name in ("embedding", "mlps")})
+    assert all(off[1][name] <= 1.1 * off[0][name] for name in off[0]), off
+
+
+def test_a_layer_scale_stands_between_product_and_sum() -> None:
+    visual = vision_tower(dtype=torch.float64, ls_init_value=0.5)
+    tower, images = wrap(visual).tower, pixels(visual, dtype=torch.float64)
+    apart, asked = (
+        decompose(tower, images, Request((0, 1, 2), adds_products=adds), fold(tower, "uniform"))
+        for adds in (False, True)
+    )
+    assert torch.equal(asked.embedding, apart.embedding)
+    assert torch.equal(asked.mlps, apart.mlps)
+
+
+def test_the_cpu_forms_every_term() -> None:
+    """Its bits are those of a stream to which terms with their biases are added, one after the other."""
+    visual = vision_tower()
+    tower, images = wrap(visual).tower, pixels(visual)
+    request = Request((0, 1, 2))
+    have, apart = (
+        decompose(tower, images, asked, fold(tower, "uniform"))
+        for asked in (request, replace(request, adds_products=False))
+    )
+    assert torch.equal(have.embedding, apart.embedding)
+    assert torch.equal(have.mlps, apart.mlps)

@@ -17,7 +17,14 @@ __all__ = ["add_layer_norm", "layer_statistics"]
 
 
 def add_layer_norm(
-    x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float, *, backend: str = AUTO
+    x: Tensor,
+    delta: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    carried: Tensor | None = None,
+    *,
+    backend: str = AUTO,
 ) -> Tensor:
     """Adds a term to the residual stream in place and returns its LayerNorm.
 
@@ -29,6 +36,7 @@ def add_layer_norm(
         weight: ``[W]``, of any precision: statistics are taken in at least float32.
         bias: ``[W]``.
         eps: ε of the LayerNorm.
+        carried: ``[W]``, what belongs to every row of the stream and is never added to ``x``: biases, of any precision.
         backend: ``"auto"``, or the name of a backend (:data:`clipfast.kernels.dispatch.BACKENDS`).
 
     Returns:
@@ -43,8 +51,10 @@ def add_layer_norm(
     check_shape("bias", bias, (x.shape[-1],))
     if delta is not None:
         check_shape("delta", delta, tuple(x.shape))
-    check_same_device(x=x, delta=delta, weight=weight, bias=bias)
-    result: Tensor = _ADD_LAYER_NORM(x, delta, weight, bias, eps, backend)
+    if carried is not None:
+        check_shape("carried", carried, (x.shape[-1],))
+    check_same_device(x=x, delta=delta, weight=weight, bias=bias, carried=carried)
+    result: Tensor = _ADD_LAYER_NORM(x, delta, weight, bias, eps, carried, backend)
     return result
 
 
@@ -68,7 +78,9 @@ def layer_statistics(residual: Tensor, eps: float, *, backend: str = AUTO) -> tu
     return result
 
 
-def _fake(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float, backend: str) -> Tensor:
+def _fake(
+    x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float, carried: Tensor | None, backend: str
+) -> Tensor:
     return x.new_empty(x.shape)
 
 
@@ -80,7 +92,7 @@ def _fake_statistics(residual: Tensor, eps: float, backend: str) -> tuple[Tensor
 
 def _example_arguments(examples: Examples) -> list[Any]:
     delta, weight, bias = (examples.draw(*shape) for shape in ((IMAGES, TOKENS, WIDTH), (WIDTH,), (WIDTH,)))
-    return [examples.tokens, delta, weight, bias, 1e-5]
+    return [examples.tokens, delta, weight, bias, 1e-5, None]
 
 
 def _example_arguments_statistics(examples: Examples) -> list[Any]:

@@ -6,7 +6,9 @@ from clipfast.kernels import buffers, native
 from clipfast.kernels.dispatch import Implementation
 
 
-def add_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def add_layer_norm(
+    x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float, carried: Tensor | None = None
+) -> Tensor:
     """Adds ``delta`` to ``x`` and returns the LayerNorm, :func:`clipfast.kernels.reference.add_layer_norm`."""
     out = buffers.empty(x, *x.shape)
     delta = None if delta is None else delta.contiguous()
@@ -14,8 +16,12 @@ def add_layer_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor
     return out
 
 
-def _unsupported_reasons(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> list[str]:
-    return native.library().add_layer_norm_unsupported_reasons(x, delta, weight, bias)
+def _unsupported_reasons(
+    x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float, carried: Tensor | None = None
+) -> list[str]:
+    reasons = native.library().add_layer_norm_unsupported_reasons(x, delta, weight, bias)
+    # On a CPU products are formed with their biases, which costs nothing there.
+    return reasons if carried is None else [*reasons, "biases are carried"]
 
 
 IMPLEMENTATIONS = {"add_layer_norm": Implementation(add_layer_norm, _unsupported_reasons)}

@@ -3,6 +3,9 @@
 Apart, the sum and the norm read and write the stream in two launches, 12 bytes per element in 16-bit formats; together
 they take 8, the least there is: both terms are read once, the stream and the norm written once. The row stays in
 registers between the mean and the sum of centred squares: two passes, so that a large mean cancels nothing.
+
+Where products add themselves to the stream, no term is left to add: the row is read, normed and written once, 4 bytes
+per element. Their biases, which a product cannot add to a stream, are a vector in float32 that joins the row here.
 """
 
 from collections.abc import Sequence
@@ -29,15 +32,20 @@ def _add_layer_norm_kernel(
     p_delta,
     p_weight,
     p_bias,
+    p_carried,
     p_out,
     s_x,
     s_delta,
     eps,
     WIDTH: tl.constexpr,
     ADD: tl.constexpr,
+    CARRY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """``x += delta``, ``out = (x − mean x) / √(var x + ε) · γ + β`` of one row, with the x that is stored, rounded."""
+    """``x += delta``, ``r = x + carried``, ``out = (r − mean r) / √(var r + ε) · γ + β`` of one row.
+
+    The x in r is the one that is stored, rounded; r itself is not rounded.
+    """
     row = tl.program_id(0).to(tl.int64)
     o_w = tl.arange(0, BLOCK)
     m_w = o_w < WIDTH
@@ -48,6 +56,8 @@ def _add_layer_norm_kernel(
         b_stored = rounded(b_x, p_x.dtype.element_ty)
         tl.store(p_x + row * s_x + o_w, b_stored, mask=m_w)
         b_x = b_stored.to(tl.float32)
+    if CARRY:
+        b_x += tl.load(p_carried + o_w, mask=m_w, other=0.0).to(tl.float32)
     b_weight = tl.load(p_weight + o_w, mask=m_w, other=0.0).to(tl.float32)
     b_bias = tl.load(p_bias + o_w, mask=m_w, other=0.0).to(tl.float32)
     b_centred = tl.where(m_w, b_x - tl.sum(b_x, 0) / WIDTH, 0.0)
@@ -79,7 +89,13 @@ def configs(width: int) -> tuple[Config, ...]:
 
 
 def plan(
-    x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float, config: Config | None = None
+    x: Tensor,
+    delta: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    carried: Tensor | None = None,
+    config: Config | None = None,
 ) -> tuple[Launch, Tensor]:
     """The launch that computes :func:`run`, with its result ``[..., W]``."""
     width = x.shape[-1]
@@ -99,28 +115,37 @@ def plan(
             "p_delta": added,
             "p_weight": weight.contiguous(),
             "p_bias": bias.contiguous(),
+            "p_carried": bias if carried is None else carried.contiguous(),
             "p_out": out,
             "s_x": rows.stride(0),
             "s_delta": added.stride(0),
             "eps": eps,
         },
-        constants={"WIDTH": width, "ADD": delta is not None},
+        constants={"WIDTH": width, "ADD": delta is not None, "CARRY": carried is not None},
         config=configs(width)[0] if config is None else config,
     ), out
 
 
 def run(
-    x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float, config: Config | None = None
+    x: Tensor,
+    delta: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    carried: Tensor | None = None,
+    config: Config | None = None,
 ) -> Tensor:
     """Adds ``delta`` to ``x`` and returns the LayerNorm, :func:`clipfast.kernels.reference.add_layer_norm`."""
-    launch, out = plan(x, delta, weight, bias, eps, config)
+    launch, out = plan(x, delta, weight, bias, eps, carried, config)
     launch.run()
     return out
 
 
-def unsupported_reasons(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> list[str]:
+def unsupported_reasons(
+    x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float, carried: Tensor | None = None
+) -> list[str]:
     """The reasons why :func:`run` does not support these tensors."""
-    reasons = unsupported_dtypes(x=x, delta=delta, weight=weight, bias=bias)
+    reasons = unsupported_dtypes(x=x, delta=delta, weight=weight, bias=bias, carried=carried)
     if _rows(x) is None:
         reasons.append(f"x has strides {list(x.stride())}: its rows are not contiguous, or not at one distance")
     if x.shape[-1] > LARGEST_WIDTH:
@@ -128,7 +153,9 @@ def unsupported_reasons(x: Tensor, delta: Tensor | None, weight: Tensor, bias: T
     return reasons
 
 
-def variants(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Sequence[Variant]:
+def variants(
+    x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float, carried: Tensor | None = None
+) -> Sequence[Variant]:
     """:func:`run` in every configuration worth timing for these tensors, the preferred first."""
     worth_timing = configs(x.shape[-1])[: 1 if INTERPRETED else None]
     return [(str(config), partial(run, config=config)) for config in worth_timing]

@@ -1,4 +1,4 @@
-"""Linear layers: one alone, and the first of an MLP with its activation.
+"""Linear layers: alone, with an activation, added to the residual stream, and of a few rows in full precision.
 
 Axes: ``K`` columns in, ``M`` columns out.
 """
@@ -12,11 +12,11 @@ from torch import Tensor
 from clipfast.kernels import dispatch
 from clipfast.kernels.checks import check_dtype, check_same_device, check_shape
 from clipfast.kernels.dispatch import AUTO
-from clipfast.kernels.examples import WIDTH, Examples
-from clipfast.kernels.reference import Activation
+from clipfast.kernels.examples import IMAGES, WIDTH, Examples
+from clipfast.kernels.reference import Activation, accumulation_dtype
 from clipfast.kernels.registration import is_observed, register
 
-__all__ = ["linear", "linear_activation"]
+__all__ = ["add_linear", "linear", "linear_activation", "linear_unrounded"]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str = AUTO) -> Tensor:
@@ -98,12 +98,77 @@ def linear_activation(
     return result
 
 
+def add_linear(x: Tensor, h: Tensor, weight: Tensor, *, backend: str = AUTO) -> None:
+    """Adds a product to the residual stream, ``x ← x + h Wᵀ`` (:func:`clipfast.kernels.reference.add_linear`).
+
+    This is a matrix product's own β = 1: its sums are rounded once, after ``x`` is added. A product of its own would be
+    rounded, written, read, and rounded again with the stream. A bias has no place in it:
+    :func:`~clipfast.kernels.layer_norm.add_layer_norm` takes ``carried`` ones.
+
+    Args:
+        x: ``[..., W]``, contiguous; changed in place.
+        h: ``[..., K]``.
+        weight: ``[W, K]``.
+        backend: ``"auto"``, or the name of a backend (:data:`clipfast.kernels.dispatch.BACKENDS`).
+
+    Raises:
+        ValueError: wrong shape or dtype, or ``x`` is not contiguous.
+        BackendUnavailable: the backend does not exist.
+    """
+    check_shape("weight", weight, (None, None))
+    check_shape("h", h, (*[None] * (h.ndim - 1), weight.shape[1]))
+    check_shape("x", x, (*h.shape[:-1], weight.shape[0]))
+    check_same_device(x=x, h=h, weight=weight)
+    check_dtype(x.dtype, h=h, weight=weight)
+    if not x.is_contiguous():
+        raise ValueError("x is not contiguous")
+    _ADD_LINEAR(x, h, weight, backend)
+
+
+def linear_unrounded(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str = AUTO) -> Tensor:
+    """A linear layer of a few rows in float32 (:func:`clipfast.kernels.reference.linear_unrounded`).
+
+    On a GPU the weight is multiplied in its own 16-bit format, on tensor cores, and rows in float32 are split into two
+    parts that are, exact to 16 bits (bfloat16) or 21 (float16).
+
+    Args:
+        x: ``[R, K]``, in the dtype of ``weight`` or the one that its sums are carried in.
+        weight: ``[M, K]``.
+        bias: ``[M]``, in the dtype of ``weight``.
+        backend: ``"auto"``, or the name of a backend (:data:`clipfast.kernels.dispatch.BACKENDS`).
+
+    Returns:
+        ``[R, M]``, float32, float64 for float64.
+
+    Raises:
+        ValueError: wrong shape or dtype.
+        BackendUnavailable: the backend does not exist.
+    """
+    check_shape("weight", weight, (None, None))
+    check_shape("x", x, (None, weight.shape[1]))
+    check_shape("bias", bias, (weight.shape[0],))
+    check_same_device(x=x, weight=weight, bias=bias)
+    check_dtype(weight.dtype, bias=bias)
+    if x.dtype != weight.dtype:
+        check_dtype(accumulation_dtype(weight.dtype), x=x)
+    result: Tensor = _LINEAR_UNROUNDED(x, weight, bias, backend)
+    return result
+
+
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 def _fake_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: str, backend: str) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def _fake_add(x: Tensor, h: Tensor, weight: Tensor, backend: str) -> None:
+    return None
+
+
+def _fake_unrounded(x: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=accumulation_dtype(weight.dtype))
 
 
 def _example_arguments(examples: Examples) -> list[Any]:
@@ -114,5 +179,15 @@ def _example_arguments_activation(examples: Examples) -> list[Any]:
     return [*_example_arguments(examples), "quick_gelu"]
 
 
+def _example_arguments_add(examples: Examples) -> list[Any]:
+    return [examples.tokens, examples.draw(*examples.tokens.shape[:2], 2 * WIDTH), examples.draw(WIDTH, 2 * WIDTH)]
+
+
+def _example_arguments_unrounded(examples: Examples) -> list[Any]:
+    return [examples.draw(IMAGES, 2 * WIDTH), examples.draw(WIDTH, 2 * WIDTH), examples.draw(WIDTH)]
+
+
 _LINEAR = register("linear", _fake, _example_arguments)
 _LINEAR_ACTIVATION = register("linear_activation", _fake_activation, _example_arguments_activation)
+_ADD_LINEAR = register("add_linear", _fake_add, _example_arguments_add, mutates_args=("x",))
+_LINEAR_UNROUNDED = register("linear_unrounded", _fake_unrounded, _example_arguments_unrounded)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from clipfast.kernels import buffers
 from clipfast.kernels.dispatch import Implementation
-from clipfast.kernels.reference import Activation
+from clipfast.kernels.reference import Activation, accumulation_dtype
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -34,4 +34,28 @@ def linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: Activ
     return torch.ops.aten.gelu_(hidden, approximate=approximate)  # type: ignore[no-any-return]
 
 
-IMPLEMENTATIONS = {"linear": Implementation(linear), "linear_activation": Implementation(linear_activation)}
+def add_linear(x: Tensor, h: Tensor, weight: Tensor) -> None:
+    """:func:`clipfast.kernels.reference.add_linear` by one product with β = 1, in place."""
+    columns, depth = weight.shape
+    if x.numel() and depth:
+        x.view(-1, columns).addmm_(h.reshape(-1, depth), weight.T)
+
+
+def linear_unrounded(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """:func:`clipfast.kernels.reference.linear_unrounded`, of 16-bit factors where torch has float32 sums of them."""
+    dtype = accumulation_dtype(weight.dtype)
+    if not x.is_cuda or weight.dtype == dtype:
+        return F.linear(x.to(dtype), weight.to(dtype), bias.to(dtype))
+    high = x.to(weight.dtype)
+    product = torch.mm(high, weight.T, out_dtype=dtype)
+    if x.dtype != weight.dtype:
+        product += torch.mm((x - high).to(weight.dtype), weight.T, out_dtype=dtype)
+    return product.add_(bias)
+
+
+IMPLEMENTATIONS = {
+    "linear": Implementation(linear),
+    "linear_activation": Implementation(linear_activation),
+    "add_linear": Implementation(add_linear),
+    "linear_unrounded": Implementation(linear_unrounded),
+}

@@ -171,6 +171,47 @@ class LayersContract(Contract):
             self.draw(12, width, dtype=dtype),
         )
 
+    def carried(self, width: int) -> Tensor:
+        """Biases as large as the stream, and larger where trained models have them."""
+        carried = self.draw(13, width)
+        carried[::7] *= 30
+        return carried
+
+    @pytest.mark.parametrize("width", WIDTHS)
+    @pytest.mark.parametrize("with_delta", [True, False], ids=["term", "no term"])
+    @pytest.mark.parametrize("dtype", [pytest.param(torch.float32, id="fp32"), *LOW])
+    def test_carried_biases_join_the_norm_and_not_the_stream(
+        self, width: int, with_delta: bool, dtype: torch.dtype
+    ) -> None:
+        """Their sum with the stream is not rounded: all that 16 bits may lose is in the result."""
+        x, delta, weight, bias = self.draw_norm(width, dtype)
+        added = delta if with_delta else None
+        carried = self.carried(width)
+        arguments = (x, added, weight, bias, EPS, carried)
+        updated = x + delta if with_delta else x.clone()
+        reasons = self.reasons("add_layer_norm", *arguments)
+        if reasons:
+            assert reasons == ["biases are carried"]
+            with pytest.raises(BackendUnavailable, match="cannot compute add_layer_norm: biases are carried"):
+                ops.add_layer_norm(*arguments, backend=self.backend)
+        have = ops.add_layer_norm(*arguments, backend=AUTO if reasons else self.backend)
+        assert have.dtype == dtype
+        assert have.is_contiguous()
+        assert torch.equal(x, updated)
+        assert torch.equal(carried, self.carried(width))
+        _, expected = reference.add_layer_norm(
+            *in_double(updated), None, *in_double(weight, bias), EPS, carried.double()
+        )
+        assert error(have, expected) <= error(expected.to(dtype), expected) + floor(expected)
+
+    def test_carried_biases_of_any_strides(self) -> None:
+        x, _, weight, bias = self.draw_norm(48, torch.float32)
+        carried = torch.stack([self.carried(48)] * 2, 1)[:, 0]
+        auto = bool(self.reasons("add_layer_norm", x, None, weight, bias, EPS, carried))
+        have = ops.add_layer_norm(x, None, weight, bias, EPS, carried, backend=AUTO if auto else self.backend)
+        _, expected = reference.add_layer_norm(x.double(), None, *in_double(weight, bias), EPS, carried.double())
+        assert relative_error(have, expected) <= OP_FLOAT32
+
     def add_layer_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float = EPS) -> Tensor:
         return ops.add_layer_norm(x, delta, weight, bias, eps, backend=self.backend)
 

@@ -1,4 +1,4 @@
-"""A linear layer: the definition in float64 is the truth."""
+"""Linear layers without an activation: the definition in float64 is the truth."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ EITHER_BIAS = pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "
 
 
 class LinearContract(Contract):
-    """``linear``."""
+    """``linear``, ``add_linear``, ``linear_unrounded``."""
 
     def draw_linear(
         self, tokens: int, inner: int, columns: int, dtype: torch.dtype, with_bias: bool = True
@@ -90,3 +90,86 @@ class LinearContract(Contract):
         have = self.linear(*arguments)
         assert have.dtype == torch.float64
         assert relative_error(have, self.expected(*arguments)) <= 1e-14
+
+    # ------------------------------------------------------------------------------- added to the residual stream
+
+    def draw_added(self, tokens: int, inner: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        h, weight, _ = self.draw_linear(tokens, inner, columns, dtype)
+        return self.draw(14, IMAGES, tokens, columns, dtype=dtype), h, weight
+
+    @EVERY_SIZE
+    def test_add_linear(self, tokens: int, inner: int, columns: int) -> None:
+        x, h, weight = self.draw_added(tokens, inner, columns, torch.float32)
+        expected = reference.add_linear(*in_double(x, h, weight))
+        before = [tensor.clone() for tensor in (h, weight)]
+        assert ops.add_linear(x, h, weight, backend=self.backend) is None  # type: ignore[func-returns-value]
+        assert relative_error(x, expected) <= OP_FLOAT32
+        assert all(torch.equal(now, then) for now, then in zip((h, weight), before, strict=True))
+
+    @EVERY_SIZE
+    @pytest.mark.parametrize("dtype", LOW)
+    def test_add_linear_rounds_once(self, tokens: int, inner: int, columns: int, dtype: torch.dtype) -> None:
+        """The product is not rounded before it meets the stream."""
+        x, h, weight = self.draw_added(tokens, inner, columns, dtype)
+        expected = reference.add_linear(*in_double(x, h, weight))
+        ops.add_linear(x, h, weight, backend=self.backend)
+        assert error(x, expected) <= error(expected.to(dtype), expected) + floor(expected)
+
+    def test_add_linear_of_any_strides(self) -> None:
+        x, h, weight = self.draw_added(9, 33, 95, torch.float32)
+        expected = reference.add_linear(*in_double(x, h, weight))
+        wide = h.new_full((IMAGES, 9, 41), torch.nan)
+        wide[..., 3:36] = h
+        for view in (wide[..., 3:36], h.transpose(1, 2).contiguous().transpose(1, 2)):
+            for factor in (weight, weight.t().contiguous().t()):
+                stream = x.clone()
+                ops.add_linear(stream, view, factor, backend=self.backend)
+                assert relative_error(stream, expected) <= OP_FLOAT32
+        with pytest.raises(ValueError, match=r"^x is not contiguous$"):
+            ops.add_linear(x.transpose(0, 1).contiguous().transpose(0, 1), h, weight, backend=self.backend)
+
+    def test_add_linear_of_nothing(self) -> None:
+        x, h, weight = self.draw_added(9, 80, 96, torch.bfloat16)
+        before = x.clone()
+        ops.add_linear(x, h[..., :0], weight[:, :0], backend=self.backend)
+        assert torch.equal(x, before)
+        ops.add_linear(x[:0], h[:0], weight, backend=self.backend)
+
+    def test_add_linear_in_float64(self) -> None:
+        x, h, weight = self.draw_added(3, 16, 24, torch.float64)
+        expected = reference.add_linear(x, h, weight)
+        ops.add_linear(x, h, weight, backend=self.backend)
+        assert relative_error(x, expected) <= 1e-14
+
+    # --------------------------------------------------------------------------------------- in full precision
+
+    @EVERY_SIZE
+    @pytest.mark.parametrize("dtype", [pytest.param(torch.float32, id="fp32"), *LOW])
+    @pytest.mark.parametrize("wide", [False, True], ids=["of 16 bits", "of 32 bits"])
+    def test_linear_unrounded(self, tokens: int, inner: int, columns: int, dtype: torch.dtype, wide: bool) -> None:
+        """16 bits of a row of float32 are multiplied on a GPU, all elsewhere."""
+        _, weight, bias = self.draw_linear(1, inner, columns, dtype)
+        assert bias is not None
+        x = self.draw(6, tokens, inner, dtype=torch.float32 if wide else dtype)
+        have = ops.linear_unrounded(x, weight, bias, backend=self.backend)
+        assert have.dtype == torch.float32
+        assert have.is_contiguous()
+        split = wide and self.device != "cpu" and dtype != torch.float32
+        expected = reference.linear(*in_double(x, weight, bias))
+        assert relative_error(have, expected) <= (2**-16 if split else OP_FLOAT32)
+
+    def test_linear_unrounded_of_nothing(self) -> None:
+        _, weight, bias = self.draw_linear(1, 80, 96, torch.bfloat16)
+        assert bias is not None
+        x = self.draw(6, 3, 80, dtype=torch.bfloat16)
+        assert ops.linear_unrounded(x[:0], weight, bias, backend=self.backend).shape == (0, 96)
+        alone = ops.linear_unrounded(x[:, :0], weight[:, :0], bias, backend=self.backend)
+        assert torch.equal(alone, bias.float().expand(3, 96))
+
+    def test_linear_unrounded_in_float64(self) -> None:
+        _, weight, bias = self.draw_linear(1, 16, 24, torch.float64)
+        assert bias is not None
+        x = self.draw(6, 3, 16, dtype=torch.float64)
+        have = ops.linear_unrounded(x, weight, bias, backend=self.backend)
+        assert have.dtype == torch.float64
+        assert relative_error(have, reference.linear(x, weight, bias)) <= 1e-14

@@ -120,6 +120,7 @@ def test_wrong_arguments_of_linear(change: dict[str, object], told: str, dtype: 
         ({"delta": (1, 1, 7)}, r"delta has shape \[1, 1, 7\], expected \[2, 5, 7\]"),
         ({"weight": (1,)}, r"weight has shape \[1\], expected \[7\]"),
         ({"bias": (5, 7)}, r"bias has shape \[5, 7\], expected \[7\]"),
+        ({"carried": (5, 7)}, r"carried has shape \[5, 7\], expected \[7\]"),
         ({"backend": "abacus"}, "unknown backend 'abacus'"),
     ],
 )
@@ -128,3 +129,49 @@ def test_wrong_arguments_of_add_layer_norm(change: dict[str, object], told: str)
     tensors = {name: torch.ones(shape) if isinstance(shape, tuple) else shape for name, shape in given.items()}
     with pytest.raises(ValueError, match=f"^{told}"):
         ops.add_layer_norm(**tensors)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"h": (2, 4, 6)}, r"x has shape \[2, 5, 7\], expected \[2, 4, 7\]"),
+        ({"h": (2, 5, 7)}, r"h has shape \[2, 5, 7\], expected \[\?, \?, 6\]"),
+        ({"weight": (7,)}, r"weight has shape \[7\], expected \[\?, \?\]"),
+        ({"weight": torch.ones(7, 6).half()}, "weight is torch.float16, expected torch.float32"),
+        ({"backend": "abacus"}, "unknown backend 'abacus'"),
+    ],
+)
+def test_wrong_arguments_of_add_linear(change: dict[str, object], told: str) -> None:
+    given = {"x": (2, 5, 7), "h": (2, 5, 6), "weight": (7, 6), **change}
+    tensors = {name: torch.ones(shape) if isinstance(shape, tuple) else shape for name, shape in given.items()}
+    with pytest.raises(ValueError, match=f"^{told}"):
+        ops.add_linear(**tensors)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"x": (2, 5, 7)}, r"x has shape \[2, 5, 7\], expected \[\?, 7\]"),
+        ({"bias": (7,)}, r"bias has shape \[7\], expected \[6\]"),
+        ({"bias": torch.ones(6).half()}, "bias is torch.float16, expected torch.float32"),
+        ({"x": torch.ones(5, 7).half()}, "x is torch.float16, expected torch.float32"),
+        ({"backend": "abacus"}, "unknown backend 'abacus'"),
+    ],
+)
+def test_wrong_arguments_of_linear_unrounded(change: dict[str, object], told: str) -> None:
+    given = {"x": (5, 7), "weight": (6, 7), "bias": (6,), **change}
+    tensors = {name: torch.ones(shape) if isinstance(shape, tuple) else shape for name, shape in given.items()}
+    with pytest.raises(ValueError, match=f"^{told}"):
+        ops.linear_unrounded(**tensors)  # type: ignore[arg-type]
+
+
+def test_products_that_add_themselves() -> None:
+    """(1, 2) + 3 · (10, 20), and a stream (1, 5) with carried (9, −3): (10, 2), of mean 6 and deviation √(16 + 9)."""
+    x = exactly([[1, 2]])
+    ops.add_linear(x, exactly([[3]]), exactly([[10], [20]]))
+    assert x.tolist() == [[31, 62]]
+    stream = exactly([[1, 5]])
+    have = ops.add_layer_norm(stream, None, exactly([10, 5]), exactly([1, 2]), 9.0, exactly([9, -3]))
+    assert error(have, exactly([[9, -2]])) <= FLOAT64
+    assert stream.tolist() == [[1, 5]]
+    assert ops.linear_unrounded(exactly([[3]]), exactly([[10], [20]]), exactly([1, 2])).tolist() == [[31, 62]]

@@ -126,7 +126,7 @@ def test_large_means_do_not_matter_to_the_layer_norm(width: int, offset: float) 
     x, weight, bias = draw(3, 4, width).to(DEVICE) + offset, draw(4, width).to(DEVICE), draw(5, width).to(DEVICE)
     _, expected = reference.add_layer_norm(x.double(), None, weight.double(), bias.double(), 1e-5)
     for config in layer_norm.configs(width):
-        assert relative_error(layer_norm.run(x, None, weight, bias, 1e-5, config), expected) <= OP_FLOAT32
+        assert relative_error(layer_norm.run(x, None, weight, bias, 1e-5, config=config), expected) <= OP_FLOAT32
 
 
 @pytest.mark.parametrize("value", [3.7, -1e4])

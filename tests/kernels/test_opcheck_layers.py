@@ -1,4 +1,4 @@
-"""``linear``, ``linear_activation`` and ``add_layer_norm`` as ``torch.library`` ops with unusual arguments."""
+"""Linear layers and ``add_layer_norm`` as ``torch.library`` ops with unusual arguments."""
 
 import pytest
 import torch
@@ -19,10 +19,21 @@ CALLS: Calls = {
         "no images": (draw(0, 3, 16), draw(24, 16), VECTOR, "gelu_tanh"),
     },
     "add_layer_norm": {
-        "without a term": (draw(2, 3, 24), None, VECTOR, VECTOR, 1e-5),
-        "bf16": (draw(2, 3, 24, dtype=LOW), draw(2, 3, 24, dtype=LOW), VECTOR, VECTOR, 1e-5),
-        "bf16 without a term": (draw(2, 3, 24, dtype=LOW), None, VECTOR, VECTOR, 1e-5),
-        "no images": (draw(0, 3, 24), draw(0, 3, 24), VECTOR, VECTOR, 1e-5),
+        "without a term": (draw(2, 3, 24), None, VECTOR, VECTOR, 1e-5, None),
+        "bf16": (draw(2, 3, 24, dtype=LOW), draw(2, 3, 24, dtype=LOW), VECTOR, VECTOR, 1e-5, None),
+        "bf16 without a term": (draw(2, 3, 24, dtype=LOW), None, VECTOR, VECTOR, 1e-5, None),
+        "no images": (draw(0, 3, 24), draw(0, 3, 24), VECTOR, VECTOR, 1e-5, None),
+    },
+    "add_linear": {
+        "bf16": (draw(2, 3, 24, dtype=LOW), draw(2, 3, 16, dtype=LOW), draw(24, 16, dtype=LOW)),
+        "strided": (draw(2, 3, 24), draw(2, 16, 3).mT, draw(16, 24).T),
+        "no images": (draw(0, 3, 24), draw(0, 3, 16), draw(24, 16)),
+    },
+    "linear_unrounded": {
+        "bf16": (draw(2, 16, dtype=LOW), draw(24, 16, dtype=LOW), draw(24, dtype=LOW)),
+        "rows in float32": (draw(2, 16), draw(24, 16, dtype=LOW), draw(24, dtype=LOW)),
+        "strided": (draw(16, 2).T, draw(16, 24).T, draw(24, 2)[:, 0]),
+        "no images": (draw(0, 16), draw(24, 16), VECTOR),
     },
 }
 
