@@ -1,7 +1,8 @@
 """The cost of a decomposed forward, kernel by kernel, in the conventions of :mod:`benchmarks.costs`.
 
-:func:`decomposed` follows :func:`clipfast.forward.decompose` with fused kernels: residual add and LayerNorm are one
-kernel, the activation is an epilogue of the first MLP product, attention is split into class token and patches and
+:func:`decomposed` follows :func:`clipfast.forward.decompose` with fused kernels: products add themselves to the
+residual stream where :class:`clipfast.stream.Stream` lets them, else the sum and LayerNorm are one kernel, the
+activation is an epilogue of the first MLP product, attention is split into class token and patches and
 writes alpha, and the last block is computed for the class token alone, without keys and values:
 ``q·(W_K x) = (W_Kᵀ q)·x`` and ``Σ_n α_n W_V x_n = W_V (Σ_n α_n x_n)``.
 
@@ -55,9 +56,9 @@ def plain_same_kernels(batch: Batch) -> Steps:
     blocks = [
         step
         for layer in range(shape.layers)
-        for step in (*_before_attention(batch, layer), batch.flash_attention(), *_after_attention(batch, shape.tokens))
+        for step in (*_before_attention(batch, layer), batch.flash_attention(), *_after_attention(batch))
     ]
-    end = _mean_of_residual(batch) if shape.pooling == "mean" else (batch.elementwise("residual add", 1, reads=2),)
+    end = _mean_of_residual(batch)
     return (*_start(batch), *blocks, *end, *_embedding(batch))
 
 
@@ -71,7 +72,7 @@ def saved_by_last_block(batch: Batch) -> int:
     """FLOPs of matrix products saved by a last block for the class token alone (0 with mean pooling)."""
     if batch.shape.pooling != "cls":
         return 0
-    full_block = _block(batch, Options(), batch.shape.layers - 1)
+    full_block = (*_before_attention(batch, batch.shape.layers - 1), split_attention(batch), *_after_attention(batch))
     return products(full_block) - products(_class_token_block(batch, Options()))
 
 
@@ -97,27 +98,65 @@ def _pool(batch: Batch, name: str) -> Step:
     return batch.step(name, read=batch.pooled * batch.shape.pooled_rows, written_float32=batch.pooled)
 
 
-def _add_norm(batch: Batch, name: str, rows: int) -> Step:
-    """``x += added`` and its LayerNorm."""
-    return batch.elementwise(name, rows, reads=2, writes=2)
+def _attention_adds(batch: Batch) -> bool:
+    """Whether output projections add themselves to the residual stream."""
+    return not batch.shape.layer_scale
+
+
+def _mlps_add(batch: Batch) -> bool:
+    """Whether MLPs add themselves to the residual stream: their term must then be computed again, for one row."""
+    return _attention_adds(batch) and batch.shape.pooling == "cls"
+
+
+def _norm(batch: Batch, name: str, *, adds: bool, rows: int | None = None) -> Step:
+    """The LayerNorm of the stream; where ``adds`` is false it adds a term first, ``x += added``."""
+    rows = batch.shape.tokens if rows is None else rows
+    return batch.elementwise(name, rows) if adds else batch.elementwise(f"add and {name}", rows, reads=2, writes=2)
 
 
 def _before_attention(batch: Batch, layer: int) -> Steps:
-    tokens, width = batch.shape.tokens, batch.shape.width
-    norm = batch.elementwise("ln_1", tokens) if layer == 0 else _add_norm(batch, "add and ln_1", tokens)
-    return norm, batch.linear("queries, keys, values", tokens, width, 3 * width)
+    norm = _norm(batch, "ln_1", adds=layer == 0 or _mlps_add(batch))
+    return norm, batch.linear("queries, keys, values", batch.shape.tokens, batch.shape.width, 3 * batch.shape.width)
 
 
-def _after_attention(batch: Batch, rows: int) -> Steps:
-    """From the head outputs of ``rows`` rows per image to the MLP output."""
-    width, hidden = batch.shape.width, batch.shape.hidden
-    scale = layer_scale(batch, rows)
+def _after_attention(batch: Batch) -> Steps:
+    """From the head outputs to the residual stream with the MLP output in it, or beside it."""
+    tokens, width, hidden = batch.shape.tokens, batch.shape.width, batch.shape.hidden
+    scale = layer_scale(batch, tokens)
+    attention_adds, mlps_add = _attention_adds(batch), _mlps_add(batch)
     return (
-        batch.linear("output projection", rows, width, width),
+        batch.linear("output projection", tokens, width, width, epilogue=batch.stream if attention_adds else 0),
         *scale,
-        _add_norm(batch, "add and ln_2", rows),
-        batch.linear("MLP in", rows, width, hidden),
-        batch.linear("MLP out", rows, hidden, width),
+        _norm(batch, "ln_2", adds=attention_adds),
+        batch.linear("MLP in", tokens, width, hidden),
+        batch.linear("MLP out", tokens, hidden, width, epilogue=batch.stream if mlps_add else 0),
+        *scale,
+    )
+
+
+def _mlp_term(batch: Batch) -> Step:
+    """The pooled row of an MLP's output: computed again where the product went to the stream at once."""
+    if not _mlps_add(batch):
+        return _pool(batch, "MLP term")
+    width, hidden = batch.shape.width, batch.shape.hidden
+    return batch.step(
+        "MLP term",
+        products=2 * batch.images * hidden * width,
+        read=batch.images * hidden + hidden * width,
+        written_float32=batch.pooled,
+    )
+
+
+def _after_class_attention(batch: Batch) -> Steps:
+    """:func:`_after_attention` for the class token alone: its terms are kept, so nothing adds itself."""
+    width, hidden = batch.shape.width, batch.shape.hidden
+    scale = layer_scale(batch, 1)
+    return (
+        batch.linear("output projection", 1, width, width),
+        *scale,
+        _norm(batch, "ln_2", adds=False, rows=1),
+        batch.linear("MLP in", 1, width, hidden),
+        batch.linear("MLP out", 1, hidden, width),
         *scale,
     )
 
@@ -128,8 +167,8 @@ def _block(batch: Batch, options: Options, layer: int) -> Steps:
         split_attention(batch),
         _pool(batch, "codes"),
         *_kept(batch, options, layer),
-        *_after_attention(batch, batch.shape.tokens),
-        _pool(batch, "MLP term"),
+        *_after_attention(batch),
+        _mlp_term(batch),
     )
 
 
@@ -212,10 +251,10 @@ def _class_token_block(batch: Batch, options: Options) -> Steps:
     shape = batch.shape
     kept = options.keeps(shape.layers - 1, shape.layers)
     return (
-        batch.elementwise("ln_1", shape.tokens) if shape.layers == 1 else _last_add_norm(batch),
+        batch.elementwise("ln_1", shape.tokens) if shape.layers == 1 or _mlps_add(batch) else _last_add_norm(batch),
         *_query_row(batch),
         *(_last_kept(batch, options) if kept else [_unkept(batch)]),
-        *_after_attention(batch, 1),
+        *_after_class_attention(batch),
         batch.step("add and MLP term", read=2 * batch.pooled, written=batch.pooled, written_float32=batch.pooled),
     )
 
@@ -277,8 +316,10 @@ def _maps_from_tokens(batch: Batch, texts: int) -> Steps:
 
 
 def _mean_of_residual(batch: Batch) -> Steps:
-    """The last residual add and the mean over the patches."""
+    """The last residual add, unless it is done, and the mean over the patches."""
     rows = batch.pooled * batch.shape.pooled_rows
+    if batch.shape.pooling == "cls":
+        return () if _mlps_add(batch) else (batch.elementwise("residual add", 1, reads=2),)
     return (batch.step("add and pooling", read=2 * rows, written_float32=batch.pooled),)
 
 

@@ -9,7 +9,6 @@ are needed. σ, μ and n are known only after the last layer; everything is accu
 ``B`` images, ``N`` tokens, ``W`` width, ``H`` heads, ``E`` head_dim, ``L`` layers kept, ``T`` texts, ``D`` embed_dim.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +20,8 @@ from clipfast.basis import Basis, Centring, FoldedTower, autocast_disabled
 from clipfast.contributions import Contributions
 from clipfast.kernels import buffers, ops
 from clipfast.kernels.reference import accumulation_dtype
-from clipfast.towers.tower import Activation, Block, LayerNorm, Tower
+from clipfast.stream import Stream, add_norm, mlp_in, mlp_out, pool, project_out
+from clipfast.towers.tower import Tower
 
 Maps = Literal["summed", "per_head"]
 
@@ -53,91 +53,6 @@ class Request:
     adds_products: bool | None = None
 
 
-def add_norm(x: Tensor, delta: Tensor | None, norm: LayerNorm, backend: str) -> Tensor:
-    """Adds a term to the residual stream ``x [..., W]`` in place and returns the stream's LayerNorm."""
-    return ops.add_layer_norm(x, delta, norm.weight, norm.bias, norm.eps, backend=backend)
-
-
-def feed_forward(normed: Tensor, block: Block, activation: Activation, backend: str) -> Tensor:
-    """What a block's MLP adds to the residual stream, from the normed tokens ``[..., W]``."""
-    hidden = ops.linear_activation(normed, block.mlp_in_weight, block.mlp_in_bias, activation, backend=backend)
-    return project(hidden, block.mlp_out_weight, block.mlp_out_bias, block.mlp_scale, backend)
-
-
-def project(h: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, backend: str) -> Tensor:
-    """A projection to the residual stream with its layer scale, ``[..., K] → [..., W]``."""
-    added = ops.linear(h, weight, bias, backend=backend)
-    return added if scale is None else added.mul_(scale)
-
-
-class Stream:
-    """The residual stream of some blocks while they run: ``x``, what is still to be added to it, and carried biases.
-
-    A term is added where the next LayerNorm reads the stream. On a GPU there is no term: the product itself adds to
-    ``x``, rounded once with the sum instead of twice, and saves writing and reading it. Its bias is carried: it never
-    enters ``x``, and LayerNorm adds the sum of all biases so far to what it reads. A layer scale stands between product
-    and sum, so a tower that has one takes the first way.
-
-    Attributes:
-        x: ``[B, N, W]``, changed in place.
-
-    Args:
-        x: the start of the stream.
-        blocks: those that will run, in their order.
-        adds_products: whether products add themselves; None where it pays, on a GPU.
-        backend: which kernels compute.
-    """
-
-    def __init__(self, x: Tensor, blocks: Sequence[Block], adds_products: bool | None, backend: str) -> None:
-        self.x = x
-        self._backend = backend
-        self._added: Tensor | None = None  # [B, N, W]
-        self._carried: Tensor | None = None  # [W]
-        self._sums: list[Tensor] | None = None  # what is carried after every product
-        scaled = any(block.attention_scale is not None or block.mlp_scale is not None for block in blocks)
-        if blocks and not scaled and (x.is_cuda if adds_products is None else adds_products):
-            biases = torch.stack([bias for block in blocks for bias in (block.out_bias, block.mlp_out_bias)])
-            self._sums = list(biases.to(accumulation_dtype(x.dtype)).cumsum(0).unbind())
-
-    def add(self, h: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None) -> None:
-        """Adds a projection of ``h [B, N, K]``, with its bias and layer scale."""
-        if self._sums is None:
-            self._added = project(h, weight, bias, scale, self._backend)
-        else:
-            ops.add_linear(self.x, h, weight, backend=self._backend)
-            self._carried = self._sums.pop(0)
-
-    def norm(self, norm: LayerNorm) -> Tensor:
-        """The LayerNorm of the stream, ``[B, N, W]``."""
-        added, self._added = self._added, None  # nothing as wide as the stream lives longer than it must
-        backend, carried = self._backend, self._carried
-        return ops.add_layer_norm(self.x, added, norm.weight, norm.bias, norm.eps, carried, backend=backend)
-
-    def mlp_term(self, tower: Tower, hidden: Tensor, block: Block) -> Tensor:
-        """The pooled row of what was added last, the MLP of a block, ``[B, W]``; ``hidden [B, N, M]`` is its inside."""
-        if self._added is not None:
-            return pool(tower, self._added)
-        row = hidden[:, 0] if tower.pooling == "cls" else pool(tower, hidden)
-        return ops.linear_unrounded(row, block.mlp_out_weight, block.mlp_out_bias, backend=self._backend)
-
-    def class_token(self) -> Tensor:
-        """The class token's row of the stream, after :meth:`norm`, ``[B, W]``."""
-        row = self.x[:, 0].contiguous()
-        return row if self._carried is None else (row + self._carried).to(row.dtype)
-
-    def whole(self) -> Tensor:
-        """The stream with everything in it, ``[B, N, W]``: the last that is asked of it."""
-        for part in (self._added, self._carried):
-            if part is not None:
-                self.x += part
-        return self.x
-
-    def pooled(self, tower: Tower) -> Tensor:
-        """The row that the embedding reads, ``[B, W]``, in the dtype sums are carried in."""
-        row = pool(tower, self.x if self._added is None else self.x.add_(self._added))
-        return row if self._carried is None else row + self._carried
-
-
 def embed(tower: Tower, images: Tensor, backend: str) -> Tensor:
     """Pixels to the start of the residual stream, ``[B, 3, height, width] → [B, N, W]``."""
     # A convolution whose stride is its kernel is one matrix product; this way its result has the tokens' layout.
@@ -150,12 +65,6 @@ def embed(tower: Tower, images: Tensor, backend: str) -> Tensor:
     embedded = ops.linear(patches, tower.patch_weight.flatten(1), backend=backend)  # [B, N − 1, W]
     x[:, 1:] = embedded.add_(position[1:])
     return x if tower.ln_pre is None else add_norm(x, None, tower.ln_pre, backend)
-
-
-def pool(tower: Tower, x: Tensor) -> Tensor:
-    """The row that the embedding reads, ``[B, N, ...] → [B, ...]``, in the dtype sums are carried in."""
-    acc_dtype = accumulation_dtype(x.dtype)
-    return x[:, 0].to(acc_dtype) if tower.pooling == "cls" else x[:, 1:].to(acc_dtype).mean(1)
 
 
 class _Collector:
@@ -309,8 +218,7 @@ def _last_attention(tower: Tower, normed: Tensor, collector: _Collector) -> Tens
     if collector.needs_class_value(layer):
         class_value = by_head(normed[:, 0], value_weight, value_bias)
     collector.add_attention(layer, z, alpha, value, class_value)
-    out = z.flatten(1).to(normed.dtype)
-    return project(out, block.out_weight, block.out_bias, block.attention_scale, backend)
+    return project_out(z.flatten(1).to(normed.dtype), block, backend)
 
 
 @torch.no_grad()
@@ -335,7 +243,7 @@ def _decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTowe
     x = embed(tower, images, backend)  # [B, N, W], the residual stream
     collector = _Collector(tower, request, x)
     blocks = tower.blocks[:-1] if tower.pooling == "cls" else tower.blocks
-    stream = Stream(x, blocks, request.adds_products, backend)
+    stream = Stream(tower, x, blocks, request.adds_products, backend)
     for layer, block in enumerate(blocks):
         normed = stream.norm(block.ln_1)
         qkv = ops.linear(normed, block.in_weight, block.in_bias, backend=backend)
@@ -346,17 +254,12 @@ def _decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTowe
         value = qkv[:, :, 2] if collector.needs_values(layer) else None
         collector.add_attention(layer, pool(tower, out), alpha, value, qkv[:, 0, 2])
         del qkv, value
-        stream.add(out.flatten(2), block.out_weight, block.out_bias, block.attention_scale)
+        stream.add_attention(out.flatten(2), block)
         del out
-        normed = stream.norm(block.ln_2)
-        hidden = ops.linear_activation(
-            normed, block.mlp_in_weight, block.mlp_in_bias, tower.activation, backend=backend
-        )
-        del normed
-        stream.add(hidden, block.mlp_out_weight, block.mlp_out_bias, block.mlp_scale)
-        collector.residual[:, 1 + layer] = stream.mlp_term(tower, hidden, block)
+        hidden = mlp_in(stream.norm(block.ln_2), block, tower.activation, backend)
+        collector.residual[:, 1 + layer] = stream.add_mlp(hidden, block)
         del hidden
-    pooled = _last_block(tower, stream, collector) if tower.pooling == "cls" else stream.pooled(tower)
+    pooled = _last_block(tower, stream, collector) if tower.pooling == "cls" else stream.pooled()
     mean, std = ops.layer_statistics(pooled, tower.ln_post.eps, backend=backend)
     embedding = add_norm(pooled.to(x.dtype), None, tower.ln_post, backend) @ tower.projection
     return collector.finish(embedding, mean, std, basis)
@@ -367,6 +270,7 @@ def _last_block(tower: Tower, stream: Stream, collector: _Collector) -> Tensor:
     block, backend = tower.blocks[-1], collector.request.backend
     attended = _last_attention(tower, stream.norm(block.ln_1), collector)
     pooled = stream.class_token()  # [B, W]
-    term = feed_forward(add_norm(pooled, attended, block.ln_2, backend), block, tower.activation, backend)
+    hidden = mlp_in(add_norm(pooled, attended, block.ln_2, backend), block, tower.activation, backend)
+    term = mlp_out(hidden, block, backend)
     collector.residual[:, -1] = term
     return pooled + term

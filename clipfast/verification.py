@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from clipfast.basis import autocast_disabled
-from clipfast.forward import Stream, add_norm, embed, pool
+from clipfast.forward import embed
 from clipfast.kernels import ops
+from clipfast.stream import Stream, add_norm, mlp_in, pool
 from clipfast.towers.tower import Block, Tower
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
@@ -110,13 +111,11 @@ def verify(
 def _after(tower: Tower, block: Block, before: Tensor, backend: str) -> Tensor:
     """The residual stream after a block, ``[B, N, W]``."""
     x = before.to(tower.dtype, copy=True, memory_format=torch.contiguous_format)
-    stream = Stream(x, (block,), None, backend)
+    stream = Stream(tower, x, (block,), None, backend)
     qkv = ops.linear(stream.norm(block.ln_1), block.in_weight, block.in_bias, backend=backend)
     out, _ = ops.attention(qkv.view(*x.shape[:2], 3, tower.heads, tower.head_dim), None, backend=backend)
-    stream.add(out.flatten(2), block.out_weight, block.out_bias, block.attention_scale)
-    normed = stream.norm(block.ln_2)
-    hidden = ops.linear_activation(normed, block.mlp_in_weight, block.mlp_in_bias, tower.activation, backend=backend)
-    stream.add(hidden, block.mlp_out_weight, block.mlp_out_bias, block.mlp_scale)
+    stream.add_attention(out.flatten(2), block)
+    stream.add_mlp(mlp_in(stream.norm(block.ln_2), block, tower.activation, backend), block)
     return stream.whole()
 
 

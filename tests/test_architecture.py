@@ -44,14 +44,22 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.errors",
     },
     "clipfast.graphs": {"clipfast.contributions"},
+    "clipfast.stream": {"clipfast.towers.tower", "clipfast.kernels"},
     "clipfast.forward": {
         "clipfast.towers.tower",
+        "clipfast.stream",
         "clipfast.basis",
         "clipfast.contributions",
         "clipfast.kernels",
         "clipfast.errors",
     },
-    "clipfast.verification": {"clipfast.towers.tower", "clipfast.basis", "clipfast.forward", "clipfast.kernels"},
+    "clipfast.verification": {
+        "clipfast.towers.tower",
+        "clipfast.stream",
+        "clipfast.basis",
+        "clipfast.forward",
+        "clipfast.kernels",
+    },
     "clipfast.model": {
         "clipfast.towers",
         "clipfast.fingerprint",

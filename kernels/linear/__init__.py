@@ -128,13 +128,12 @@ def add_linear(x: Tensor, h: Tensor, weight: Tensor, *, backend: str = AUTO) -> 
 def linear_unrounded(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str = AUTO) -> Tensor:
     """A linear layer of a few rows in float32 (:func:`clipfast.kernels.reference.linear_unrounded`).
 
-    On a GPU the weight is multiplied in its own 16-bit format, on tensor cores, and rows in float32 are split into two
-    parts that are, exact to 16 bits (bfloat16) or 21 (float16).
+    On a GPU factors of 16 bits are multiplied on tensor cores; nothing is rounded but the float32 sums.
 
     Args:
-        x: ``[R, K]``, in the dtype of ``weight`` or the one that its sums are carried in.
+        x: ``[R, K]``.
         weight: ``[M, K]``.
-        bias: ``[M]``, in the dtype of ``weight``.
+        bias: ``[M]``.
         backend: ``"auto"``, or the name of a backend (:data:`clipfast.kernels.dispatch.BACKENDS`).
 
     Returns:
@@ -148,9 +147,7 @@ def linear_unrounded(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str = 
     check_shape("x", x, (None, weight.shape[1]))
     check_shape("bias", bias, (weight.shape[0],))
     check_same_device(x=x, weight=weight, bias=bias)
-    check_dtype(weight.dtype, bias=bias)
-    if x.dtype != weight.dtype:
-        check_dtype(accumulation_dtype(weight.dtype), x=x)
+    check_dtype(x.dtype, weight=weight, bias=bias)
     result: Tensor = _LINEAR_UNROUNDED(x, weight, bias, backend)
     return result
 

@@ -38,7 +38,8 @@ def add_linear(x: Tensor, h: Tensor, weight: Tensor) -> None:
     """:func:`clipfast.kernels.reference.add_linear` by one product with β = 1, in place."""
     columns, depth = weight.shape
     if x.numel() and depth:
-        x.view(-1, columns).addmm_(h.reshape(-1, depth), weight.T)
+        rows = x.view(-1, columns)
+        torch.addmm(rows, h.reshape(-1, depth), weight.T, out=rows)
 
 
 def linear_unrounded(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -46,11 +47,7 @@ def linear_unrounded(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     dtype = accumulation_dtype(weight.dtype)
     if not x.is_cuda or weight.dtype == dtype:
         return F.linear(x.to(dtype), weight.to(dtype), bias.to(dtype))
-    high = x.to(weight.dtype)
-    product = torch.mm(high, weight.T, out_dtype=dtype)
-    if x.dtype != weight.dtype:
-        product += torch.mm((x - high).to(weight.dtype), weight.T, out_dtype=dtype)
-    return product.add_(bias)
+    return torch.mm(x, weight.T, out_dtype=dtype).add_(bias)
 
 
 IMPLEMENTATIONS = {

@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import roofline
 from benchmarks.costs import Batch, Shape, Steps, Tile, moved, padded_scores, plain_eager, plain_fused, products
 from benchmarks.costs_decomposed import Options, decomposed, plain_same_kernels, saved_by_last_block
-from clipfast import basis, contributions, forward
+from clipfast import basis, contributions, forward, stream
+from clipfast.forward import Maps
 from clipfast.kernels.dispatch import EAGER
 from clipfast.towers import openclip, openclip_models
 from clipfast.towers.tower import Tower
@@ -41,7 +42,8 @@ def test_flops_of_a_tiny_tower_by_hand() -> None:
     # Query, keys into query, logits, mixed tokens, codes, output projection, MLP: all for one row.
     last = 32 + 32 + 2 * 2 * 5 * 4 + 2 * 2 * 5 * 4 + 32 + 32 + 2 * (2 * 4 * 8)
     terms = 2 * 4 * 4 * 3  # the start, two MLPs, the rest
-    assert products(decomposed(ONE)) == 96 + 1680 + last + 24 + terms == 2312
+    again = 2 * 8 * 4  # the first MLP went to the stream at once, so its term is computed for one row
+    assert products(decomposed(ONE)) == 96 + 1680 + again + last + 24 + terms == 2376
     assert saved_by_last_block(ONE) == 1680 - last == 1264
 
 
@@ -56,19 +58,22 @@ def test_bytes_of_a_tiny_tower_by_hand() -> None:
     assert quick - moved(plain_eager(ONE)) == 2 * 2 * (7 - 2) * 5 * 8  # seven passes over the hidden layer, not two
     fused = 40 + 128 + 80 + (56 + 20) + 40 + 92 + (92 + 20)
     assert moved(plain_fused(ONE)) == 2 * ((12 + 12 + 20 + 20) + 40 + 2 * fused + 8 + 19) == 2534
-    same = 40 + 128 + 80 + 56 + 80 + 92 + 92  # in the second block, the first add is part of ln_1
-    assert moved(plain_same_kernels(ONE)) == 2 * (24 + 40 + 56 + same + (same + 40) + 12 + 8 + 19) == 2670
+    start = 24 + 40 + 56
+    assert moved(plain_same_kernels(ONE)) == 2 * (start + 2 * fused + 8 + 19) == 2566
+    scaled = replace(ONE, shape=replace(HAND, layer_scale=True))  # in the second block, the first add is part of ln_1
+    apart = 40 + 128 + 80 + (56 + 40) + 80 + 92 + (92 + 40)
+    assert moved(plain_same_kernels(scaled)) == 2 * (start + apart + (apart + 40) + 12 + 8 + 19) == 2990
 
 
 def test_bytes_of_a_decomposed_tiny_tower_by_hand() -> None:
     start = 24 + 40 + (16 + 20 + 20) + 4
-    block = 40 + 128 + 80 + 4 + 56 + 80 + 92 + 92 + 4
-    last = 64 + 24 + 20 + 20 + 20 + 16 + 24 + 16 + 44 + 44 + 12
+    block = 40 + 128 + 80 + 4 + (56 + 20) + 40 + 92 + (92 + 20) + (8 + 32)
+    last = 40 + 24 + 20 + 20 + 20 + 16 + 24 + 16 + 44 + 44 + 12
     end = 8 + 19
     kept = 4 + (4 + 4) + (8 + 18 + 18 + 12 + 4) + (28 + 12)  # float32
-    assert moved(decomposed(ONE)) == 2 * (start + block + last + end) + 4 * kept == 2510
+    assert moved(decomposed(ONE)) == 2 * (start + block + last + end) + 4 * kept == 2534
     assert (
-        moved(decomposed(ONE, Options(alpha=True))) - 2510 == 4 * 2 * 5
+        moved(decomposed(ONE, Options(alpha=True))) - 2534 == 4 * 2 * 5
     )  # written in the first layer; the last computes it anyway
 
 
@@ -77,20 +82,20 @@ def test_a_mean_over_patches_by_hand() -> None:
     assert products(decomposed(batch)) == 96 + 2 * 1680 + 24 + 96  # no block for the class token alone
     assert saved_by_last_block(batch) == 0
     start = 24 + 40 + (16 + 20 + 20) + 16  # the mean reads the 16 values of four patches
-    block = 40 + 128 + 80 + 16 + 56 + 80 + 92 + 92 + 16
+    block = 40 + 128 + 80 + 16 + (56 + 20) + 40 + 92 + 92 + 16  # attention goes to the stream at once, the MLP does not
     end = (2 * 16) + 8 + 19
     kept = 4 + 2 * (4 + 4) + 4 + (28 + 12)  # float32
-    assert moved(decomposed(batch)) == 2 * (start + block + (block + 40) + end) + 4 * kept == 3126
+    assert moved(decomposed(batch)) == 2 * (start + block + (block + 40) + end) + 4 * kept == 3046
     alpha = Options(alpha=True)  # computes the scores of four queries and five keys again, in both layers
     assert products(decomposed(batch, alpha)) - products(decomposed(batch)) == 2 * (2 * 4 * 5 * 4)
-    assert moved(decomposed(batch, alpha)) - 3126 == 2 * (2 * (20 + 20) + 4 * 2 * 5)
+    assert moved(decomposed(batch, alpha)) - 3046 == 2 * (2 * (20 + 20) + 4 * 2 * 5)
     padding = [step.padding for step in decomposed(batch, alpha) if step.name == "alpha"]
     assert padding == 2 * [2 * 4 * (128 * 64 - 4 * 5)]
 
 
 def test_text_maps_by_hand() -> None:
     def extra(texts: int) -> int:
-        return products(decomposed(ONE, Options(texts=texts))) - 2312
+        return products(decomposed(ONE, Options(texts=texts))) - 2376
 
     # One text: 2 · N · W in the first layer; in the last the values (4 × 4 and a bias) fold into two columns.
     assert extra(1) == 2 * 5 * 4 + (2 * 4 * 4 + 2 * 4) + 2 * 5 * 4 * 2
@@ -228,7 +233,7 @@ class Eager:
 @pytest.fixture
 def transparent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the operations of a decomposition visible to the counter, also on meta tensors."""
-    for module in (forward, contributions):
+    for module in (forward, contributions, stream):
         monkeypatch.setattr(module, "ops", Eager())
     for module in (forward, basis, contributions):  # autocast does not know meta tensors
         monkeypatch.setattr(module, "autocast_disabled", lambda like: contextlib.nullcontext(), raising=False)
@@ -244,7 +249,10 @@ def count_decomposed(tower: Tower, images: Tensor, options: Options) -> int:
         text_basis.values(layer)  # folded once per set of texts, not per batch
     for layer in layers if options.tokens else ():
         folded.values(layer)
-    request = forward.Request(layers, text_basis, "summed" if options.texts else None, options.alpha, options.tokens)
+    maps: Maps | None = "summed" if options.texts else None
+    request = forward.Request(
+        layers, text_basis, maps, options.alpha, options.tokens, adds_products=True
+    )  # as on a GPU
 
     def run() -> None:
         result = forward.decompose(tower, images, request, folded)

@@ -31,7 +31,6 @@ CALLS: Calls = {
     },
     "linear_unrounded": {
         "bf16": (draw(2, 16, dtype=LOW), draw(24, 16, dtype=LOW), draw(24, dtype=LOW)),
-        "rows in float32": (draw(2, 16), draw(24, 16, dtype=LOW), draw(24, dtype=LOW)),
         "strided": (draw(16, 2).T, draw(16, 24).T, draw(24, 2)[:, 0]),
         "no images": (draw(0, 16), draw(24, 16), VECTOR),
     },
