@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clipfast.kernels.attention import triton as attention
+from clipfast.kernels.fp8 import triton as fp8
 from clipfast.kernels.launch import Launch
 from clipfast.kernels.layer_norm import triton as layer_norm
 from clipfast.kernels.linear import triton as linear
@@ -59,6 +60,7 @@ def specimens(capability: int) -> Iterator[Specimen]:
     yield from _text_maps(capability)
     yield from _token_contributions(capability)
     yield from _layers(capability)
+    yield from _fp8(capability)
     yield from _heads()
 
 
@@ -167,6 +169,21 @@ def _layers(capability: int) -> Iterator[Specimen]:
             ):
                 launch, _ = layer_norm.plan(x, added, weight, bias, 1e-5, summed, config)
                 yield Specimen("add_layer_norm", f"W={width} {_name(dtype)}, {variant}", launch, False)
+
+
+def _fp8(capability: int) -> Iterator[Specimen]:
+    if capability < 90:  # no instructions for float8
+        return
+    for width, activation, dtype in (
+        (1024, None, LOW),
+        (4096, "gelu", LOW),
+        (3072, "quick_gelu", LOW),
+        (8192, "gelu", LOW),
+    ):
+        x = _meta(IMAGES * 257, width, dtype=dtype)
+        for config in fp8.configs(width):
+            launch, _, _ = fp8.plan(x, activation, config)
+            yield Specimen("quantize_rows", f"K={width} {activation or 'alone'} {_name(dtype)}", launch, False)
 
 
 def _heads() -> Iterator[Specimen]:

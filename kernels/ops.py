@@ -7,6 +7,7 @@ and maps.
 """
 
 from clipfast.kernels.attention import attention
+from clipfast.kernels.fp8 import quantize_rows, scaled_linear
 from clipfast.kernels.layer_norm import add_layer_norm, layer_statistics
 from clipfast.kernels.linear import add_linear, linear, linear_activation, linear_unrounded
 from clipfast.kernels.moments import moments
@@ -26,8 +27,10 @@ __all__ = [
     "linear_activation",
     "linear_unrounded",
     "moments",
+    "quantize_rows",
     "query_row",
     "query_row_from_tokens",
+    "scaled_linear",
     "span",
     "text_maps",
     "text_maps_from_tokens",

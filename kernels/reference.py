@@ -15,6 +15,8 @@ from torch import Tensor
 
 Row = Literal["cls", "mean"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+LARGEST_FLOAT8 = 448.0
+"""The largest number of ``float8_e4m3fn``."""
 EQUAL = 4e-15
 """Variances that differ by less of the first pick's are equal: float64 computes those of one text twice no closer."""
 
@@ -265,10 +267,54 @@ def linear_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: Activ
     Returns:
         ``[..., M]``.
     """
-    hidden = x @ weight.T + bias
+    return activated(x @ weight.T + bias, activation)
+
+
+def activated(hidden: Tensor, activation: Activation) -> Tensor:
+    """``f`` of :func:`linear_activation`, of every number."""
     if activation == "quick_gelu":
         return hidden * torch.sigmoid(1.702 * hidden)
     return F.gelu(hidden, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def quantize_rows(x: Tensor, activation: Activation | None = None) -> tuple[Tensor, Tensor]:
+    """Rows rounded to float8 (e4m3) so that the largest number of each is the largest there is, 448.
+
+    ``s = max_k |f(x_k)| / 448`` and ``v_k = round(f(x_k) / s)``; ``s = 1`` for a row of zeros.
+
+    Args:
+        x: ``[..., K]``.
+        activation: ``f``, None for none.
+
+    Returns:
+        ``v [..., K]`` as bits in uint8, and ``s [...]``.
+    """
+    hidden = x if activation is None else activated(x, activation)
+    scale = hidden.abs().amax(-1) / LARGEST_FLOAT8
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    return (hidden / scale[..., None]).to(torch.float8_e4m3fn).view(torch.uint8), scale
+
+
+def scaled_linear(
+    values: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """A linear layer of rows in float8, ``(s v) (t W)ᵀ + b`` with a scale for every row of ``v`` and of ``W``.
+
+    Args:
+        values: ``v [..., K]`` as bits in uint8.
+        scale: ``s [...]``.
+        weight: ``W [M, K]`` as bits in uint8.
+        weight_scale: ``t [M]``.
+        bias: ``b [M]``, or None.
+
+    Returns:
+        ``[..., M]``.
+    """
+    rows, columns = (
+        bits.view(torch.float8_e4m3fn).to(factor.dtype) * factor[..., None]
+        for bits, factor in ((values, scale), (weight, weight_scale))
+    )
+    return linear(rows, columns, bias)
 
 
 def add_layer_norm(
