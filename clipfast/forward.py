@@ -18,6 +18,7 @@ from torch import Tensor
 
 from clipfast.basis import Basis, Centring, FoldedTower, autocast_disabled
 from clipfast.contributions import Contributions
+from clipfast.fp8 import Mlps
 from clipfast.kernels import buffers, ops
 from clipfast.kernels.reference import accumulation_dtype
 from clipfast.stream import Stream, add_norm, mlp_in, mlp_out, pool, project_out
@@ -39,6 +40,8 @@ class Request:
         class_token: keep the class token's own part of every kept head.
         centring: how μ is split over the terms.
         backend: which kernels compute.
+        mlps: the tower's MLPs in float8; None for its own weights. The last block's, if it is for the class token
+            alone, takes no time and is computed from its own weights.
         adds_products: whether products add themselves to the residual stream, see :class:`Stream`; None on a GPU.
     """
 
@@ -50,6 +53,7 @@ class Request:
     class_token: bool = False
     centring: Centring = "uniform"
     backend: str = "auto"
+    mlps: Mlps | None = None
     adds_products: bool | None = None
 
 
@@ -243,7 +247,7 @@ def _decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTowe
     x = embed(tower, images, backend)  # [B, N, W], the residual stream
     collector = _Collector(tower, request, x)
     blocks = tower.blocks[:-1] if tower.pooling == "cls" else tower.blocks
-    stream = Stream(tower, x, blocks, request.adds_products, backend)
+    stream = Stream(tower, x, blocks, request.mlps, request.adds_products, backend)
     for layer, block in enumerate(blocks):
         normed = stream.norm(block.ln_1)
         qkv = ops.linear(normed, block.in_weight, block.in_bias, backend=backend)
@@ -254,11 +258,9 @@ def _decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTowe
         value = qkv[:, :, 2] if collector.needs_values(layer) else None
         collector.add_attention(layer, pool(tower, out), alpha, value, qkv[:, 0, 2])
         del qkv, value
-        stream.add_attention(out.flatten(2), block)
+        stream.add_attention(layer, out.flatten(2))
         del out
-        hidden = mlp_in(stream.norm(block.ln_2), block, tower.activation, backend)
-        collector.residual[:, 1 + layer] = stream.add_mlp(hidden, block)
-        del hidden
+        collector.residual[:, 1 + layer] = stream.add_mlp(layer, stream.norm(block.ln_2))
     pooled = _last_block(tower, stream, collector) if tower.pooling == "cls" else stream.pooled()
     mean, std = ops.layer_statistics(pooled, tower.ln_post.eps, backend=backend)
     embedding = add_norm(pooled.to(x.dtype), None, tower.ln_post, backend) @ tower.projection

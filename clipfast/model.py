@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from clipfast import fp8
 from clipfast.basis import Basis, Centring, FoldedTower, check_centring, fold
 from clipfast.contributions import Contributions, refuse_gradients
 from clipfast.errors import InputError
@@ -31,6 +32,7 @@ from clipfast.transfer import Upload
 from clipfast.verification import Verification, verify
 
 Images: TypeAlias = Tensor | Picture | Sequence[Picture]
+Precision = Literal["fp8"]
 Tokenize: TypeAlias = Callable[[Sequence[str]], Tensor]
 
 BUNDLED = {"scenes": Path(__file__).parent / "scenes" / "model"}
@@ -47,6 +49,7 @@ class Model:
         name: as it was loaded, or the class of a wrapped tower.
         preprocess: PIL image → ``[3, height, width]``; called in several threads at once.
         backend: which kernels compute.
+        precision: of the MLPs' products: ``"fp8"``, or None for that of the weights.
         pretrained: whether weights were loaded; False means random ones. None when wrapped: not known.
     """
 
@@ -61,6 +64,7 @@ class Model:
         pretrained: bool | None = None,
         name: str | None = None,
         ignore_hooks: bool = False,
+        precision: Precision | None = None,
     ) -> None:
         try:
             dispatch.check(backend)
@@ -75,6 +79,9 @@ class Model:
         self._weights, self._text_weights = Weights(), Weights()
         self.preprocess = preprocess
         self.backend = backend
+        self.precision = precision
+        self._mlps: tuple[int, fp8.Mlps] | None = None
+        self._check_precision(self._tower)
         self.pretrained = pretrained
         self._tokenize = tokenize
         self._bases: dict[tuple[Centring, int, int], FoldedTower] = {}
@@ -93,6 +100,8 @@ class Model:
         backends = f"auto ({', '.join(usable)})" if self.backend == "auto" else self.backend
         size = f"{tower.layers} layers of {tower.heads} heads, {tower.width} → {tower.embed_dim}"
         dtype = str(tower.dtype).removeprefix("torch.")
+        if self.precision is not None:
+            dtype += f", MLPs in {self.precision}"
         return f"Model({self.name}, {tower.device}, {dtype}, {size}, backend {backends})"
 
     def _read(self) -> Tower:
@@ -162,6 +171,24 @@ class Model:
             read_fingerprint = partial(_fingerprint_of, tower, self._weights, state[1])
             self._bases[key] = fold(tower, centring, read_fingerprint=read_fingerprint)
         return self._bases[key]
+
+    def _check_precision(self, tower: Tower) -> None:
+        if self.precision is None:
+            return
+        if self.precision not in get_args(Precision):
+            raise InputError(f"precision is {self.precision!r}: choose 'fp8', or None for that of the weights")
+        reasons = fp8.unsupported_reasons(tower, self.backend)
+        if reasons:
+            raise InputError(f"precision='fp8' is not possible here: {'; '.join(reasons)}")
+
+    def _quantized(self, tower: Tower, state: int) -> fp8.Mlps | None:
+        """The MLPs in float8, made again when weights change; None where they keep their precision."""
+        if self.precision is None:
+            return None
+        if self._mlps is None or self._mlps[0] != state:
+            self._check_precision(tower)
+            self._mlps = state, fp8.quantize(tower, self.backend)
+        return self._mlps[1]
 
     def text_basis(self, text_features: Tensor, centring: Centring = "uniform") -> Basis:
         """:meth:`basis` with texts as columns; the last one is kept, for the next batch with the same texts.
@@ -351,9 +378,10 @@ class Model:
         count, text_basis = tower.layers, self.text_basis
         if torch.compiler.is_compiling():
             basis = self.basis(centring)
+            mlps = None if self.precision is None else fp8.quantize(tower, self.backend)
         else:  # weights are read for changes once
             state = self._weights_state(tower)
-            basis = self._basis(tower, check_centring(centring), state)
+            basis, mlps = self._basis(tower, check_centring(centring), state), self._quantized(tower, state[1])
             text_basis = partial(self._folded_texts, tower, state=state)
         request = Request(
             layers=tuple(range(count)) if layers is None else resolve_layers(layers, count),
@@ -364,6 +392,7 @@ class Model:
             class_token=class_token,
             centring=check_centring(centring),
             backend=self.backend,
+            mlps=mlps,
         )
         result = self._run(tower, pixels, request, basis)
         return result if names is None else replace(result, texts=names)
@@ -387,8 +416,16 @@ class Model:
             raise InputError("no images were given: one or more are needed to compare forwards")
         embedding = self.decompose(pixels).embedding
         own_embedding, own_stream = openclip.own_forward(self._wrapped, pixels)
+        tower = self.tower
         return verify(
-            self.tower, pixels, embedding, own_embedding, own_stream, backend=self.backend, tolerance=tolerance
+            tower,
+            pixels,
+            embedding,
+            own_embedding,
+            own_stream,
+            backend=self.backend,
+            tolerance=tolerance,
+            mlps=self._quantized(tower, self._weights_state(tower)[1]),
         )
 
     def _run(self, tower: Tower, images: Tensor, request: Request, basis: FoldedTower) -> Contributions:
@@ -486,6 +523,7 @@ def load(
     backend: str = "auto",
     cuda_graphs: int = 0,
     ignore_hooks: bool = False,
+    precision: Precision | None = None,
 ) -> Model:
     """Loads a model by name.
 
@@ -498,9 +536,11 @@ def load(
         backend: which kernels compute; ``"auto"`` chooses.
         cuda_graphs: the largest batch whose forward runs as a CUDA graph; 0 for none.
         ignore_hooks: accept forward hooks that are registered later, as for :func:`wrap`.
+        precision: as for :func:`wrap`.
 
     Raises:
         ModelError: no such model, tag or checkpoint, or one that does not fit.
+        InputError: a precision that is not possible here, with every reason.
         UnsupportedTower: a vision tower that cannot be decomposed, with every reason.
     """
     place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
@@ -515,6 +555,7 @@ def load(
         pretrained=loaded.pretrained,
         name=name,
         ignore_hooks=ignore_hooks,
+        precision=precision,
     )
 
 
@@ -525,6 +566,7 @@ def wrap(
     backend: str = "auto",
     cuda_graphs: int = 0,
     ignore_hooks: bool = False,
+    precision: Precision | None = None,
 ) -> Model:
     """Wraps an existing open_clip CLIP, or its ``.visual``, as it is: weights are shared, not copied.
 
@@ -539,10 +581,14 @@ def wrap(
         cuda_graphs: the largest batch whose forward runs as a CUDA graph; 0 for none.
         ignore_hooks: accept forward hooks, which the decomposition does not run: for hooks that only read, such as
             those that log activations. :meth:`Model.verify` shows whether they change the embedding.
+        precision: ``"fp8"`` multiplies the MLPs of all tokens in 8 bits, with a scale for every token and every row of
+            a weight: for bfloat16 on a GPU of compute capability 9.0 (Hopper) or later. The sum of all terms is then
+            still the embedding, and the embedding another: :meth:`Model.verify` compares it with the module's own.
+            None, the default, keeps the weights' precision.
 
     Raises:
         UnsupportedTower: a vision tower that cannot be decomposed, with every reason.
-        InputError: weights on the meta device or on several devices.
+        InputError: weights on the meta device or on several devices, or a precision that is not possible here.
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"wrap takes a torch.nn.Module, not a {type(module).__name__}: clipfast.load takes names")
@@ -553,4 +599,5 @@ def wrap(
         backend=backend,
         cuda_graphs=cuda_graphs,
         ignore_hooks=ignore_hooks,
+        precision=precision,
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from clipfast import fp8
 from clipfast.kernels import ops
 from clipfast.kernels.reference import accumulation_dtype
 from clipfast.towers.tower import Activation, Block, LayerNorm, Tower
@@ -50,7 +51,7 @@ class Stream:
 
     Two kinds of products do not add themselves. With a layer scale there is a step between product and sum. The term of
     an MLP is recorded; for the class token it is computed again, one row of a product, but for the mean of all patches
-    reading the hidden layer again would take longer than what is saved.
+    reading the hidden layer again would take longer than what is saved. And float8's products cannot.
 
     Attributes:
         x: ``[B, N, W]``, changed in place.
@@ -59,22 +60,31 @@ class Stream:
         tower: the model.
         x: the start of the stream.
         blocks: those of the model that will run, in their order.
+        mlps: their MLPs in float8, None for the weights as they are.
         adds_products: whether products add themselves; None where it pays, on a GPU.
         backend: which kernels compute.
     """
 
     def __init__(
-        self, tower: Tower, x: Tensor, blocks: Sequence[Block], adds_products: bool | None, backend: str
+        self,
+        tower: Tower,
+        x: Tensor,
+        blocks: Sequence[Block],
+        mlps: fp8.Mlps | None = None,
+        adds_products: bool | None = None,
+        backend: str = "auto",
     ) -> None:
         self.x = x
         self._tower = tower
+        self._blocks = blocks
+        self._mlps = mlps
         self._backend = backend
         self._added: Tensor | None = None  # [B, N, W]
         self._carried: Tensor | None = None  # [W]
         adds = x.is_cuda if adds_products is None else adds_products
         scaled = any(block.attention_scale is not None or block.mlp_scale is not None for block in blocks)
         self._adds_attention = adds and not scaled
-        self._adds_mlps = self._adds_attention and tower.pooling == "cls"
+        self._adds_mlps = self._adds_attention and tower.pooling == "cls" and mlps is None
         biases = [
             bias
             for block in blocks
@@ -84,15 +94,22 @@ class Stream:
         dtype = accumulation_dtype(x.dtype)
         self._sums = list(torch.stack(biases).to(dtype).cumsum(0).unbind()) if biases else []  # carried after each
 
-    def add_attention(self, out: Tensor, block: Block) -> None:
-        """Adds a block's attention, from the heads' outputs ``[B, N, H·E]``."""
+    def add_attention(self, layer: int, out: Tensor) -> None:
+        """Adds the attention of one of the blocks, from the heads' outputs ``[B, N, H·E]``."""
+        block = self._blocks[layer]
         if self._adds_attention:
             self._add_product(out, block.out_weight)
         else:
             self._added = project_out(out, block, self._backend)
 
-    def add_mlp(self, hidden: Tensor, block: Block) -> Tensor:
-        """Adds a block's MLP, from its hidden layer ``[B, N, M]``; returns the pooled row of it, ``[B, W]``."""
+    def add_mlp(self, layer: int, normed: Tensor) -> Tensor:
+        """Adds the MLP of one of the blocks, from ``[B, N, W]``; returns the pooled row of it, ``[B, W]``."""
+        block, activation = self._blocks[layer], self._tower.activation
+        if self._mlps is not None:
+            self._added = fp8.feed_forward(normed, block, self._mlps.layers[layer], activation, self._backend)
+            return pool(self._tower, self._added)
+        hidden = mlp_in(normed, block, activation, self._backend)
+        del normed
         if not self._adds_mlps:
             self._added = mlp_out(hidden, block, self._backend)
             return pool(self._tower, self._added)

@@ -8,18 +8,23 @@ that makes it and at no later one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clipfast.basis import autocast_disabled
 from clipfast.forward import embed
+from clipfast.fp8 import Mlps
 from clipfast.kernels import ops
-from clipfast.stream import Stream, add_norm, mlp_in, pool
+from clipfast.stream import Stream, add_norm, pool
 from clipfast.towers.tower import Block, Tower
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 """Relative differences of two forwards that round at different places, by dtype."""
+FP8_TOLERANCE = 1e-1
+"""The same where one has its MLPs in float8: three bits of mantissa for every factor."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Verification:
         layers: of the residual stream after each layer, when both start from the module's own stream before it.
         projection: of the embedding, when both start from the module's own stream after the last layer.
         tolerance: up to which an error counts as rounding.
+        cosine: the smallest cosine of an embedding with the module's own.
     """
 
     max_error: float
@@ -42,6 +48,7 @@ class Verification:
     layers: tuple[float, ...]
     projection: float
     tolerance: float
+    cosine: float
 
     @property
     def parts(self) -> dict[str, float]:
@@ -79,6 +86,7 @@ def verify(
     *,
     backend: str = "auto",
     tolerance: float | None = None,
+    mlps: Mlps | None = None,
 ) -> Verification:
     """Compares an embedding and each part of a forward with the module's own.
 
@@ -90,32 +98,37 @@ def verify(
         own_stream: the module's residual stream before the first layer and after each, ``[B, N, W]``; None for what
             it did not run.
         backend: which kernels compute.
-        tolerance: default by dtype, :data:`TOLERANCES`.
+        tolerance: default by dtype, :data:`TOLERANCES`, and :data:`FP8_TOLERANCE` with MLPs in float8.
+        mlps: the MLPs in float8 that the embedding was computed with, None for the weights as they are.
     """
     with autocast_disabled(images):
         start = _error(embed(tower, images, backend), own_stream[0])
         layers = []
-        for block, before, after in zip(tower.blocks, own_stream[:-1], own_stream[1:], strict=True):
-            layers.append(float("nan") if before is None else _error(_after(tower, block, before, backend), after))
+        for layer, (before, after) in enumerate(pairwise(own_stream)):
+            quantized = None if mlps is None or layer >= len(mlps.layers) else Mlps((mlps.layers[layer],))
+            computed = None if before is None else _after(tower, tower.blocks[layer], before, quantized, backend)
+            layers.append(float("nan") if computed is None else _error(computed, after))
         last = own_stream[-1]
         projection = float("nan") if last is None else _error(_project(tower, last, backend), own_embedding)
+    by_dtype = TOLERANCES[tower.dtype] if mlps is None else FP8_TOLERANCE
     return Verification(
         max_error=_error(embedding, own_embedding),
         start=start,
         layers=tuple(layers),
         projection=projection,
-        tolerance=TOLERANCES[tower.dtype] if tolerance is None else tolerance,
+        tolerance=by_dtype if tolerance is None else tolerance,
+        cosine=float(F.cosine_similarity(embedding.double(), own_embedding.double(), dim=-1).min()),
     )
 
 
-def _after(tower: Tower, block: Block, before: Tensor, backend: str) -> Tensor:
+def _after(tower: Tower, block: Block, before: Tensor, mlps: Mlps | None, backend: str) -> Tensor:
     """The residual stream after a block, ``[B, N, W]``."""
     x = before.to(tower.dtype, copy=True, memory_format=torch.contiguous_format)
-    stream = Stream(tower, x, (block,), None, backend)
+    stream = Stream(tower, x, (block,), mlps, backend=backend)
     qkv = ops.linear(stream.norm(block.ln_1), block.in_weight, block.in_bias, backend=backend)
     out, _ = ops.attention(qkv.view(*x.shape[:2], 3, tower.heads, tower.head_dim), None, backend=backend)
-    stream.add_attention(out.flatten(2), block)
-    stream.add_mlp(mlp_in(stream.norm(block.ln_2), block, tower.activation, backend), block)
+    stream.add_attention(0, out.flatten(2))
+    stream.add_mlp(0, stream.norm(block.ln_2))
     return stream.whole()
 
 

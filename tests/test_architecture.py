@@ -44,9 +44,11 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.errors",
     },
     "clipfast.graphs": {"clipfast.contributions"},
-    "clipfast.stream": {"clipfast.towers.tower", "clipfast.kernels"},
+    "clipfast.fp8": {"clipfast.towers.tower", "clipfast.kernels"},
+    "clipfast.stream": {"clipfast.towers.tower", "clipfast.fp8", "clipfast.kernels"},
     "clipfast.forward": {
         "clipfast.towers.tower",
+        "clipfast.fp8",
         "clipfast.stream",
         "clipfast.basis",
         "clipfast.contributions",
@@ -55,6 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "clipfast.verification": {
         "clipfast.towers.tower",
+        "clipfast.fp8",
         "clipfast.stream",
         "clipfast.basis",
         "clipfast.forward",
@@ -65,6 +68,7 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.fingerprint",
         "clipfast.verification",
         "clipfast.forward",
+        "clipfast.fp8",
         "clipfast.graphs",
         "clipfast.contributions",
         "clipfast.basis",
