@@ -10,8 +10,11 @@ _INTERPRETED = tl.constexpr(INTERPRETED)
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """How ``tl.dot`` multiplies: float32 exactly, unless torch's own matrix products may use TF32."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    """How ``tl.dot`` multiplies: float32 exactly, unless torch's own matrix products may use TF32.
+
+    ``fp32_precision`` follows every way to say so, where ``allow_tf32`` raises once another way has been used.
+    """
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 @triton.jit

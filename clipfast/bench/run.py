@@ -89,8 +89,9 @@ def measure_plan(plan: Plan) -> Iterator[Entry]:
     Convolutions compute in float32. By default cuDNN uses TF32, with which the plain forward would round its patches to
     11 bits and fail every check.
     """
-    tf32, threads = torch.backends.cudnn.allow_tf32, torch.get_num_threads()
-    torch.backends.cudnn.allow_tf32 = False
+    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    precision, threads = convolutions.fp32_precision, torch.get_num_threads()
+    convolutions.fp32_precision = "ieee"
     torch.set_num_threads(plan.threads)
     index = torch.device(plan.device).index
     if index is not None:
@@ -99,7 +100,7 @@ def measure_plan(plan: Plan) -> Iterator[Entry]:
         for (name, dtype), setups in groupby(plan.setups(), lambda setup: (setup.model, setup.dtype)):
             yield from _of_one_model(plan, name, dtype, list(setups))
     finally:
-        torch.backends.cudnn.allow_tf32 = tf32
+        convolutions.fp32_precision = precision
         torch.set_num_threads(threads)
 
 

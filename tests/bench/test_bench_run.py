@@ -213,13 +213,17 @@ def test_other_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
         measured()
 
 
-def test_torch_settings_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    threads = torch.get_num_threads()
-    running = measure_plan(replace(PLAN, threads=threads + 1, outputs=("plain",), pairs=1))
-    entry = next(running)
-    assert entry["torch_threads"] == threads + 1
-    assert torch.backends.cudnn.allow_tf32 is False
-    running.close()  # type: ignore[attr-defined]
-    assert torch.backends.cudnn.allow_tf32 is True
-    assert torch.get_num_threads() == threads
+def test_torch_settings_are_restored() -> None:
+    convolutions = torch.backends.cudnn.conv
+    before, threads = convolutions.fp32_precision, torch.get_num_threads()
+    convolutions.fp32_precision = "tf32"
+    try:
+        running = measure_plan(replace(PLAN, threads=threads + 1, outputs=("plain",), pairs=1))
+        entry = next(running)
+        assert entry["torch_threads"] == threads + 1
+        assert convolutions.fp32_precision == "ieee"
+        running.close()  # type: ignore[attr-defined]
+        assert convolutions.fp32_precision == "tf32"
+        assert torch.get_num_threads() == threads
+    finally:
+        convolutions.fp32_precision = before
