@@ -75,17 +75,21 @@ def activate(x, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
     ``quick_gelu``: ``x / (1 + exp(−1.702 x))``; ``gelu_tanh`` is the same with ``√(8/π) (x + 0.044715 x³)`` in the
     exponent. For ``x → −∞`` the exponential is infinite and the result −0.
 
+    Of infinite x it is the limit, ∞ and 0, where torch's is NaN at −∞: a float16 that has overflowed on its way into the
+    activation gives what the number itself would. So infinite factors are made finite where they meet a zero.
+
     ``gelu``: ``x Φ(x) = max(x, 0) − |x| Φ(−|x|)`` with ``Φ(−a) = exp(−a²/2) P(t)``, ``t = 1 / (1 + p a)``, the form of
     Abramowitz & Stegun 7.1.26. Their coefficients are for the smallest *absolute* error; these minimise the *relative*
     error of Φ(−a) for 0 ≤ a ≤ 14, so the negative tail is as exact as the rest: 1e-7 with eight terms (EXACT), 4e-6
-    with six, which is 1/60 of what float16 rounds. 17 instructions with six terms; ``erf`` takes about 40.
+    with six, which is 1/60 of what float16 rounds. 18 instructions with six terms; ``erf`` takes about 40.
     """
     if ACTIVATION == "quick_gelu":
-        y = x * _reciprocal(1.0 + _exp2(x * -2.4554669595930156))  # 1.702 log₂e
+        y = tl.maximum(x, -3e38) * _reciprocal(1.0 + _exp2(x * -2.4554669595930156))  # 1.702 log₂e
     elif ACTIVATION == "gelu_tanh":
-        y = x * _reciprocal(1.0 + _exp2(x * (-2.3022081989816 - 0.10294323962 * x * x)))  # √(8/π) log₂e, · 0.044715
+        b = x * (-2.3022081989816 - 0.10294323962 * x * x)  # √(8/π) log₂e, · 0.044715
+        y = tl.maximum(x, -3e38) * _reciprocal(1.0 + _exp2(b))
     else:
-        size = tl.abs(x)
+        size = tl.minimum(tl.abs(x), 3e38)
         if EXACT:
             t = _reciprocal(1.0 + 0.304 * size)
             b = 0.03662409247944182
@@ -105,7 +109,7 @@ def activate(x, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
             b = b * t + 0.11888115752630621
             b = b * t + 0.12312270756844737
         tail = b * t * _exp2(x * x * -0.7213475204444817)  # log₂e / 2
-        y = tl.maximum(x, 0.0) - size * tail  # a NaN that max() swallows is still in the tail
+        y = tl.maximum(x, 0.0) - size * tail  # a NaN that max() and min() swallow is still in the tail
     return y
 
 

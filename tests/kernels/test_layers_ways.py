@@ -112,11 +112,26 @@ def test_activations_are_rounded_once(activation: str, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 def test_activations_of_huge_numbers(activation: str) -> None:
-    x = torch.tensor([-1e4, -3e38, 0.0, 1e4, 3e38, torch.nan], device=DEVICE)
+    largest, infinite = torch.finfo(torch.float32).max, torch.inf
+    x = torch.tensor([-infinite, -largest, -3e38, -1e4, 0, 1e4, 3e38, largest, infinite, torch.nan], device=DEVICE)
     for exact in (True, False):
         have, _ = activated(x, activation, exact)
-        assert torch.equal(have[:5], torch.tensor([0, 0, 0, 1e4, 3e38], device=DEVICE))
-        assert bool(have[5].isnan())
+        expected = torch.tensor([0, 0, 0, 0, 0, 1e4, 3e38, largest, infinite], device=DEVICE)
+        assert torch.equal(have[:-1], expected)
+        assert bool(have[-1].isnan())
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("config", mlp.CONFIGS, ids=str)
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_an_mlp_whose_hidden_layer_is_beyond_float16(activation: str, config: "mlp.Config") -> None:
+    """±80,000 before the activation: the negative side is 0 whatever cut of the kernel rounds it to float16 first."""
+    x = torch.full((128, 640), 1.0, dtype=torch.float16, device=DEVICE)
+    sign = torch.tensor([-125.0, 125.0], device=DEVICE).repeat(64)[:, None]
+    weight, bias = sign.expand(128, 640).to(torch.float16).contiguous(), x.new_zeros(128)
+    have = mlp.run(x, weight, bias, activation, config)
+    assert bool((have[:, 0::2] == 0).all())
+    assert bool((have[:, 1::2] == torch.inf).all())
 
 
 @pytest.mark.parametrize("width", [48, 1001, 1664, 5000])
