@@ -443,7 +443,10 @@ def variants(qkv: Tensor, row: Row | None) -> Sequence[Variant]:
         return own[:1]
     if row == "mean":
         return own
-    return [*own, ("sdpa", through_torch), ("sdpa-cudnn", partial(through_torch, backend=SDPBackend.CUDNN_ATTENTION))]
+    own.append(("sdpa", through_torch))
+    if qkv.dtype != torch.float32:  # cuDNN's attention refuses it
+        own.append(("sdpa-cudnn", partial(through_torch, backend=SDPBackend.CUDNN_ATTENTION)))
+    return own
 
 
 IMPLEMENTATIONS = {"attention": Implementation(run, unsupported_reasons, variants)}

@@ -75,8 +75,8 @@ def activate(x, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
     ``quick_gelu``: ``x / (1 + exp(−1.702 x))``; ``gelu_tanh`` is the same with ``√(8/π) (x + 0.044715 x³)`` in the
     exponent. For ``x → −∞`` the exponential is infinite and the result −0.
 
-    Of infinite x it is the limit, ∞ and 0, where torch's is NaN at −∞: a float16 that has overflowed on its way into the
-    activation gives what the number itself would. So infinite factors are made finite where they meet a zero.
+    Infinite x gives the limit, ∞ or 0, where torch gives NaN at −∞: a float16 that overflowed on its way here is
+    activated as the number itself would be. So infinite factors are made finite where they meet a zero.
 
     ``gelu``: ``x Φ(x) = max(x, 0) − |x| Φ(−|x|)`` with ``Φ(−a) = exp(−a²/2) P(t)``, ``t = 1 / (1 + p a)``, the form of
     Abramowitz & Stegun 7.1.26. Their coefficients are for the smallest *absolute* error; these minimise the *relative*

@@ -6,7 +6,7 @@ from contracting import DEVICES
 
 from clipfast.kernels import dispatch, ops
 from clipfast.kernels.attention import triton as tiles
-from clipfast.kernels.launch import Config
+from clipfast.kernels.launch import DTYPES, Config
 
 SQUARE = Config({"BLOCK_M": 64, "BLOCK_N": 64})
 TALL = Config({"BLOCK_M": 128, "BLOCK_N": 64})
@@ -100,6 +100,14 @@ def test_descriptors_need_steps_of_16_bytes() -> None:
     odd = torch.empty(2, 257, 3, 2, 65, dtype=torch.bfloat16, device="meta")[..., :64]
     assert not tiles.describable(odd)
     assert not any(config.blocks["DESCRIPTORS"] for config in tiles.configs(odd, 90))
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_cudnn_is_not_asked_for_float32() -> None:
+    """It refuses, so timing it would fail."""
+    labels = {dtype: [name for name, _ in tiles.variants(qkv(257, dtype=dtype), "cls")] for dtype in DTYPES}
+    assert all("sdpa" in names for names in labels.values())
+    assert [dtype for dtype in DTYPES if "sdpa-cudnn" in labels[dtype]] == [torch.float16, torch.bfloat16]
 
 
 def test_a_head_that_is_too_large_is_refused_with_the_reason() -> None:
