@@ -96,6 +96,8 @@ FLOAT32_CONFIG = _config(32, 32, 0, 8, 2)
 _INTERPRETED_CONFIG = _config(256, 64, 0, 32, 1)
 
 LARGEST_HEAD = 256
+LARGEST_TILE = 256
+"""Tokens of a tile, of queries or keys, at most."""
 CLOSE = 1.25
 """Configurations that compute up to this many times the fewest scores are worth timing."""
 
@@ -245,7 +247,7 @@ def _attention_kernel(
     o_head = image.to(tl.int64) * s_b + head.to(tl.int64) * s_h
     p_query = p_qkv + tl.multiple_of(o_head, ALIGNED)
     p_key = p_qkv + tl.multiple_of(o_head + s_part, ALIGNED)
-    p_value = p_qkv + tl.multiple_of(o_head + s_part * 2, ALIGNED)
+    p_value = p_qkv + tl.multiple_of(o_head + s_part + s_part, ALIGNED)  # a product would be one of 32 bits
     p_out += (image.to(tl.int64) * N * heads + head) * HEAD_DIM
     inner = 1.0 if EXACT else scale_log2  # maxima are kept in the units that weights() takes
     outer = scale_log2 if EXACT else 1.0
@@ -360,7 +362,7 @@ def plan(qkv: Tensor, row: Row | None, config: Config | None = None) -> tuple[li
     """
     config = configs(qkv)[0] if config is None else config
     qkv = unit_stride(qkv)
-    if config.blocks["BLOCK_M"] * qkv.stride(1) >= 2**31:  # tokens so far apart that a tile's offsets overflow
+    if LARGEST_TILE * qkv.stride(1) >= 2**31:  # tokens so far apart that a tile's offsets, of 32 bits, overflow
         qkv = qkv.contiguous()
     images, tokens, _, heads, head_dim = qkv.shape
     alone = apart(tokens, config)

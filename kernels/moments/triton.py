@@ -49,10 +49,10 @@ def _centred(
     """``x = [code, shared] − centre`` of one head, 0 beyond the images and the columns  [BLOCK_B, BLOCK_C]."""
     m_b = (o_b < images)[:, None]
     m_c = (o_c < COLUMNS)[None, :]
-    o_row = o_b.to(tl.int64)
-    p_code = p_codes + tl.multiple_of(o_row * s_code_b, ALIGNED)[:, None] + o_c[None, :] * s_code_e
+    o_row, o_column = o_b.to(tl.int64), o_c.to(tl.int64)
+    p_code = p_codes + tl.multiple_of(o_row * s_code_b, ALIGNED)[:, None] + (o_column * s_code_e)[None, :]
     b_x = tl.load(p_code, mask=m_b & (o_c < CODE)[None, :], other=0.0).to(tl.float32)
-    p_rest = p_shared + (o_row * s_shared_b)[:, None] + (o_c - CODE)[None, :] * s_shared_x
+    p_rest = p_shared + (o_row * s_shared_b)[:, None] + ((o_column - CODE) * s_shared_x)[None, :]
     b_x += tl.load(p_rest, mask=m_b & m_c & (o_c >= CODE)[None, :], other=0.0).to(tl.float32)
     b_centre = tl.load(p_centre + o_c, mask=o_c < COLUMNS, other=0.0).to(tl.float32)
     return tl.where(m_b, b_x - b_centre[None, :], 0.0)

@@ -88,7 +88,7 @@ def _scores_kernel(
     o_w = tl.arange(0, BLOCK_W)
     m_n, m_h = o_n < N, o_h < heads
     p_rows = p_tokens + image * s_b + (o_n.to(tl.int64) * s_n)[:, None]
-    p_columns = p_folded + image * s_folded_b + o_h[None, :] * s_folded_h
+    p_columns = p_folded + image * s_folded_b + (o_h.to(tl.int64) * s_folded_h)[None, :]
     b_score = tl.zeros([BLOCK_N, BLOCK_H], tl.float32)
     for start in tl.range(0, W, BLOCK_W):
         m_w = start + o_w < W

@@ -87,7 +87,7 @@ def _listed(p_heads, i, count):
     return pair
 
 
-@triton.jit(do_not_specialize=["rows", "tokens", "texts", "count"])
+@triton.jit(do_not_specialize=["rows", "tokens", "texts", "count", "s_out"])
 def _text_maps_kernel(
     p_alpha,
     p_value,
@@ -107,6 +107,7 @@ def _text_maps_kernel(
     s_value_l,
     s_value_n,
     s_value_h,
+    s_out,
     LAYERS: tl.constexpr,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -122,8 +123,8 @@ def _text_maps_kernel(
     """``out[b,n,t] (+)= Σ_(l,h) alpha[b,l,h,n] <v[b,l,n,h], U[l,h,:,t]>`` for ``BLOCK_M`` (image, token) rows.
 
     A pair is ``layer · HEADS + head``: the first ``count`` of them, or those that ``p_heads [count]`` lists.
-    ``p_basis`` is ``[text tiles, pairs, HEAD_DIM, BLOCK_T]``. ``texts`` counts in steps of ``UNIT``, so that the
-    compiler knows how the rows of ``out`` are aligned.
+    ``p_basis`` is ``[text tiles, pairs, HEAD_DIM, BLOCK_T]``. ``texts`` and ``s_out`` count in steps of ``UNIT``, so
+    that the compiler knows how the rows of ``out`` are aligned.
     """
     program = tl.program_id(0)
     first_row, text_tile = program // text_tiles * BLOCK_M, program % text_tiles
@@ -160,8 +161,8 @@ def _text_maps_kernel(
 
     width = texts * UNIT
     o_t = text_tile * BLOCK_T + tl.arange(0, BLOCK_T)
-    p_out += first_row.to(tl.int64) * width
-    o_out = o_m[:, None] * width + o_t[None, :]  # [BLOCK_M, BLOCK_T]
+    p_out += first_row.to(tl.int64) * s_out * UNIT
+    o_out = (o_m.to(tl.int64) * s_out * UNIT)[:, None] + o_t[None, :]  # [BLOCK_M, BLOCK_T]
     mask = (first_row + o_m < rows)[:, None] & (o_t < width)[None, :]
     if ADD:
         b_out += tl.load(p_out + o_out, mask=mask, other=0.0)
@@ -258,6 +259,7 @@ def _plan(
             "s_value_l": s_layer,
             "s_value_n": value.stride(1),
             "s_value_h": value.stride(2),
+            "s_out": texts // unit,
         },
         constants={
             "LAYERS": alpha.shape[1],

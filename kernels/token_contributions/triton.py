@@ -121,11 +121,12 @@ def _contributions_kernel(
     DTYPE: tl.constexpr = p_value.dtype.element_ty
 
     p_column = p_matrix + head * s_matrix_h * UNIT + o_d
-    b_matrix = _load_matrix(p_column, s_matrix_e * UNIT, m_d, 0, FIRST, HEAD_DIM)  # [FIRST, BLOCK_D]
+    s_row = tl.cast(s_matrix_e, tl.int64) * UNIT
+    b_matrix = _load_matrix(p_column, s_row, m_d, 0, FIRST, HEAD_DIM)  # [FIRST, BLOCK_D]
     b_rest = _rounded_off(b_matrix, TWO_PARTS, DTYPE)
     b_matrix = b_matrix.to(DTYPE)
     if SECOND:
-        b_matrix_2 = _load_matrix(p_column, s_matrix_e * UNIT, m_d, FIRST, SECOND, HEAD_DIM)  # [SECOND, BLOCK_D]
+        b_matrix_2 = _load_matrix(p_column, s_row, m_d, FIRST, SECOND, HEAD_DIM)  # [SECOND, BLOCK_D]
         b_rest_2 = _rounded_off(b_matrix_2, TWO_PARTS, DTYPE)
         b_matrix_2 = b_matrix_2.to(DTYPE)
     scale = 1.0

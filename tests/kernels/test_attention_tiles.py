@@ -5,6 +5,7 @@ import torch
 from contracting import DEVICES
 
 from clipfast.kernels import dispatch, ops
+from clipfast.kernels.attention import mean_row
 from clipfast.kernels.attention import triton as tiles
 from clipfast.kernels.launch import DTYPES, Config
 
@@ -108,6 +109,19 @@ def test_cudnn_is_not_asked_for_float32() -> None:
     labels = {dtype: [name for name, _ in tiles.variants(qkv(257, dtype=dtype), "cls")] for dtype in DTYPES}
     assert all("sdpa" in names for names in labels.values())
     assert [dtype for dtype in DTYPES if "sdpa-cudnn" in labels[dtype]] == [torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("row", ["cls", "mean"])
+def test_offsets_within_a_tile_have_32_bits(row: str) -> None:
+    """Tokens that are too far apart for that are copied together; one step less and they are read where they are."""
+    configurations = [*(c for group in tiles.CONFIGS.values() for c in group), tiles.FLOAT32_CONFIG]
+    configurations += [tiles._INTERPRETED_CONFIG, mean_row.CONFIG, mean_row.FLOAT32_CONFIG]
+    assert max(max(c.blocks["BLOCK_M"], c.blocks["BLOCK_N"]) for c in configurations) <= tiles.LARGEST_TILE
+    far = 2**31 // tiles.LARGEST_TILE
+    for step, expected in ((far - 1, far - 1), (far, 3 * 2 * 64)):
+        wide = torch.empty_strided((1, 5, 3, 2, 64), (5 * step, step, 128, 64, 1), dtype=torch.float16, device="meta")
+        launches, _, _ = tiles.plan(wide, row)
+        assert [launch.arguments["s_n"] for launch in launches] == [expected] * len(launches)
 
 
 def test_a_head_that_is_too_large_is_refused_with_the_reason() -> None:
