@@ -4,7 +4,7 @@ import pytest
 import torch
 from contracting import DEVICES
 
-from clipfast.kernels import dispatch, ops
+from clipfast.kernels import dispatch, ops, reference
 from clipfast.kernels.attention import mean_row
 from clipfast.kernels.attention import triton as tiles
 from clipfast.kernels.launch import DTYPES, Config
@@ -42,12 +42,37 @@ def test_scores_are_of_whole_tiles(tokens: int, config: Config, expected: int) -
         (50, SQUARE, False),
         (197, SQUARE, False),
         (64, SQUARE, False),
-        (1, SQUARE, True),  # no patches, no tile
+        (1, SQUARE, False),  # no patches, no tile for it to go with
         (0, SQUARE, False),
     ],
 )
 def test_the_class_token_is_apart_where_that_computes_less(tokens: int, config: Config, expected: bool) -> None:
     assert tiles.apart(tokens, config) == expected
+
+
+@pytest.mark.parametrize(
+    ("tokens", "head_dim", "row", "with_tile", "expected"),
+    [
+        (257, 64, "cls", 1, tiles.WITH_TILE),
+        (257, 64, "mean", 1, tiles.WITH_TILE),  # its output is computed nowhere else
+        (257, 64, None, 1, tiles.WITH_TILE),
+        (257, 64, "cls", 0, tiles.OWN_PROGRAM),
+        (257, 80, "cls", 1, tiles.OWN_PROGRAM),
+        (257, 128, "cls", 1, tiles.OWN_PROGRAM),
+        (197, 128, "cls", 1, tiles.WITH_TILE),  # it is one of the tile's queries
+        (197, 64, "cls", 0, tiles.OWN_PROGRAM),
+        (197, 64, "mean", 1, 0),
+        (197, 64, None, 0, 0),
+    ],
+)
+def test_where_the_class_tokens_row_is_computed(
+    tokens: int, head_dim: int, row: reference.Row | None, with_tile: int, expected: int
+) -> None:
+    config = Config({"BLOCK_M": 64, "BLOCK_N": 64, "DESCRIPTORS": 1, "WITH_TILE": with_tile})
+    (launch, *_), _, _ = tiles.plan(qkv(tokens, head_dim), row, config)
+    assert launch.constants["ROW"] == expected
+    of_tiles = -(-(tokens - tiles.apart(tokens, config)) // 64)
+    assert launch.grid == (2 * 2 * (of_tiles + (expected == tiles.OWN_PROGRAM)),)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +140,7 @@ def test_cudnn_is_not_asked_for_float32() -> None:
 def test_offsets_within_a_tile_have_32_bits(row: str) -> None:
     """Tokens that are too far apart for that are copied together; one step less and they are read where they are."""
     configurations = [*(c for group in tiles.CONFIGS.values() for c in group), tiles.FLOAT32_CONFIG]
-    configurations += [tiles._INTERPRETED_CONFIG, mean_row.CONFIG, mean_row.FLOAT32_CONFIG]
+    configurations += [*tiles._INTERPRETED_CONFIGS, mean_row.CONFIG, mean_row.FLOAT32_CONFIG]
     assert max(max(c.blocks["BLOCK_M"], c.blocks["BLOCK_N"]) for c in configurations) <= tiles.LARGEST_TILE
     far = 2**31 // tiles.LARGEST_TILE
     for step, expected in ((far - 1, far - 1), (far, 3 * 2 * 64)):

@@ -19,8 +19,9 @@ DEVICE = DEVICES.get("triton", "cpu")
 
 SMALL = {"BLOCK_M": 32, "BLOCK_N": 16}
 WAYS = [
-    pytest.param({**SMALL, "DESCRIPTORS": 0}, id="pointers"),
-    pytest.param({**SMALL, "DESCRIPTORS": 1}, id="descriptors"),
+    pytest.param({**SMALL, "DESCRIPTORS": 0, "WITH_TILE": 0}, id="pointers"),
+    pytest.param({**SMALL, "DESCRIPTORS": 1, "WITH_TILE": 0}, id="descriptors"),
+    pytest.param({**SMALL, "DESCRIPTORS": 1, "WITH_TILE": 1}, id="with-tile"),
 ]
 
 
@@ -38,13 +39,16 @@ def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("row", ["cls", "mean", None])
 @pytest.mark.parametrize("blocks", WAYS)
-@pytest.mark.parametrize(("tokens", "head_dim"), [(33, 64), (49, 80), (17, 104), (1, 64), (2, 16), (40, 24), (36, 72)])
+@pytest.mark.parametrize(
+    ("tokens", "head_dim"),
+    [(33, 64), (33, 16), (49, 16), (49, 80), (17, 104), (1, 64), (2, 16), (40, 24), (36, 72)],
+)
 def test_attention(tokens: int, head_dim: int, blocks: dict[str, int], row: reference.Row | None) -> None:
-    """In several tiles; with the class token apart from them (33, 17, 1), apart and not whole (49), or among them."""
+    """In several tiles; with the class token apart from them (33, 17), apart and not whole (49), or among them."""
     if row == "mean" and tokens == 1:
         return
     config = Config(blocks, warps=4, stages=2)
-    assert attention.apart(tokens, config) == (tokens in (33, 49, 17, 1))
+    assert attention.apart(tokens, config) == (tokens in (33, 49, 17))
     qkv = draw(0, 2, tokens, 3, 2, head_dim).to(DEVICE)
     out, alpha = attention.run(qkv, row, config)
     expected_out, expected_alpha = reference.attention(qkv.double(), row or "cls")
@@ -55,6 +59,23 @@ def test_attention(tokens: int, head_dim: int, blocks: dict[str, int], row: refe
         assert alpha.shape == (2, 2, 0)
     else:
         assert relative_error(alpha, expected_alpha) <= OP_FLOAT32
+
+
+@pytest.mark.parametrize("row", ["cls", "mean", None])
+@pytest.mark.parametrize("blocks", WAYS)
+@pytest.mark.parametrize("tokens", [33, 49, 40])
+def test_the_class_tokens_row_of_bfloat16_is_exact(
+    tokens: int, blocks: dict[str, int], row: reference.Row | None
+) -> None:
+    """Its weights to float32, wherever it is computed; its output to the rounding of the result."""
+    qkv = draw(0, 2, tokens, 3, 2, 64, dtype=torch.bfloat16).to(DEVICE)
+    out, alpha = attention.run(qkv, row, Config(blocks, warps=4, stages=2))
+    exact, weights = reference.attention(qkv.double())
+    plain, _ = reference.attention(qkv)
+    limit = LOW_PRECISION_FACTOR * relative_norm(plain[:, 0], exact[:, 0]) + OP_FLOAT32
+    assert relative_norm(out[:, 0], exact[:, 0]) <= limit
+    if row == "cls":
+        assert relative_error(alpha, weights) <= OP_FLOAT32
 
 
 @pytest.mark.parametrize("blocks", WAYS)
