@@ -80,6 +80,8 @@ def _attention(capability: int) -> Iterator[Specimen]:
         launches, _, _ = attention.plan(qkv, "mean", attention.configs(qkv, capability)[0])
         for launch in launches:
             yield Specimen("attention", f"N=257 E={head_dim} bf16, mean row", launch, True)
+        launch, _ = attention.plan_mean(_meta(IMAGES, 197, 3, 16, head_dim), _meta(IMAGES, 16, 197, dtype=FULL))
+        yield Specimen("attention", f"N=197 E={head_dim} bf16, mean row from logarithms", launch, True)
 
 
 def _query_row() -> Iterator[Specimen]:

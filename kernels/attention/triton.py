@@ -17,7 +17,7 @@ A head is cut into two parts where its size is no power of two, 80 = 64 + 16: pa
 products.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from math import ceil
@@ -606,6 +606,33 @@ def _descriptors(qkv: Tensor, config: Config, parts: tuple[int, int]) -> dict[st
     }
 
 
+def _readable(qkv: Tensor) -> Tensor:
+    """``qkv`` with strides that the kernels can read."""
+    qkv = unit_stride(qkv)
+    # Where tokens are so far apart that a tile's offsets, of 32 bits, would overflow, they are copied together.
+    return qkv.contiguous() if LARGEST_TILE * qkv.stride(1) >= 2**31 else qkv
+
+
+def _sizes(qkv: Tensor) -> dict[str, Any]:
+    """Sizes, strides and scale, as arguments."""
+    _, tokens, _, heads, head_dim = qkv.shape
+    strides = dict(zip(("s_b", "s_n", "s_part", "s_h"), qkv.stride(), strict=False))
+    return {"heads": heads, "N": tokens, **strides, "scale_log2": query_row.logit_scale(head_dim)}
+
+
+def _constants(qkv: Tensor) -> dict[str, Any]:
+    """How a head is cut, read and multiplied, as compile-time arguments."""
+    first, second = head_parts(qkv.shape[4], qkv.dtype)
+    return {
+        "HEAD_DIM": qkv.shape[4],
+        "FIRST": first,
+        "SECOND": second,
+        "ALIGNED": alignment(*qkv.stride()[:4]),
+        "PRECISION": dot_precision(qkv.dtype),
+        "EXACT": qkv.dtype == torch.float32,
+    }
+
+
 def plan(qkv: Tensor, row: Row | None, config: Config | None = None) -> tuple[list[Launch], Tensor, Tensor]:
     """The launches that compute :func:`run`, in order, with its results.
 
@@ -615,25 +642,14 @@ def plan(qkv: Tensor, row: Row | None, config: Config | None = None) -> tuple[li
         config: how programs are cut; None for the preferred one.
     """
     config = configs(qkv)[0] if config is None else config
-    qkv = unit_stride(qkv)
-    if LARGEST_TILE * qkv.stride(1) >= 2**31:  # tokens so far apart that a tile's offsets, of 32 bits, overflow
-        qkv = qkv.contiguous()
+    qkv = _readable(qkv)
     images, tokens, _, heads, head_dim = qkv.shape
     alone = apart(tokens, config)
     parts = head_parts(head_dim, qkv.dtype)
     out = qkv.new_empty((images, tokens, heads, head_dim))
     alpha = qkv.new_empty((images, heads, tokens), dtype=torch.float32)
     kept = {name: torch.empty_like(alpha) if row == "mean" else None for name in ("p_max", "p_inverse")}  # per query
-    strides = dict(zip(("s_b", "s_n", "s_part", "s_h"), qkv.stride(), strict=False))
-    shared = {"heads": heads, "N": tokens, **strides, "scale_log2": query_row.logit_scale(head_dim)}
-    constants = {
-        "HEAD_DIM": head_dim,
-        "FIRST": parts[0],
-        "SECOND": parts[1],
-        "ALIGNED": alignment(*qkv.stride()[:4]),
-        "PRECISION": dot_precision(qkv.dtype),
-        "EXACT": qkv.dtype == torch.float32,
-    }
+    shared, constants = _sizes(qkv), _constants(qkv)
     place = row_place(alone, row, parts, config)
     programs = ceil((tokens - alone) / config.blocks["BLOCK_M"]) + (place == OWN_PROGRAM)
     columns = power_of_two(head_dim)
@@ -686,6 +702,52 @@ def through_torch(qkv: Tensor, row: Row | None, backend: SDPBackend | None = Non
     return out, query_row.alpha_alone(qkv[:, 0, 0], qkv[:, :, 1])
 
 
+def with_logsumexp(qkv: Tensor, backend: SDPBackend) -> tuple[Tensor, Tensor]:
+    """Torch's attention ``out [B, N, H, E]``, and ``ln Σ_m exp(q·k_m/√E)`` of every query, ``[B, H, N]`` in float32.
+
+    ``backend`` is flash or cuDNN; on the CPU there is one of its own.
+    """
+    query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))  # [B, H, N, E]
+    if qkv.is_cpu:
+        out, logarithm = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
+    elif backend == SDPBackend.CUDNN_ATTENTION:
+        out, logarithm, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, True)
+    else:
+        out, logarithm, *_ = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)
+    return out.transpose(1, 2).contiguous(), logarithm.reshape(query.shape[:3]).contiguous()
+
+
+def plan_mean(qkv: Tensor, logarithm: Tensor) -> tuple[Launch, Tensor]:
+    """The launch that computes the mean row ``alpha [B, H, N]`` from :func:`with_logsumexp`, and its result."""
+    qkv = _readable(qkv)
+    alpha = torch.empty_like(logarithm)
+    kept = {"p_max": logarithm, "p_inverse": None}
+    return mean_row.plan(qkv, kept, alpha, _sizes(qkv), _constants(qkv)), alpha
+
+
+def mean_through_torch(qkv: Tensor, row: Row | None, backend: SDPBackend) -> tuple[Tensor, Tensor]:
+    """:func:`run` for ``row="mean"`` in 16-bit formats with torch's attention, and the row from its logarithms."""
+    out, logarithm = with_logsumexp(qkv, backend)
+    launch, alpha = plan_mean(qkv, logarithm)
+    launch.run()
+    return out, alpha
+
+
+def _fused(qkv: Tensor) -> Iterator[tuple[str, SDPBackend]]:
+    """Torch's fused kernels that can attend within ``qkv`` in its 16-bit format."""
+    if qkv.dtype == torch.float32 or qkv.shape[4] % 8 or capability(qkv) < 80:
+        return
+    ways = {
+        "sdpa-flash": (SDPBackend.FLASH_ATTENTION, torch.backends.cuda.can_use_flash_attention),
+        "sdpa-cudnn": (SDPBackend.CUDNN_ATTENTION, torch.backends.cuda.can_use_cudnn_attention),
+    }
+    query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
+    arguments = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, False, False)
+    for label, (backend, usable) in ways.items():
+        if not qkv.is_cuda or usable(arguments):  # without a GPU, what one may have
+            yield label, backend
+
+
 def unsupported_reasons(qkv: Tensor, row: Row | None) -> list[str]:
     """The reasons why :func:`run` does not support these arguments."""
     reasons = unsupported_dtypes(qkv=qkv)
@@ -695,15 +757,20 @@ def unsupported_reasons(qkv: Tensor, row: Row | None) -> list[str]:
 
 
 def variants(qkv: Tensor, row: Row | None) -> Sequence[Variant]:
-    """Our own kernel in every configuration worth timing, and torch's attention where a kernel adds the row to it."""
-    own: list[Variant] = [(str(config), partial(run, config=config)) for config in configs(qkv)]
+    """Our own kernel in every configuration worth timing, and torch's attention where a kernel adds the row to it.
+
+    The mean row is added to torch's where our own has no less to compute: where the class token is not apart.
+    """
+    worth_timing = configs(qkv)
+    own: list[Variant] = [(str(config), partial(run, config=config)) for config in worth_timing]
     if INTERPRETED:
         return own[:1]
     if row == "mean":
+        if not apart(qkv.shape[1], worth_timing[0]):
+            own += [(label, partial(mean_through_torch, backend=backend)) for label, backend in _fused(qkv)]
         return own
     own.append(("sdpa", through_torch))
-    if qkv.dtype != torch.float32:  # cuDNN's attention refuses it
-        own.append(("sdpa-cudnn", partial(through_torch, backend=SDPBackend.CUDNN_ATTENTION)))
+    own += [(label, partial(through_torch, backend=b)) for label, b in _fused(qkv) if label != "sdpa-flash"]
     return own
 
 

@@ -149,6 +149,25 @@ def test_offsets_within_a_tile_have_32_bits(row: str) -> None:
         assert [launch.arguments["s_n"] for launch in launches] == [expected] * len(launches)
 
 
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize(
+    ("tokens", "head_dim", "dtype", "expected"),
+    [
+        (197, 64, torch.bfloat16, ["sdpa-flash", "sdpa-cudnn"]),
+        (50, 64, torch.float16, ["sdpa-flash", "sdpa-cudnn"]),
+        (257, 64, torch.bfloat16, []),  # with the class token apart our own computes less
+        (197, 60, torch.bfloat16, []),
+        (197, 64, torch.float32, []),
+    ],
+)
+def test_torchs_attention_is_timed_for_the_mean_row_where_no_token_is_apart(
+    tokens: int, head_dim: int, dtype: torch.dtype, expected: list[str]
+) -> None:
+    labels = [label for label, _ in tiles.variants(qkv(tokens, head_dim, dtype), "mean")]
+    assert [label for label in labels if label.startswith("sdpa")] == expected
+    assert len(labels) > len(expected)
+
+
 def test_a_head_that_is_too_large_is_refused_with_the_reason() -> None:
     refused = next(backend for backend in dispatch.BACKENDS if backend.name == "triton").unsupported_reasons()
     if refused:

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from contracting import DEVICES, draw
-from measures import relative_error, relative_norm
+from contracting import DEVICES, draw, floor
+from measures import error, relative_error, relative_norm
 from tolerances import LOW_PRECISION_FACTOR, OP_FLOAT32
+from torch.nn.attention import SDPBackend
 
 from clipfast.kernels import dispatch, reference
 from clipfast.kernels.attention import mean_row
@@ -102,6 +103,46 @@ def test_torchs_own_attention_with_a_row_of_ours(head_dim: int, row: reference.R
     assert alpha.shape == (2, 2, 33 if row else 0)
     if row:
         assert relative_error(alpha, expected_alpha) <= OP_FLOAT32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("tokens", "head_dim"), [(50, 64), (197, 64), (33, 80), (2, 16)])
+def test_the_mean_row_from_torchs_logarithms(tokens: int, head_dim: int, dtype: torch.dtype) -> None:
+    """The attention as exact as the definition in this dtype, and the row as exact as the logarithms are."""
+    qkv = draw(0, 1, tokens, 3, 2, head_dim, dtype=dtype).to(DEVICE)
+    out, alpha = attention.mean_through_torch(qkv, "mean", SDPBackend.FLASH_ATTENTION)
+    exact = reference.attention(qkv.double(), "mean")
+    for got, plain, expected in zip((out, alpha), reference.attention(qkv, "mean"), exact, strict=True):
+        assert error(got, expected) <= LOW_PRECISION_FACTOR * error(plain, expected) + floor(expected)
+    assert out.dtype == dtype
+    assert out.is_contiguous()
+    query, key, _ = qkv.double().transpose(1, 3).unbind(2)  # [B, H, N, E]
+    logarithm = torch.logsumexp(query @ key.transpose(-1, -2) * head_dim**-0.5, -1)
+    launch, alpha = attention.plan_mean(qkv, logarithm.float())
+    launch.run()
+    assert alpha.dtype == torch.float32
+    assert relative_error(alpha, exact[1]) <= OP_FLOAT32
+
+
+def test_logarithms_are_natural_and_of_scaled_scores() -> None:
+    """Scores of 8 and 16 over √16: ln(e² + e⁴); every query's."""
+    qkv = torch.zeros(1, 2, 3, 1, 16, dtype=torch.bfloat16)
+    qkv[..., 0, :, 0], qkv[0, :, 1, 0, 0] = 4, torch.tensor([2.0, 4.0])
+    _, logarithm = attention.with_logsumexp(qkv.to(DEVICE), SDPBackend.FLASH_ATTENTION)
+    expected = torch.logsumexp(torch.tensor([2.0, 4.0]), 0).expand(1, 1, 2)
+    assert relative_error(logarithm.cpu(), expected) <= OP_FLOAT32
+
+
+@pytest.mark.skipif(INTERPRETED, reason="an interpreter times nothing")
+def test_every_mean_row_that_is_timed_runs() -> None:
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for tokens, head_dim in ((50, 64), (197, 64), (257, 64), (197, 80)):
+            qkv = draw(0, 2, tokens, 3, 2, head_dim, dtype=dtype).to(DEVICE)
+            expected, plain = reference.attention(qkv.double(), "mean"), reference.attention(qkv, "mean")
+            for label, run in attention.variants(qkv, "mean"):
+                for got, low, right in zip(run(qkv, "mean"), plain, expected, strict=True):
+                    limit = LOW_PRECISION_FACTOR * relative_norm(low, right) + OP_FLOAT32
+                    assert relative_norm(got, right) <= limit, label
 
 
 @pytest.mark.skipif(INTERPRETED, reason="an interpreter times nothing")
