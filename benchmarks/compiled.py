@@ -27,11 +27,13 @@ from triton.backends.compiler import GPUTarget
 
 from benchmarks.specimens import Specimen, specimens
 from clipfast.bench import machine
-from clipfast.kernels.launch import Launch
+from clipfast.kernels.launch import AMD, Launch
 
-CAPABILITIES = (80, 90, 100)
-"""Ampere, Hopper, Blackwell."""
-SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+GFX942 = 942
+"""MI300, for which Triton's HIP compiler builds; stands where a compute capability does."""
+CAPABILITIES = (80, 90, 100, 120, GFX942)
+"""Ampere, Hopper, Blackwell for data centres, Blackwell for workstations, and AMD's CDNA 3."""
+SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024, GFX942: 64 * 1024}
 """Maximum shared memory of one program, in bytes."""
 _ONCE = "values stored before the loop over keys and read once after it (LDL.LU): cheaper than a register less in it"
 ALLOWED_SPILLS: dict[tuple[str, int], tuple[int, str]] = {
@@ -42,6 +44,7 @@ ALLOWED_SPILLS: dict[tuple[str, int], tuple[int, str]] = {
 """(kernel, capability) → accepted loads and stores of spilled registers, and the reason."""
 FOLDER = Path(__file__).resolve().parent / "results"
 _TENSOR_CORES = re.compile(r"\b(HGMMA|QGMMA|HMMA|IMMA|DMMA|UTC\w*MMA)\b")
+_AMD_INSTRUCTION = re.compile(r"^\t([a-z]\w*)", re.MULTILINE)
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
 
 
@@ -53,7 +56,8 @@ class OfflineDriver:
     """Replaces Triton's driver and reports the GPU to compile for."""
 
     def __init__(self, capability: int) -> None:
-        self.target = GPUTarget("cuda", capability, 32)
+        self.target = GPUTarget("hip", "gfx942", 64) if capability == GFX942 else GPUTarget("cuda", capability, 32)
+        self.device = capability
 
     def get_current_target(self) -> GPUTarget:
         """The GPU to compile for."""
@@ -61,7 +65,7 @@ class OfflineDriver:
 
     def get_current_device(self) -> int:
         """One device per capability, so that Triton caches their binaries separately."""
-        return int(self.target.arch)
+        return self.device
 
     def get_current_stream(self, device: int | None = None) -> int:
         """A stream that is never used."""
@@ -90,7 +94,7 @@ class Compiled:
     Attributes:
         kernel: name of the kernel.
         config: tile sizes, warps and stages.
-        capability: 80, 90, 100.
+        capability: of :data:`CAPABILITIES`.
         registers: per thread.
         spills: loads and stores of spilled registers in the code.
         shared: bytes of shared memory per program.
@@ -129,7 +133,7 @@ def compile_launch(launch: Launch, capability: int) -> Compiled:
 
     Args:
         launch: a launch, usually made from ``meta`` tensors.
-        capability: 80, 90 or 100.
+        capability: of :data:`CAPABILITIES`.
 
     Raises:
         Interpreted: Triton interprets kernels in this process.
@@ -145,6 +149,9 @@ def compile_launch(launch: Launch, capability: int) -> Compiled:
             warmup=True,
         )
         binary = binary.result() if hasattr(binary, "result") else binary
+    shared, warps = int(binary.metadata.shared), int(binary.metadata.num_warps)
+    if capability == GFX942:
+        return _for_amd(launch, binary.asm["amdgcn"], shared, warps)
     with tempfile.NamedTemporaryFile(suffix=".cubin", delete=False) as file:
         file.write(binary.asm["cubin"])
     try:
@@ -154,7 +161,6 @@ def compile_launch(launch: Launch, capability: int) -> Compiled:
         os.unlink(file.name)
     counted = Counter(name.split(".")[0] for name in _INSTRUCTION.findall(code))
     registers = int(re.findall(r"REG:(\d+)", usage)[-1])
-    shared, warps = int(binary.metadata.shared), int(binary.metadata.num_warps)
     return Compiled(
         kernel=launch.kernel.__name__,
         config=str(launch.config),
@@ -169,8 +175,35 @@ def compile_launch(launch: Launch, capability: int) -> Compiled:
     )
 
 
+def _for_amd(launch: Launch, code: str, shared: int, warps: int) -> Compiled:
+    """The figures of an assembly for CDNA 3, which names its registers and spills itself."""
+    counted = Counter(_AMD_INSTRUCTION.findall(code))
+    registers, *spills = (
+        int(re.findall(rf"\.{name}:\s*(\d+)", code)[-1])
+        for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+    )
+    return Compiled(
+        kernel=launch.kernel.__name__,
+        config=str(launch.config),
+        capability=GFX942,
+        registers=registers,
+        spills=sum(spills),
+        shared=shared,
+        programs=resident(registers, warps, shared, GFX942),
+        tensor_cores=sum(count for name, count in counted.items() if name.startswith("v_mfma")),
+        instructions=sum(counted.values()),
+        wide_loads=sum(count for name, count in counted.items() if name.endswith("load_dwordx4")),
+    )
+
+
 def resident(registers: int, warps: int, shared: int, capability: int) -> int:
     """Programs that fit on one multiprocessor at once."""
+    if capability == GFX942:  # four units of 512 registers and at most 8 warps of 64 threads
+        per_unit = min(8, 512 // (8 * -(-registers // 8)))
+        return min(4 * per_unit // warps, 64 * 1024 // max(shared, 1))
+    if capability == 120:  # 48 warps and 100 KiB
+        by_registers = 65536 // (32 * warps * (8 * -(-registers // 8)))
+        return min(24, 48 // warps, by_registers, 100 * 1024 // (shared + 1024))
     total_shared = {80: 164, 90: 228, 100: 228}[capability] * 1024
     by_registers = 65536 // (32 * warps * (8 * -(-registers // 8)))
     by_shared = total_shared // (shared + 1024)
@@ -217,7 +250,7 @@ def faults(line: Line) -> list[str]:
 def _distinct(capability: int) -> list[Specimen]:
     """Specimens without duplicates: those that the compiler cannot tell apart."""
     seen: dict[str, Specimen] = {}
-    for specimen in specimens(capability):
+    for specimen in specimens(AMD if capability == GFX942 else capability):
         seen.setdefault(
             f"{specimen.operation} {specimen.case} {specimen.launch.kernel} {specimen.launch.config}", specimen
         )
@@ -242,7 +275,12 @@ def compile_all(capabilities: Sequence[int], only: str = "", processes: int = 2)
         return list(pool.map(_compile, tasks, chunksize=4))
 
 
-HEADER = ("operation", "case", "config", "sm", "registers", "spills", "shared", "programs", "tensor", "instructions")
+def gpu(capability: int) -> str:
+    """The compiler's name of what ``capability`` stands for."""
+    return "gfx942" if capability == GFX942 else f"sm_{capability}"
+
+
+HEADER = ("operation", "case", "config", "GPU", "registers", "spills", "shared", "programs", "tensor", "instructions")
 
 
 def markdown(lines: Sequence[Line]) -> str:
@@ -263,10 +301,10 @@ def markdown(lines: Sequence[Line]) -> str:
     body = []
     for line in lines:
         c = line.compiled
-        cells = (line.operation, line.case, c.config, c.capability, c.registers, c.spills, c.shared, c.programs)
+        cells = (line.operation, line.case, c.config, gpu(c.capability), c.registers, c.spills, c.shared, c.programs)
         body.append(f"| {' | '.join(str(cell) for cell in (*cells, c.tensor_cores, c.instructions))} |")
     reasons = [
-        f"- {kernel}, sm_{capability}: at most {count}: {why}"
+        f"- {kernel}, {gpu(capability)}: at most {count}: {why}"
         for (kernel, capability), (count, why) in ALLOWED_SPILLS.items()
     ]
     return "\n".join([*head, *body, *(["", "Spills that are left:", "", *reasons] if reasons else [])]) + "\n"
@@ -285,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     lines = compile_all(settings.capabilities, settings.only, settings.processes)
     wrong = [
-        f"{line.operation} {line.case} {line.compiled.config} sm_{line.compiled.capability}: {', '.join(broken)}"
+        f"{line.operation} {line.case} {line.compiled.config} {gpu(line.compiled.capability)}: {', '.join(broken)}"
         for line in lines
         if (broken := faults(line))
     ]

@@ -15,6 +15,7 @@ matrix products to that of a complete network, which changes the ratios below by
     python -m benchmarks.roofline                               # every model that can be decomposed, on an H200
     python -m benchmarks.roofline --models "ViT-[BLH]-*" --device a100 --texts 1000 --last 4
     python -m benchmarks.roofline --peak 600 --bandwidth 3 --json roofline.json
+    python -m benchmarks.roofline --bars                        # ViT-L-14 on every device, with the assumptions
 
 The columns are:
 
@@ -93,11 +94,35 @@ class Device:
         return max(step.executed / rates[step.unit], step.moved / self.bandwidth)
 
 
+REACHED = "about what large products and copies reach"
+"""Of the data sheet of an SXM module, four fifths of the dense rate and nine tenths of the bandwidth."""
 DEVICES = {
-    "h200": Device("H200", 790e12, 4.3e12, 67e12, "about what large products and copies reach"),
+    "h200": Device("H200", 790e12, 4.3e12, 67e12, REACHED),
+    "h100": Device("H100", 790e12, 3.0e12, 67e12, REACHED),
+    "b200": Device("B200", 1800e12, 7.2e12, 75e12, REACHED),
     "a100": Device("A100", 312e12, 2.0e12, 19.5e12, "rates of the data sheet"),
-    "b200": Device("B200", 2250e12, 8.0e12, 75e12, "rates of the data sheet"),
 }
+
+ASSUMPTIONS = (
+    "Kernels run one after another; each takes the longer of its FLOPs and its bytes. Launches are free (CUDA graphs).",
+    "H100 and H200 (SXM): 80 % of 989 TFLOP/s dense bfloat16, 90 % of 3.35 and 4.8 TB/s. B200: 80 % of 2,250 TFLOP/s, "
+    "90 % of 8 TB/s. Nothing here was measured on a GPU.",
+    "Attention, plain and decomposed, reaches 40 % of the rate of products, padding included, in tiles of 128 x 64.",
+    "A kernel reads each input once and writes each result once; what it reads again comes from the caches for free. "
+    "Weights are read once per batch.",
+    "eager: open_clip's forward, one kernel per operation. fused: the same with every elementwise pass except "
+    "LayerNorm in a product, patches, class token and position included: no compiler is known to do all of it.",
+    "decomposed: the kernels of benchmarks.costs_decomposed, heads and attention of all layers kept. The class "
+    "token's row takes no bytes of its own: it goes with the first tile of queries, or its keys and values come from "
+    "the cache.",
+)
+"""What the modelled figures rest on."""
+
+BARS = {("h100", "plain_eager"): 1.34, ("h200", "plain_eager"): 1.28} | {
+    (device, "plain_fused"): 1.10 for device in ("h100", "h200")
+}
+"""(device, plain forward) -> how many times the decomposed one's speed a ViT-L-14 should have at batch 256."""
+BARRED = "ViT-L-14"
 
 
 # -------------------------------------------------------------------------------------------------------------- models
@@ -303,6 +328,26 @@ def document(estimates: Sequence[Estimate], device: Device, settings: argparse.N
     }
 
 
+def bars(model: str = BARRED, images: int = 256) -> str:
+    """Modelled speed of a decomposed forward over plain ones on every device, with bars and assumptions."""
+    batch = Batch(shape_of(model), images, BYTES["bfloat16"])
+    lines = [
+        f"**Modelled, not measured**: time of a plain forward / time of the decomposed one with attention, {model}, "
+        f"batch {images}, bfloat16.",
+        "",
+        "| device | against eager | bar | against fused | bar |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, device in DEVICES.items():
+        modelled, cells = estimate(batch, device), [device.name]
+        for plain in ("plain_eager", "plain_fused"):
+            faster, least = 1 / modelled.against("alpha", plain), BARS.get((name, plain))
+            cells.append(f"{faster:.3f}")
+            cells.append("" if least is None else f"{least:.2f} {'met' if faster >= least else 'missed'}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", "Assumptions:", "", *(f"- {assumption}" for assumption in ASSUMPTIONS)])
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Prints the message without the usage."""
@@ -337,6 +382,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--bandwidth", metavar="TB/S", type=rate, help="bandwidth instead of the device's")
     command.add_argument("--efficiency", metavar="F", type=fraction, default=1.0, help="fraction of the peak (1)")
     command.add_argument("--attention-efficiency", metavar="F", type=fraction, help="the fraction for attention (0.4)")
+    command.add_argument("--bars", action="store_true", help=f"{BARRED} on every device, with the assumptions, alone")
     command.add_argument("--json", metavar="FILE", type=Path, help="also write all figures to this file")
     return command
 
@@ -361,6 +407,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table."""
     command = parser()
     settings = command.parse_args(arguments)
+    if settings.bars:
+        print(bars())
+        return
     device = chosen_device(settings)
     shapes = supported(settings.models)
     if not shapes:

@@ -3,6 +3,7 @@
 import torch
 import triton
 import triton.language as tl
+from triton.language.target_info import is_hip
 
 from clipfast.kernels.launch import INTERPRETED
 
@@ -25,7 +26,8 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
     """
     if _INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
-    return tl.dot(a, b, acc, input_precision=PRECISION)
+    # AMD's GPUs multiply float32 exactly in their matrix units.
+    return tl.dot(a, b, acc, input_precision="ieee" if is_hip() else PRECISION)
 
 
 @triton.jit

@@ -71,10 +71,16 @@ class Launch:
         )
 
 
+AMD = 0
+"""What stands for the compute capability of AMD's GPUs, which have none: whatever only some of NVIDIA's have is off."""
+
+
 def capability(tensor: Tensor) -> int:
-    """Compute capability of the tensor's GPU as 80, 90, 100; 90 where there is none."""
+    """Compute capability of the tensor's GPU as 80, 90, 100, :data:`AMD` for one of AMD's; 90 where there is none."""
     if not tensor.is_cuda:
         return 90
+    if torch.version.hip is not None:
+        return AMD
     major, minor = torch.cuda.get_device_capability(tensor.device)
     return 10 * major + minor
 

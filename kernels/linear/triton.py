@@ -21,6 +21,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.target_info import is_hip
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from clipfast.kernels.arithmetic import dot, dot_precision, rounded
@@ -50,8 +51,8 @@ _INTERPRETED = tl.constexpr(INTERPRETED)
 
 @triton.jit
 def _reciprocal(x):
-    """``1 / x`` to 1 ulp, in one instruction where ``/`` takes eight; 0 for infinity."""
-    if _INTERPRETED:
+    """``1 / x`` to 1 ulp, in one instruction of NVIDIA's where ``/`` takes eight; 0 for infinity."""
+    if _INTERPRETED or is_hip():
         b = 1.0 / x
     else:
         b = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
@@ -60,8 +61,8 @@ def _reciprocal(x):
 
 @triton.jit
 def _exp2(x):
-    """``2ˣ`` to 2 ulp, in one instruction where ``tl.exp2`` takes four to keep numbers below 1e-38."""
-    if _INTERPRETED:
+    """``2ˣ`` to 2 ulp, in one instruction of NVIDIA's where ``tl.exp2`` takes four to keep numbers below 1e-38."""
+    if _INTERPRETED or is_hip():
         b = tl.exp2(x)
     else:
         b = tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)

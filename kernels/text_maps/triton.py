@@ -22,6 +22,7 @@ from clipfast.kernels.arithmetic import dot, dot_precision, rounded
 from clipfast.kernels.derived import Derived
 from clipfast.kernels.dispatch import Implementation, Variant
 from clipfast.kernels.launch import (
+    AMD,
     INTERPRETED,
     Config,
     Launch,
@@ -34,7 +35,7 @@ from clipfast.kernels.launch import (
 )
 
 LARGEST_HEAD = 128
-SHARED = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227}
+SHARED = {AMD: 64, 80: 163, 87: 163, 90: 227, 100: 227, 103: 227}
 """KiB of shared memory that one program can have by compute capability; elsewhere 99."""
 
 # From a model; not timed on a GPU yet. By the largest number of texts: (BLOCK_M, BLOCK_T, warps, stages), the preferred

@@ -97,6 +97,49 @@ def test_options_set_device_and_rates(capsys: pytest.CaptureFixture[str]) -> Non
     assert "300 TFLOP/s (40% of 600 in attention) and 3 TB/s, rates as given" in second
 
 
+def test_bars_are_compared_with_what_is_modelled(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = Batch(roofline.shape_of("ViT-L-14"), images=256)
+    faster = {
+        (name, plain): 1 / roofline.estimate(batch, device).against("alpha", plain)
+        for name, device in roofline.DEVICES.items()
+        for plain in ("plain_eager", "plain_fused")
+    }
+    monkeypatch.setattr(
+        roofline,
+        "BARS",
+        {
+            ("h100", "plain_eager"): faster["h100", "plain_eager"] - 0.01,
+            ("h200", "plain_fused"): faster["h200", "plain_fused"] + 0.01,
+        },
+    )
+    roofline.main(["--bars"])
+    out = capsys.readouterr().out
+    assert out.startswith("**Modelled, not measured**: time of a plain forward / time of the decomposed one")
+    rows = {
+        line.split(" | ")[0].strip("| "): [cell.strip() for cell in line.split("|")[2:-1]] for line in out.splitlines()
+    }
+    assert {"H100", "H200", "B200", "A100"} < set(rows)
+    for name, device in roofline.DEVICES.items():
+        eager, _, fused, _ = rows[device.name]
+        assert eager == f"{faster[name, 'plain_eager']:.3f}"
+        assert fused == f"{faster[name, 'plain_fused']:.3f}"
+    assert rows["H100"][1].endswith(" met")
+    assert rows["H200"][3].endswith(" missed")
+    assert rows["B200"][1] == ""
+    assert all(f"- {assumption}" in out for assumption in roofline.ASSUMPTIONS)
+
+
+def test_gpus_are_alike_but_for_their_memory() -> None:
+    h100, h200, b200 = (roofline.DEVICES[name] for name in ("h100", "h200", "b200"))
+    assert (h100.matrix, h100.float32, h100.attention) == (h200.matrix, h200.float32, h200.attention)
+    assert h100.bandwidth < h200.bandwidth < b200.bandwidth
+    for device, rate, bandwidth in ((h100, 989e12, 3.35e12), (h200, 989e12, 4.8e12), (b200, 2250e12, 8e12)):
+        assert device.matrix == pytest.approx(0.8 * rate, rel=5e-3)
+        assert device.bandwidth == pytest.approx(0.9 * bandwidth, rel=6e-3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
