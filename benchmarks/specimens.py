@@ -61,7 +61,7 @@ def specimens(capability: int) -> Iterator[Specimen]:
     yield from _token_contributions(capability)
     yield from _layers(capability)
     yield from _fp8(capability)
-    yield from _heads()
+    yield from _heads(capability)
 
 
 def _attention(capability: int) -> Iterator[Specimen]:
@@ -188,7 +188,7 @@ def _fp8(capability: int) -> Iterator[Specimen]:
             yield Specimen("quantize_rows", f"K={width} {activation or 'alone'} {_name(dtype)}", launch, False)
 
 
-def _heads() -> Iterator[Specimen]:
+def _heads(capability: int) -> Iterator[Specimen]:
     groups, columns = 384, 67
     for dtype in (FULL, LOW):
         codes, shared = _meta(IMAGES, groups, 64, dtype=dtype), _meta(IMAGES, 3, dtype=FULL)
@@ -200,7 +200,7 @@ def _heads() -> Iterator[Specimen]:
             yield Specimen("moments", f"67 columns {_name(dtype)}", launch, False)
     for rank in (64, 67, 80):
         texts, factor = _meta(64, 3500, rank, dtype=FULL), _meta(64, rank, rank, dtype=FULL)
-        for config in span.CONFIGS:
+        for config in span.configs(capability):
             launches, _ = span.plan(texts, factor, 60, 1e-10, config)
             for launch in launches:
                 yield Specimen("span", f"T=3500 R={rank} fp32", launch, False)

@@ -75,6 +75,11 @@ AMD = 0
 """What stands for the compute capability of AMD's GPUs, which have none: whatever only some of NVIDIA's have is off."""
 
 
+def shared_memory(on: int) -> int:
+    """Bytes of shared memory that one program can have on a compute capability."""
+    return {AMD: 64, 80: 163, 87: 163, 90: 227, 100: 227, 103: 227}.get(on, 99) * 1024
+
+
 def capability(tensor: Tensor) -> int:
     """Compute capability of the tensor's GPU as 80, 90, 100, :data:`AMD` for one of AMD's; 90 where there is none."""
     if not tensor.is_cuda:

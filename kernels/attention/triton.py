@@ -35,6 +35,7 @@ from clipfast.kernels.arithmetic import dot, dot_precision, rounded
 from clipfast.kernels.attention import mean_row
 from clipfast.kernels.dispatch import Implementation, Variant
 from clipfast.kernels.launch import (
+    AMD,
     INTERPRETED,
     Config,
     Launch,
@@ -64,6 +65,10 @@ CONFIGS: Mapping[tuple[int, int], Sequence[Config]] = {
     (80, 96): [_config(64, 64, 0, 4, 3), _config(128, 64, 0, 8, 3)],
     (80, 128): [_config(64, 32, 0, 4, 3), _config(128, 64, 0, 8, 3)],
     (80, 256): [_config(64, 32, 0, 8, 2)],
+    (AMD, 64): [_config(64, 64, 0, 4, 3), _config(128, 64, 0, 8, 3)],
+    (AMD, 96): [_config(64, 64, 0, 4, 3), _config(128, 64, 0, 8, 3)],
+    (AMD, 128): [_config(64, 32, 0, 4, 3)],
+    (AMD, 256): [_config(64, 32, 0, 8, 2)],
     (90, 64): [
         _config(128, 64, 1, 8, 4, with_tile=1),
         _config(128, 64, 0, 8, 4),
@@ -159,12 +164,12 @@ def configs(qkv: Tensor, arch: int | None = None) -> list[Config]:
 
     Args:
         qkv: queries, keys and values.
-        arch: compute capability as 80, 90 or 100; None for that of the tensor's GPU.
+        arch: compute capability as 80, 90 or 100, or :data:`.launch.AMD`; None for that of the tensor's GPU.
     """
     if INTERPRETED or qkv.dtype == torch.float32:
         return [_INTERPRETED_CONFIGS[describable(qkv)] if INTERPRETED else FLOAT32_CONFIG]
     arch = capability(qkv) if arch is None else arch
-    family = {9: 90, 10: 100, 11: 100}.get(arch // 10, 80)
+    family = {AMD: AMD, 9: 90, 10: 100, 11: 100}.get(arch // 10, 80)
     needed = sum(head_parts(qkv.shape[4], qkv.dtype))
     columns = min(size for architecture, size in CONFIGS if architecture == family and size >= needed)
     usable = [c for c in CONFIGS[family, columns] if not c.blocks["DESCRIPTORS"] or describable(qkv)]

@@ -18,6 +18,7 @@ the sums of ``Y``, pick wrongly below f = 1e-7. A GPU for data centres has time 
 
 from collections.abc import Sequence
 from functools import partial
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from clipfast.kernels.dispatch import Implementation, Variant
-from clipfast.kernels.launch import INTERPRETED, Config, Launch, power_of_two
+from clipfast.kernels.launch import INTERPRETED, Config, Launch, capability, power_of_two, shared_memory
 from clipfast.kernels.reference import EQUAL
 
 # From a model; not timed on a GPU yet. A thread holds whole columns of a tile (BLOCK_T = 4 · 32 · warps, 16 bytes a
@@ -37,6 +38,8 @@ CONFIGS = (
     Config({"BLOCK_T": 1024, "BLOCK_R": 16, "STAGES": 1}, warps=8, stages=1),
     Config({"BLOCK_T": 512, "BLOCK_R": 8, "STAGES": 5}, warps=4, stages=1),  # two heads on a multiprocessor
 )
+SUMS = 9 * 1024
+"""Bytes of shared memory that sums over a program take, at most."""
 _FIRST = Config({"BLOCK_T": 128, "BLOCK_S": 16}, warps=4, stages=1)
 
 _EQUAL = tl.constexpr(EQUAL)
@@ -208,9 +211,10 @@ def _span_kernel(
 
 
 def plan(
-    texts: Tensor, factor: Tensor, size: int, floor: float, config: Config = CONFIGS[0]
+    texts: Tensor, factor: Tensor, size: int, floor: float, config: Config | None = None
 ) -> tuple[list[Launch], tuple[Tensor, Tensor, Tensor]]:
     """The launches that compute :func:`run`, in order, with its results."""
+    config = configs(capability(texts))[0] if config is None else config
     groups, count, rank = texts.shape
     columns = -(-count // 16) * 16  # rows start where a 16-byte load may
     transposed = texts.new_empty((groups, rank, columns))
@@ -263,7 +267,7 @@ def plan(
 
 
 def run(
-    texts: Tensor, factor: Tensor, size: int, floor: float, config: Config = CONFIGS[0]
+    texts: Tensor, factor: Tensor, size: int, floor: float, config: Config | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`clipfast.kernels.reference.span` of float32 texts."""
     launches, results = plan(texts, factor, size, floor, config)
@@ -277,10 +281,18 @@ def unsupported_reasons(texts: Tensor, factor: Tensor, size: int, floor: float) 
     return [] if texts.dtype == torch.float32 else [f"texts is {str(texts.dtype).removeprefix('torch.')}"]
 
 
+def configs(on: int = 90) -> tuple[Config, ...]:
+    """The configurations whose tiles fit the shared memory of a compute capability, the preferred first."""
+    if INTERPRETED:
+        return CONFIGS[:1]
+    sizes = ("BLOCK_T", "BLOCK_R")
+    held = [4 * prod(c.blocks[name] for name in sizes) * (c.blocks["STAGES"] - 1) + SUMS for c in CONFIGS]
+    return tuple(config for config, bytes_ in zip(CONFIGS, held, strict=True) if bytes_ <= shared_memory(on))
+
+
 def variants(texts: Tensor, factor: Tensor, size: int, floor: float) -> Sequence[Variant]:
     """One variant per configuration."""
-    configs = CONFIGS[:1] if INTERPRETED else CONFIGS
-    return [(str(config), partial(run, config=config)) for config in configs]
+    return [(str(config), partial(run, config=config)) for config in configs(capability(texts))]
 
 
 IMPLEMENTATIONS = {"span": Implementation(run, unsupported_reasons, variants)}

@@ -22,21 +22,19 @@ from clipfast.kernels.arithmetic import dot, dot_precision, rounded
 from clipfast.kernels.derived import Derived
 from clipfast.kernels.dispatch import Implementation, Variant
 from clipfast.kernels.launch import (
-    AMD,
     INTERPRETED,
     Config,
     Launch,
     alignment,
     capability,
     power_of_two,
+    shared_memory,
     unit_stride,
     unsupported_dtypes,
     unsupported_head_dim,
 )
 
 LARGEST_HEAD = 128
-SHARED = {AMD: 64, 80: 163, 87: 163, 90: 227, 100: 227, 103: 227}
-"""KiB of shared memory that one program can have by compute capability; elsewhere 99."""
 
 # From a model; not timed on a GPU yet. By the largest number of texts: (BLOCK_M, BLOCK_T, warps, stages), the preferred
 # first. The time is that of reading the values and of reading and writing `out`; what counts is to have
@@ -183,7 +181,7 @@ def configs(texts: int, head_dim: int, dtype: torch.dtype, on: int = 90) -> list
     if dtype == torch.float32 and not INTERPRETED:  # there, fewer programs are better
         table = FLOAT32
     size = next((size for size in table if texts <= size), max(table))
-    available = SHARED.get(on, 99) * 1024 // (sum(split_head(head_dim)) * dtype.itemsize)
+    available = shared_memory(on) // (sum(split_head(head_dim)) * dtype.itemsize)
     fitting = {}
     for block_m, block_t, warps, stages in table[size]:
         blocks = {"BLOCK_M": block_m, "BLOCK_T": block_t}

@@ -10,6 +10,7 @@ import pytest
 from builders import ROOT
 
 from benchmarks import compiled
+from clipfast.kernels.launch import Config, Launch
 
 GOOD = compiled.Compiled("k", "64w4s2", 90, 100, 0, 1024, 2, 4, 500, 8)
 
@@ -32,7 +33,7 @@ def test_every_kernel_compiles_for_every_generation(tmp_path: Path) -> None:
     process = run("--out", str(tmp_path))
     assert process.returncode == 0, process.stdout[-4000:] + process.stderr[-2000:]
     launches = json.loads((tmp_path / "compiled.json").read_text())["launches"]
-    assert {launch["capability"] for launch in launches} == {80, 90, 100}
+    assert {launch["capability"] for launch in launches} == set(compiled.CAPABILITIES)
     assert all(launch["faults"] == [] for launch in launches)
     committed = json.loads((ROOT / "benchmarks" / "results" / "compiled.json").read_text())["launches"]
     keys = ("operation", "case", "config", "capability")
@@ -63,6 +64,33 @@ def test_faults_name_the_broken_rule(changes: dict[str, int], fault: str) -> Non
     assert compiled.faults(line(**changes)) == [fault]
 
 
+@pytest.mark.parametrize("capability", compiled.UNTUNED)
+def test_what_no_configuration_is_made_for_may_spill_but_must_fit(capability: int) -> None:
+    assert compiled.faults(line(capability=capability, spills=9)) == []
+    assert compiled.faults(line(capability=capability, spills=9, shared=100 * 1024)) == [
+        "102400 bytes of shared memory"
+    ]
+    assert compiled.faults(line(capability=capability, tensor_cores=0)) == ["no tensor-core instruction"]
+
+
+AMD_CODE = """
+\tv_mfma_f32_32x32x8_bf16_1k a[0:15], v[0:1], v[2:3], a[0:15]
+\tv_mfma_f32_32x32x8_bf16_1k a[0:15], v[4:5], v[6:7], a[0:15]
+\tglobal_load_dwordx4 v[0:3], v[0:1], off
+\ts_endpgm
+; %bb.0:
+    .vgpr_count:     100
+    .vgpr_spill_count: 3
+"""
+
+
+def test_figures_of_amds_assembly() -> None:
+    launch = Launch(lambda: None, (1,), {}, {}, Config({"BLOCK": 64}, warps=4, stages=3))
+    have = compiled.for_amd(launch, AMD_CODE, shared=20 * 1024, warps=4)
+    assert (have.registers, have.spills, have.tensor_cores, have.instructions, have.wide_loads) == (100, 3, 2, 4, 1)
+    assert (have.shared, have.programs, have.config) == (20 * 1024, 3, "64w4s3")
+
+
 def test_vector_kernels_need_no_tensor_cores() -> None:
     assert compiled.faults(line(products=False, tensor_cores=0)) == []
 
@@ -81,6 +109,24 @@ def test_vector_kernels_need_no_tensor_cores() -> None:
 def test_programs_per_multiprocessor(registers: int, warps: int, shared: int, programs: int) -> None:
     """65,536 registers, 64 warps and 228 KB of shared memory; each program takes 1 KB more than it requests."""
     assert compiled.resident(registers, warps, shared, 90) == programs
+
+
+@pytest.mark.parametrize(
+    ("capability", "registers", "warps", "shared", "programs"),
+    [
+        (120, 32, 4, 0, 12),  # 48 warps
+        (120, 168, 4, 0, 3),
+        (120, 32, 4, 40 * 1024, 2),
+        (compiled.GFX942, 64, 4, 0, 8),  # 4 x 8 warps of 64 threads
+        (compiled.GFX942, 128, 4, 0, 4),
+        (compiled.GFX942, 256, 8, 0, 1),
+        (compiled.GFX942, 64, 4, 20 * 1024, 3),
+    ],
+)
+def test_programs_per_multiprocessor_elsewhere(
+    capability: int, registers: int, warps: int, shared: int, programs: int
+) -> None:
+    assert compiled.resident(registers, warps, shared, capability) == programs
 
 
 @pytest.mark.slow

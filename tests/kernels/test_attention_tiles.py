@@ -7,7 +7,7 @@ from contracting import DEVICES
 from clipfast.kernels import dispatch, ops, reference
 from clipfast.kernels.attention import mean_row
 from clipfast.kernels.attention import triton as tiles
-from clipfast.kernels.launch import DTYPES, Config
+from clipfast.kernels.launch import AMD, DTYPES, Config
 
 SQUARE = Config({"BLOCK_M": 64, "BLOCK_N": 64})
 TALL = Config({"BLOCK_M": 128, "BLOCK_N": 64})
@@ -108,7 +108,7 @@ def test_the_parts_hold_the_head(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("on_gpu")
-@pytest.mark.parametrize("arch", [75, 80, 86, 90, 100, 103, 110, 120])
+@pytest.mark.parametrize("arch", [AMD, 75, 80, 86, 90, 100, 103, 110, 120])
 @pytest.mark.parametrize("tokens", [1, 17, 50, 197, 257, 577])
 def test_what_is_timed_computes_few_scores(tokens: int, arch: int) -> None:
     result = tiles.configs(qkv(tokens), arch)

@@ -120,7 +120,7 @@ def test_there_is_a_cut_for_every_gpu_and_it_fits(gpu: int, texts: int, monkeypa
             for config in result:
                 assert config.stages >= 2 or head_dim > 64, "nothing would be fetched ahead"
                 memory = config.stages * width * sum(config.blocks.values())
-                assert 0 < memory <= 1024 * text_maps.SHARED.get(gpu, 99)
+                assert 0 < memory <= launch.shared_memory(gpu)
 
 
 def test_a_head_is_cut_so_that_little_is_padding() -> None:
