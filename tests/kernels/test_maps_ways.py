@@ -18,7 +18,7 @@ token_contributions = pytest.importorskip("clipfast.kernels.token_contributions.
 launch = pytest.importorskip("clipfast.kernels.launch")
 
 DEVICE = DEVICES.get("triton", "cpu")
-GPUS = (80, 86, 90, 100, 120)
+GPUS = (launch.AMD, 80, 86, 90, 100, 120)
 LOW = (torch.bfloat16, torch.float16)
 
 
