@@ -91,8 +91,7 @@ class Stream:
             for bias, carried in ((block.out_bias, self._adds_attention), (block.mlp_out_bias, self._adds_mlps))
             if carried
         ]
-        dtype = accumulation_dtype(x.dtype)
-        self._sums = list(torch.stack(biases).to(dtype).cumsum(0).unbind()) if biases else []  # carried after each
+        self._sums = _running_sums(biases, accumulation_dtype(x.dtype)) if biases else []  # carried after each
 
     def add_attention(self, layer: int, out: Tensor) -> None:
         """Adds the attention of one of the blocks, from the heads' outputs ``[B, N, H·E]``."""
@@ -143,3 +142,14 @@ class Stream:
         """The row that the embedding reads, ``[B, W]``, in the dtype sums are carried in."""
         row = pool(self._tower, self.x if self._added is None else self.x.add_(self._added))
         return row if self._carried is None else row + self._carried
+
+
+def _running_sums(vectors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The sums of the first one, the first two, … of these vectors ``[W]``."""
+    # In log₂ steps, because torch's cumsum is refused on a GPU where deterministic algorithms are asked for.
+    sums = torch.stack(list(vectors)).to(dtype)
+    step = 1
+    while step < len(vectors):
+        sums = torch.cat([sums[:step], sums[step:] + sums[:-step]])
+        step *= 2
+    return list(sums.unbind())

@@ -11,6 +11,7 @@ from tolerances import FLOAT64, SUM_BFLOAT16
 from clipfast import NotKept, wrap
 from clipfast.basis import fold
 from clipfast.forward import Request, decompose
+from clipfast.stream import _running_sums
 
 
 @pytest.mark.parametrize(
@@ -140,3 +141,14 @@ def test_the_cpu_forms_every_term() -> None:
     )
     assert torch.equal(have.embedding, apart.embedding)
     assert torch.equal(have.mlps, apart.mlps)
+
+
+def test_running_sums_of_biases() -> None:
+    vectors = [
+        torch.tensor([1.0, 10]).bfloat16(),
+        torch.tensor([2.0, 20]).bfloat16(),
+        torch.tensor([4.0, 0.125]).bfloat16(),
+    ]
+    sums = _running_sums(vectors, torch.float32)
+    assert [vector.tolist() for vector in sums] == [[1, 10], [3, 30], [7, 30.125]]
+    assert {vector.dtype for vector in sums} == {torch.float32}
