@@ -8,17 +8,22 @@ say which arguments they support. These files are imported when they are first n
 a GPU, the fastest is found by running them once (:mod:`clipfast.kernels.tuning`). A backend chosen by name must
 support the call, else the error lists every reason. Only operations that a named backend does not have at all are
 computed by ``eager``, which has all of them.
+
+A choice is made once per :func:`kind` of call and device, and then kept with its reasons: a known call reads no file
+and asks no backend. The kind has everything that a reason may depend on.
 """
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from clipfast.kernels import cuda, native
 
@@ -228,6 +233,51 @@ def _auto_reasons(backend: Backend, operation: str, arguments: Sequence[Any]) ->
     return own.auto_skip_reasons(*arguments) or own.unsupported_reasons(*arguments)
 
 
+def kind(arguments: Sequence[Any], grad_enabled: bool) -> tuple[Hashable, ...] | None:
+    """What a choice may depend on, equal for calls that the same implementation computes.
+
+    Of a tensor that is shape, strides, dtype, device, the alignment of its address to 16 bytes, whether it has one, and
+    whether it is a negated view; of anything else its value; and whether gradients are enabled. The number of images is
+    not rounded here, as it is where variants are timed: backends may support one number and not the next.
+
+    Args:
+        arguments: what the operation is called with, a tensor first.
+        grad_enabled: ``torch.is_grad_enabled()``.
+
+    Returns:
+        None for a call that torch must see, since gradients reach a tensor or it is of a subclass; an empty tuple where
+        a tensor cannot be compared, since it has no strides or no memory.
+    """
+    facts: list[Hashable] = [grad_enabled]
+    try:
+        for argument in arguments:
+            type_ = type(argument)
+            if type_ is Tensor or type_ is Parameter:
+                if grad_enabled and argument.requires_grad:
+                    return None
+                address = argument.data_ptr()
+                facts += (
+                    argument.shape,
+                    argument.stride(),
+                    argument.dtype,
+                    argument.device,
+                    address & 15 if address else -1,
+                    argument.is_neg(),
+                )
+            elif type_ is list or type_ is tuple:
+                own = kind(argument, grad_enabled)
+                if not own:
+                    return own
+                facts.append(own)
+            elif isinstance(argument, Tensor):
+                return None
+            else:
+                facts.append(argument)
+    except RuntimeError:  # no strides or no memory
+        return ()
+    return tuple(facts)
+
+
 class Choice(NamedTuple):
     """What computes one call.
 
@@ -237,6 +287,7 @@ class Choice(NamedTuple):
         run: the computation.
         skipped: reasons of the backends that were tried before it, by name.
         tuned: whether it was found by timing.
+        final: whether it holds for later calls of the kind, too: not where timing was put off.
     """
 
     backend: str
@@ -244,10 +295,77 @@ class Choice(NamedTuple):
     run: Callable[..., Any]
     skipped: Mapping[str, Sequence[str]]
     tuned: bool = False
+    final: bool = True
+
+
+class _Known:
+    """The choices of one device's calls.
+
+    Attributes:
+        choices: by operation, backend and kind. Read without a lock; entries are only added, and all go at once.
+        lock: held while a choice is made: timing is not disturbed by another, and no kind is timed twice.
+    """
+
+    def __init__(self) -> None:
+        self.choices: dict[Hashable, Choice] = {}
+        self.lock = threading.RLock()
+
+
+MOST_KNOWN = 4096
+"""Kinds of calls known per device, about 1 kB each; with more, all are forgotten."""
+_known: dict[torch.device, _Known] = {}
+_known_backends: tuple[Backend, ...] = BACKENDS
+
+
+def forget() -> None:
+    """Forgets all choices, and which files backends have: for tests that change what there is."""
+    global _known, _known_backends
+    _known, _known_backends = {}, BACKENDS
+    implementation.cache_clear()
+
+
+def known_calls(device: torch.device) -> int:
+    """How many kinds of calls are known for a device."""
+    return len(_known[device].choices) if device in _known else 0
+
+
+def choose_known(
+    operation: str, arguments: Sequence[Any], name: str = AUTO, own: tuple[Hashable, ...] | None = None
+) -> Choice:
+    """:func:`choose`, made once for all calls of a kind.
+
+    Args:
+        operation: its name.
+        arguments: what the operation is called with, a tensor first.
+        name: ``"auto"`` or a backend's name.
+        own: :func:`kind` of the arguments, where it was computed before.
+
+    Raises:
+        BackendUnavailable: as for :func:`choose`.
+    """
+    own = kind(arguments, torch.is_grad_enabled()) if own is None else own
+    if not own:
+        return choose(operation, arguments, name)
+    if _known_backends is not BACKENDS:
+        forget()
+    device, key = arguments[0].device, (operation, name, own)
+    known = _known.get(device) or _known.setdefault(device, _Known())  # setdefault is atomic
+    choice = known.choices.get(key)
+    if choice is not None:
+        return choice
+    with known.lock:
+        choice = known.choices.get(key)
+        if choice is None:
+            choice = choose(operation, arguments, name)
+            if choice.final:
+                if len(known.choices) >= MOST_KNOWN:
+                    known.choices.clear()
+                known.choices[key] = choice
+    return choice
 
 
 def choose(operation: str, arguments: Sequence[Any], name: str = AUTO) -> Choice:
-    """Chooses what computes one call.
+    """Chooses what computes one call, whether calls of its kind are known or not.
 
     Args:
         operation: its name.
@@ -334,4 +452,5 @@ def _fastest(
     from clipfast.kernels import tuning
 
     (backend_name, label), tuned = tuning.fastest(operation, arguments, runs)
-    return Choice(backend_name, label, runs[backend_name, label], skipped, tuned)
+    final = tuned or not tuning.enabled()
+    return Choice(backend_name, label, runs[backend_name, label], skipped, tuned, final)

@@ -14,15 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import Parameter
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import clipfast.kernels
 from clipfast.kernels import dispatch
 from clipfast.kernels.examples import Examples
-
-_PLAIN_TYPES = (Tensor, Parameter)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +44,21 @@ class Operation:
         straight to the backend, unless the call is compiled, observed by a dispatch mode (fake tensors, counters), or
         reached by gradients, which the op refuses.
         """
-        if is_observed(arguments):
-            return self.op(*arguments)
         *inputs, backend = arguments
-        return dispatch.choose(self.name, inputs, backend).run(*inputs)
+        choice = self.direct(inputs, backend)
+        return self.op(*arguments) if choice is None else choice.run(*inputs)
+
+    def direct(self, inputs: Sequence[Any], backend: str) -> dispatch.Choice | None:
+        """What computes a call that need not be a custom op; None for one that must.
+
+        Args:
+            inputs: the arguments without the backend.
+            backend: its name.
+        """
+        if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+            return None
+        kind = dispatch.kind(inputs, torch.is_grad_enabled())
+        return None if kind is None else dispatch.choose_known(self.name, inputs, backend, kind)
 
 
 _OPERATIONS: dict[str, Operation] = {}
@@ -75,7 +82,7 @@ def register(
 
     def compute(*arguments: Any) -> Any:
         *inputs, backend = arguments
-        return dispatch.choose(name, inputs, backend).run(*inputs)
+        return dispatch.choose_known(name, inputs, backend).run(*inputs)
 
     schema = torch.library.infer_schema(fake, mutates_args=mutates_args)
     op = torch.library.custom_op(f"clipfast::{name}", compute, mutates_args=mutates_args, schema=schema)
@@ -104,15 +111,3 @@ def mutated_arguments(name: str) -> tuple[int, ...]:
     """Positions of the arguments that an operation changes in place; none where there is no such operation."""
     known = operation(name)
     return () if known is None else known.mutated
-
-
-def is_observed(arguments: Sequence[Any]) -> bool:
-    """Whether a call must be a custom op: it is compiled, under a dispatch mode, or reached by gradients."""
-    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
-        return True
-    grad_enabled = torch.is_grad_enabled()
-    for argument in arguments:
-        for item in argument if isinstance(argument, list) else (argument,):
-            if isinstance(item, Tensor) and (type(item) not in _PLAIN_TYPES or (grad_enabled and item.requires_grad)):
-                return True
-    return False

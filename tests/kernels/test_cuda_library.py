@@ -15,7 +15,7 @@ import torch
 import triton
 from builders import ROOT
 
-from clipfast.kernels import cuda, manifest
+from clipfast.kernels import cuda, dispatch, manifest
 
 NVCC = shutil.which("nvcc")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -30,8 +30,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setattr(cuda, name, kernels / getattr(cuda, name).name)
     monkeypatch.setattr(cuda, "HERE", kernels)
     cuda.forget()
+    dispatch.forget()
     yield kernels
     cuda.forget()
+    dispatch.forget()
 
 
 def test_a_library_that_was_not_built_is_missed_where_there_is_a_gpu(place: Path) -> None:

@@ -42,11 +42,13 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
     before = cuda.LIBRARY, cuda.DEVICE
     cuda.LIBRARY, cuda.DEVICE = library, "cpu"
     cuda.forget()
+    dispatch.forget()
     loaded = cuda.load().library
     assert loaded is not None
     yield loaded
     cuda.LIBRARY, cuda.DEVICE = before
     cuda.forget()
+    dispatch.forget()
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +69,7 @@ class OnCpu(SpanContract):
     def _blocks(self, device: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cuda, "MOST_BLOCKS", self.blocks)
         cuda.clusters.cache_clear()
+        dispatch.forget()
         device.on_cpu_order(self.order)
 
 

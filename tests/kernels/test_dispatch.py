@@ -1,7 +1,9 @@
 """Which backend computes a call, and what is said of the others."""
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +108,7 @@ def backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
         return backend
 
     yield make
-    dispatch.implementation.cache_clear()
+    dispatch.forget()
     for backend in made:
         sys.modules.pop(f"{attention.__name__}.{backend.name}", None)
 
@@ -179,3 +181,113 @@ def test_the_operations_say_what_they_change() -> None:
         changed = tuple(i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write)
         assert changed == operation.mutated
     assert operations()["text_maps"].mutated == (3,)
+
+
+# ------------------------------------------------------------------------------------------------------ known calls
+
+
+def like(choice: dispatch.Choice) -> tuple[Any, ...]:
+    return choice.backend, choice.variant, choice.skipped
+
+
+def linear_arguments(rows: int) -> list[Any]:
+    """The library divides the weight from 32 rows to 512."""
+    return [torch.ones(rows, 1040), torch.ones(1600, 1040), torch.ones(1600)]
+
+
+def strided(*strides: int) -> torch.Tensor:
+    return torch.ones(200).as_strided((2, 3, 8), strides)
+
+
+def layer_norm_arguments(x: torch.Tensor) -> list[Any]:
+    return [x, None, torch.ones(8), torch.ones(8), 1e-5]
+
+
+PAIRS: dict[str, tuple[str, list[Any], list[Any]]] = {
+    "images": ("linear", linear_arguments(511), linear_arguments(513)),
+    "dtype": ("attention", [QKV, "cls"], [QKV.double(), "cls"]),
+    "device": ("attention", [QKV, "cls"], [QKV.to("meta"), "cls"]),
+    "strides": ("add_layer_norm", layer_norm_arguments(strided(24, 8, 1)), layer_norm_arguments(strided(1, 8, 1))),
+    "negated": ("attention", [QKV, "cls"], [torch._neg_view(QKV), "cls"]),
+    "alignment": (
+        "attention",
+        [QKV, "cls"],
+        [torch.frombuffer(bytearray(97), dtype=torch.float32, offset=1).view(QKV.shape), "cls"],
+    ),
+    "in a list": (
+        "layered_text_maps",
+        [torch.ones(1, 1, 1, 2), [torch.ones(1, 2, 1, 4)], torch.ones(1, 1, 4, 3), None],
+        [torch.ones(1, 1, 1, 2), [torch.ones(1, 2, 1, 4).double()], torch.ones(1, 1, 4, 3), None],
+    ),
+}
+"""Calls that differ in one respect."""
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_known_call_says_nothing_of_another_kind(pair: str) -> None:
+    operation, one, other = PAIRS[pair]
+    with torch.no_grad():
+        assert dispatch.kind(one, False) != dispatch.kind(other, False)
+        for arguments in (one, other, one):
+            assert like(dispatch.choose_known(operation, arguments)) == like(dispatch.choose(operation, arguments))
+
+
+def test_a_known_call_without_gradients_says_nothing_of_one_with() -> None:
+    arguments = linear_arguments(40)
+    for enabled in (False, True, False):
+        with torch.set_grad_enabled(enabled):
+            assert like(dispatch.choose_known("linear", arguments)) == like(dispatch.choose("linear", arguments))
+
+
+def test_a_known_call_asks_nobody(backends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    backends("only")
+    first = dispatch.choose_known("attention", [QKV, "cls"])
+    monkeypatch.setattr(dispatch, "choose", lambda *arguments: pytest.fail("chosen again"))
+    assert dispatch.choose_known("attention", [QKV.clone(), "cls"]) is first
+
+
+def test_backends_that_come_or_go_are_noticed(backends: Any) -> None:
+    backends("first")
+    assert dispatch.choose_known("attention", [QKV, "cls"], "auto").backend == "first"
+    backends("second")
+    assert dispatch.choose_known("attention", [QKV, "cls"], "second").backend == "second"
+
+
+def test_what_torch_must_see_is_not_looked_up() -> None:
+    assert dispatch.kind([QKV.clone().requires_grad_()], True) is None
+    assert dispatch.kind([QKV.clone().requires_grad_()], False)
+    assert dispatch.kind([torch.nn.Parameter(QKV)], False)
+    assert dispatch.kind([QKV.as_subclass(type("Own", (torch.Tensor,), {}))], False) is None
+    assert dispatch.kind([QKV.to_sparse()], False) == ()
+
+
+def test_only_so_many_kinds_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "MOST_KNOWN", 3)
+    dispatch.forget()
+    for tokens in range(1, 9):
+        choice = dispatch.choose_known("attention", [torch.ones(1, tokens, 3, 1, 4), "cls"])
+        assert like(choice) == like(dispatch.choose("attention", [torch.ones(1, tokens, 3, 1, 4), "cls"]))
+        assert 1 <= dispatch.known_calls(torch.device("cpu")) <= 3
+
+
+def test_threads_choose_once_per_kind_and_devices_do_not_wait(backends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads per device at one time: each device's choice is made once, both devices' at once."""
+    backends("only")
+    dispatch.forget()
+    both = threading.Barrier(2, timeout=20)  # passed only if the two devices are inside at once
+    asked: list[torch.device] = []
+    choose_anew = dispatch.choose
+
+    def slow(operation: str, arguments: Any, name: str) -> dispatch.Choice:
+        asked.append(arguments[0].device)
+        both.wait()
+        return choose_anew(operation, arguments, name)
+
+    monkeypatch.setattr(dispatch, "choose", slow)
+    calls = [[QKV.to(device), "cls"] for device in ("cpu", "meta") for _ in range(2)]
+    with ThreadPoolExecutor(4) as pool:
+        choices = list(pool.map(lambda arguments: dispatch.choose_known("attention", arguments), calls))
+    assert sorted(map(str, asked)) == ["cpu", "meta"]
+    assert choices[0] is choices[1]
+    assert choices[2] is choices[3]
+    assert choices[0] is not choices[2]

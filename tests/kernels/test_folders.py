@@ -47,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield made
     registration._OPERATIONS.pop("doubled", None)
     dispatch._PACKAGES.pop("doubled", None)
-    dispatch.implementation.cache_clear()
+    dispatch.forget()
     for name in [name for name in sys.modules if name.startswith("clipfast.kernels.doubling")]:
         del sys.modules[name]
     vars(clipfast.kernels).pop("doubling", None)

@@ -24,6 +24,14 @@ from torch import Tensor
 from clipfast.kernels import dispatch, manifest, native, ops, reference
 
 BUILT = pytest.mark.skipif(bool(native.unsupported_reasons()), reason="; ".join(native.unsupported_reasons()))
+
+
+def forget() -> None:
+    """Loads the library anew, and chooses anew."""
+    native.load.cache_clear()
+    dispatch.forget()
+
+
 SPAN = (draw(0, 5, 100, 12), draw(1, 5, 12, 12), 12)
 
 
@@ -36,9 +44,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("LIBRARY", "FAILURE"):
         monkeypatch.setattr(native, name, kernels / getattr(native, name).name)
     monkeypatch.setattr(native, "HERE", kernels)
-    native.load.cache_clear()
+    forget()
     yield kernels
-    native.load.cache_clear()
+    forget()
 
 
 @pytest.fixture
@@ -80,7 +88,7 @@ def test_truncated_library_is_not_mapped(copied: Path) -> None:
     for kept in (size - 1, size // 2, 4096, 0):
         with copied.open("r+b") as file:
             file.truncate(kept)
-        native.load.cache_clear()
+        forget()
         assert_unsupported(
             rf"{NAME} is damaged: it has {kept:,} bytes, its build left {size:,}: install the package again"
         )
@@ -151,7 +159,7 @@ def test_sources_changed_after_the_build(copied: Path, tmp_path: Path) -> None:
     source = tmp_path / "csrc" / "span.cpp"
     source.touch()
     assert native.unsupported_reasons() == []
-    native.load.cache_clear()
+    forget()
     source.write_bytes(source.read_bytes() + b"\n")
     assert_unsupported(f"csrc/ was changed after {NAME} was built: install the package again")
 
@@ -161,13 +169,13 @@ def test_library_named_by_the_environment(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv(native.LIBRARY_VARIABLE, str(other))
     assert_unsupported(f"CLIPFAST_NATIVE_LIBRARY is '{other}', and there is no such file$")
     other.write_text("x", encoding="utf-8")
-    native.load.cache_clear()
+    forget()
     assert_unsupported(r"other.so cannot be loaded \(ImportError: ")
     built = ROOT / "kernels" / native.LIBRARY.name
     if not built.is_file():
         return
     shutil.copyfile(built, other)
-    native.load.cache_clear()
+    forget()
     assert native.unsupported_reasons() == []
     assert native.path() == other
 
@@ -182,14 +190,14 @@ def test_named_library_is_the_one_under_test() -> None:
 @BUILT
 def test_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(native.ISA_VARIABLE, "mmx")
-    native.load.cache_clear()
+    forget()
     try:
         assert_unsupported("CLIPFAST_NATIVE_ISA is 'mmx': choose one of generic, avx2, avx512, avx512_bf16$")
         monkeypatch.setenv(native.ISA_VARIABLE, "generic")
-        native.load.cache_clear()
+        forget()
         assert native.isa() == "generic"
     finally:
-        native.load.cache_clear()
+        forget()
         native.limit(native.ISAS[-1])
 
 
