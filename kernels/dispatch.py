@@ -329,6 +329,22 @@ def known_calls(device: torch.device) -> int:
     return len(_known[device].choices) if device in _known else 0
 
 
+def known(operation: str, arguments: Sequence[Any], name: str) -> Choice | None:
+    """The choice that was made for calls of this kind, None where none is known.
+
+    Args:
+        operation: its name.
+        arguments: what the operation is called with, a tensor first.
+        name: ``"auto"`` or a backend's name.
+    """
+    if _known_backends is not BACKENDS:
+        return None
+    of_device = _known.get(arguments[0].device)
+    if of_device is None:
+        return None
+    return of_device.choices.get((operation, name, kind(arguments, torch.is_grad_enabled())))
+
+
 def choose_known(
     operation: str, arguments: Sequence[Any], name: str = AUTO, own: tuple[Hashable, ...] | None = None
 ) -> Choice:
@@ -349,18 +365,18 @@ def choose_known(
     if _known_backends is not BACKENDS:
         forget()
     device, key = arguments[0].device, (operation, name, own)
-    known = _known.get(device) or _known.setdefault(device, _Known())  # setdefault is atomic
-    choice = known.choices.get(key)
+    of_device = _known.get(device) or _known.setdefault(device, _Known())  # setdefault is atomic
+    choice = of_device.choices.get(key)
     if choice is not None:
         return choice
-    with known.lock:
-        choice = known.choices.get(key)
+    with of_device.lock:
+        choice = of_device.choices.get(key)
         if choice is None:
             choice = choose(operation, arguments, name)
             if choice.final:
-                if len(known.choices) >= MOST_KNOWN:
-                    known.choices.clear()
-                known.choices[key] = choice
+                if len(of_device.choices) >= MOST_KNOWN:
+                    of_device.choices.clear()
+                of_device.choices[key] = choice
     return choice
 
 
@@ -452,5 +468,5 @@ def _fastest(
     from clipfast.kernels import tuning
 
     (backend_name, label), tuned = tuning.fastest(operation, arguments, runs)
-    final = tuned or not tuning.enabled()
+    final = tuned or not tuning.postponed(arguments[0].device)
     return Choice(backend_name, label, runs[backend_name, label], skipped, tuned, final)

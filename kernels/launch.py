@@ -5,8 +5,11 @@ on torch's ``meta`` device the same launch can be compiled for any GPU without h
 (``python -m benchmarks.compiled``).
 """
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from math import gcd
 from typing import Any
 
@@ -40,6 +43,41 @@ class Config:
         return f"{sizes}w{self.warps}s{self.stages}"
 
 
+_NO_GUARD: AbstractContextManager[Any] = nullcontext()
+
+
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which a CUDA device is the current one; nothing where it is already, or for other devices.
+
+    Triton launches on the current device and its current stream, wherever the tensors are.
+    """
+    if device.type != "cuda" or device.index is None or device.index == torch.cuda.current_device():
+        return _NO_GUARD
+    return torch.cuda.device(device.index)
+
+
+class _Thread(threading.local):
+    launcher: "Callable[[Launch], object] | None" = None
+    capability = 90
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def instead(launcher: "Callable[[Launch], object]") -> Iterator[None]:
+    """A context in which this thread's launches are given to ``launcher`` and not run.
+
+    Results are memory that nobody wrote. It is how kernels are compiled ahead of their first run, and how Python's
+    share of a call is measured without a GPU.
+    """
+    before, _thread.launcher = _thread.launcher, launcher
+    try:
+        yield
+    finally:
+        _thread.launcher = before
+
+
 @dataclass(frozen=True)
 class Launch:
     """A kernel with its grid and arguments.
@@ -62,13 +100,49 @@ class Launch:
         """Runs the kernel on the device of its tensors; an empty grid runs nothing."""
         if 0 in self.grid:
             return
-        self.kernel[self.grid](
+        if _thread.launcher is not None:
+            _thread.launcher(self)
+            return
+        with on_device(self.device):
+            self.kernel[self.grid](**self.options())
+
+    def compile(self) -> Any:
+        """Compiles the kernel as :meth:`run` needs it, without running it.
+
+        Returns:
+            Triton's compiled kernel; inside its ``AsyncCompileMode`` a future of it.
+        """
+        with on_device(self.device):
+            return self.kernel.run(**self.options(), grid=self.grid, warmup=True)
+
+    def options(self) -> dict[str, Any]:
+        """Everything that the kernel is called with, by name."""
+        return {
             **self.arguments,
             **self.constants,
             **self.config.blocks,
-            num_warps=self.config.warps,
-            num_stages=self.config.stages,
-        )
+            "num_warps": self.config.warps,
+            "num_stages": self.config.stages,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        for argument in self.arguments.values():
+            tensor = getattr(argument, "base", argument)  # of a tensor descriptor
+            if isinstance(tensor, Tensor):
+                return tensor.device
+        raise ValueError(f"{self.kernel} has no tensor among its arguments")
+
+
+@contextmanager
+def assume(capability: int) -> Iterator[None]:
+    """A context in which tensors that are on no GPU count as on one of this compute capability (80, 90, 100)."""
+    before, _thread.capability = _thread.capability, capability
+    try:
+        yield
+    finally:
+        _thread.capability = before
 
 
 AMD = 0
@@ -81,12 +155,18 @@ def shared_memory(on: int) -> int:
 
 
 def capability(tensor: Tensor) -> int:
-    """Compute capability of the tensor's GPU as 80, 90, 100, :data:`AMD` for one of AMD's; 90 where there is none."""
-    if not tensor.is_cuda:
-        return 90
+    """Compute capability of the tensor's GPU as 80, 90, 100, :data:`AMD` for one of AMD's.
+
+    Where there is none, 90 or what is assumed.
+    """
+    return _capability(tensor.device) if tensor.is_cuda else _thread.capability
+
+
+@cache
+def _capability(device: torch.device) -> int:
     if torch.version.hip is not None:
         return AMD
-    major, minor = torch.cuda.get_device_capability(tensor.device)
+    major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
 

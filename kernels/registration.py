@@ -30,12 +30,14 @@ class Operation:
         op: the custom op.
         mutated: positions of the arguments that it changes in place.
         example_arguments: makes small arguments, without the backend.
+        compared: positions of the results by which implementations are compared; None for all in floating point.
     """
 
     name: str
     op: Callable[..., Any]
     mutated: tuple[int, ...]
     example_arguments: Callable[[Examples], list[Any]]
+    compared: tuple[int, ...] | None = None
 
     def __call__(self, *arguments: Any) -> Any:
         """Computes it, through the custom op only where that makes a difference.
@@ -47,6 +49,19 @@ class Operation:
         *inputs, backend = arguments
         choice = self.direct(inputs, backend)
         return self.op(*arguments) if choice is None else choice.run(*inputs)
+
+    def known(self, inputs: Sequence[Any], backend: str) -> dispatch.Choice | None:
+        """What computes a call of a kind that was checked and computed before; None for any other.
+
+        A call that asks this first need not check its arguments' shapes, dtypes and devices again.
+
+        Args:
+            inputs: the arguments without the backend.
+            backend: its name.
+        """
+        if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+            return None
+        return dispatch.known(self.name, inputs, backend)
 
     def direct(self, inputs: Sequence[Any], backend: str) -> dispatch.Choice | None:
         """What computes a call that need not be a custom op; None for one that must.
@@ -69,6 +84,7 @@ def register(
     fake: Callable[..., Any],
     example_arguments: Callable[[Examples], list[Any]],
     mutates_args: Sequence[str] = (),
+    compared: tuple[int, ...] | None = None,
 ) -> Operation:
     """Registers an operation of the folder that ``fake`` is defined in.
 
@@ -78,17 +94,19 @@ def register(
             annotations; its last parameter is ``backend: str``.
         example_arguments: makes small arguments, without the backend.
         mutates_args: names of the arguments that are changed in place.
+        compared: positions of the results by which implementations are compared when they are timed, where others may
+            rightly differ, as picks of equal merit do; None for all in floating point.
     """
 
     def compute(*arguments: Any) -> Any:
-        *inputs, backend = arguments
-        return dispatch.choose_known(name, inputs, backend).run(*inputs)
+        *inputs, backend = arguments  # of any shape: what is known of the calls by name has passed their checks
+        return dispatch.choose(name, inputs, backend).run(*inputs)
 
     schema = torch.library.infer_schema(fake, mutates_args=mutates_args)
     op = torch.library.custom_op(f"clipfast::{name}", compute, mutates_args=mutates_args, schema=schema)
     op.register_fake(fake)
     positions = {parameter: position for position, parameter in enumerate(fake.__annotations__)}
-    operation = Operation(name, op, tuple(positions[mutated] for mutated in mutates_args), example_arguments)
+    operation = Operation(name, op, tuple(positions[mutated] for mutated in mutates_args), example_arguments, compared)
     dispatch.add_operation(name, fake.__module__)
     _OPERATIONS[name] = operation
     return operation

@@ -1,20 +1,31 @@
 """Finds the fastest variant of an operation by timing, and remembers it on disk.
 
 Which kernel is fastest depends on the device, the shapes and the versions of torch and Triton, and no rule of thumb
-holds everywhere. Where an operation has several variants, the first call of each kind runs every variant a few times
-on the call's own arguments and remembers the fastest: in memory, and in one JSON file per device and versions in
-``$CLIPFAST_CACHE`` (default ``~/.cache/clipfast``). ``CLIPFAST_TUNE=0`` takes the preferred variant untimed. The number
-of images is rounded up to a power of two, so that a smaller last batch is not timed again.
+holds everywhere. Where an operation has several variants, the first call of each kind compiles them side by side,
+compares each result with the operation in plain torch at a higher precision, and times those that agree, as CUDA
+graphs of a few runs so that no launch is timed. The fastest is remembered: in memory, and with all times in one JSON
+file per device and versions in ``$CLIPFAST_CACHE`` (default ``~/.cache/clipfast``). The number of images is rounded up
+to a power of two, so that a smaller last batch is not timed again.
+
+Orders of variants per compute capability ship with the package (``defaults/``), see :class:`Defaults`.
+``CLIPFAST_TUNE`` says when they count: 0 always takes their first, untimed; 1 never; by default where they were
+measured on such a GPU for this kind of call. It is read when a kind of call is seen for the first time.
 """
 
+import contextlib
 import json
 import logging
+import math
 import os
 import re
 import statistics
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,21 +34,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipfast.kernels import dispatch
 from clipfast.kernels.dispatch import VariantKey
 from clipfast.kernels.registration import mutated_arguments
+from clipfast.kernels.registration import operation as find_operation
 
 logger = logging.getLogger("clipfast")
 
 ROUNDS = 7
 """Timed rounds per variant, in turn; their median counts."""
-_RUNS = 4  # per round: the first hides the launch of the next
+_RUNS = 4
+"""Runs in a graph, and between two readings of a clock."""
 _WARMUP = 3
 _PACKAGES = ("torch", "triton", "clipfast")
 
+AGREEMENT = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+"""Relative error of a result, in its norm and by its dtype, above which a variant is dropped. Far above rounding: what
+is to be seen are kernels that were compiled wrong or read beside their tensors."""
+TF32_AGREEMENT = 5e-3
+"""The same for float32 where a product may be in TF32."""
+
 
 def enabled() -> bool:
-    """Whether variants are timed at all (``CLIPFAST_TUNE``)."""
-    return os.environ.get("CLIPFAST_TUNE", "1") != "0"
+    """Whether variants are timed at all: not with ``CLIPFAST_TUNE=0``."""
+    return os.environ.get("CLIPFAST_TUNE") != "0"
+
+
+def always() -> bool:
+    """Whether they are timed even where the package has measured defaults: with ``CLIPFAST_TUNE=1``."""
+    return os.environ.get("CLIPFAST_TUNE") == "1"
 
 
 def folder() -> Path:
@@ -53,33 +78,42 @@ def folder() -> Path:
 
 def file_for(device: torch.device) -> Path:
     """The file of choices for a device and the versions installed here."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    parts = [name]
+    return folder() / _file_name(torch.cuda.get_device_name(device) if device.type == "cuda" else device.type)
+
+
+@cache
+def _file_name(device: str) -> str:
+    parts = [device]
     for package in _PACKAGES:
         try:
             parts.append(f"{package}-{version(package)}")
         except PackageNotFoundError:
             parts.append(f"{package}-none")
-    return folder() / f"{re.sub(r'[^A-Za-z0-9.+_-]+', '-', '_'.join(parts))}.json"
+    return f"{re.sub(r'[^A-Za-z0-9.+_-]+', '-', '_'.join(parts))}.json"
 
 
 def key(operation: str, arguments: Sequence[Any]) -> str:
-    """What calls of one kind share: shapes (images as a power of two), dtypes, layout, other arguments."""
-    return f"{operation}({', '.join(_describe(argument) for argument in arguments)})"
+    """What calls of one kind share: shapes, dtypes, layout, other arguments; images as a power of two.
+
+    Images are the first size of the first tensor, and any other tensor's where it is the same.
+    """
+    images = next((argument.shape[0] for argument in _tensors(arguments) if argument.ndim), -1)
+    return f"{operation}({', '.join(_describe(argument, images) for argument in arguments)})"
 
 
-def _describe(argument: Any) -> str:
+def _describe(argument: Any, images: int) -> str:
     if isinstance(argument, Tensor):
         first, *others = argument.shape or (1,)
-        shape = "x".join(str(size) for size in (1 << max(first - 1, 0).bit_length(), *others))
+        first = 1 << max(first - 1, 0).bit_length() if first == images else first
+        shape = "x".join(str(size) for size in (first, *others))
         return f"{str(argument.dtype).removeprefix('torch.')}[{shape}]{'' if argument.is_contiguous() else 's'}"
     if isinstance(argument, list | tuple):
-        return f"{len(argument)}*{_describe(argument[0])}" if argument else "none"
+        return f"{len(argument)}*{_describe(argument[0], images)}" if argument else "none"
     return str(argument)
 
 
 class Choices:
-    """Choices by key, in memory and in one file.
+    """Choices by key, in memory and in one file. Threads may share them.
 
     Attributes:
         path: the file; it is read once, and written whole under another name and then renamed.
@@ -88,6 +122,7 @@ class Choices:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._known: dict[str, Any] = self._read()
+        self._lock = threading.Lock()
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -109,29 +144,153 @@ class Choices:
         return str(backend), str(variant)
 
     def items(self) -> Mapping[str, Any]:
-        """Everything known: key → ``{"chosen": [backend, variant], "milliseconds": {…}}``."""
-        return self._known
+        """Everything known: key → ``{"chosen": [backend, variant], "milliseconds": {…}, "dropped": {…}}``."""
+        with self._lock:
+            return dict(self._known)
 
-    def put(self, call: str, chosen: VariantKey, seconds: Mapping[VariantKey, float]) -> None:
-        """Remembers a choice with the times it is based on."""
-        milliseconds = {"/".join(variant).rstrip("/"): round(1e3 * taken, 5) for variant, taken in seconds.items()}
-        self._known[call] = {"chosen": list(chosen), "milliseconds": milliseconds}
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            merged = self._read() | self._known  # another process may have added others meanwhile
-            with tempfile.NamedTemporaryFile(
-                "w", dir=self.path.parent, suffix=".tmp", delete=False, encoding="utf-8"
-            ) as file:
-                json.dump(merged, file, indent=1, sort_keys=True)
-            Path(file.name).replace(self.path)
-        except OSError as error:
-            logger.debug("the choice of a kernel is not kept: %s", error)
+    def put(self, call: str, chosen: VariantKey, measured: "Measured") -> None:
+        """Remembers a choice with what it is based on."""
+        entry = {
+            "chosen": list(chosen),
+            "milliseconds": {label(way): round(1e3 * taken, 5) for way, taken in measured.seconds.items()},
+        }
+        if measured.dropped:
+            entry["dropped"] = {label(way): reason for way, reason in measured.dropped.items()}
+        with self._lock:
+            self._known[call] = entry
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                merged = self._read() | self._known  # another process may have added others meanwhile
+                with tempfile.NamedTemporaryFile(
+                    "w", dir=self.path.parent, suffix=".tmp", delete=False, encoding="utf-8"
+                ) as file:
+                    json.dump(merged, file, indent=1, sort_keys=True)
+                Path(file.name).replace(self.path)
+            except OSError as error:
+                logger.debug("the choice of a kernel is not kept: %s", error)
+
+
+_choices_lock = threading.Lock()
+
+
+def choices(path: Path) -> Choices:
+    """The choices in a file, read once per process."""
+    with _choices_lock:
+        return _choices(path)
 
 
 @cache
-def choices(path: Path) -> Choices:
-    """The choices in a file, read once per process."""
+def _choices(path: Path) -> Choices:
     return Choices(path)
+
+
+def label(way: VariantKey) -> str:
+    """``"triton/128x64w8s4"``, or the backend alone where it has one variant."""
+    return "/".join(way).rstrip("/")
+
+
+# --------------------------------------------------------------------------------------------------------- defaults
+
+
+class Defaults:
+    """Orders of variants that ship with the package, for GPUs of one compute capability.
+
+    ``defaults/sm_90.json`` has ``source``, ``"modelled"`` or ``"measured"``; ``device``, the GPU that was measured; and
+    ``orders``: key of a call (:func:`key`) → labels, the fastest first. A call of another number of images takes the
+    order of the nearest number.
+
+    Attributes:
+        measured: whether the orders were timed on such a GPU.
+    """
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self.measured = document.get("source") == "measured"
+        self._orders: dict[str, list[str]] = dict(document.get("orders", {}))
+        self._by_images: dict[str, list[tuple[float, str]]] = {}
+        for call in self._orders:
+            general, images = _without_images(call)
+            self._by_images.setdefault(general, []).append((images, call))
+
+    def first(self, call: str, variants: Mapping[VariantKey, Any], *, exact: bool = False) -> VariantKey | None:
+        """The first variant of the order for a call that is among ``variants``, None where there is none.
+
+        Args:
+            call: its key.
+            variants: those that there are.
+            exact: for this number of images alone.
+        """
+        order = self._orders.get(call)
+        if order is None and not exact:
+            general, images = _without_images(call)
+            known = self._by_images.get(general)
+            order = None if not known else self._orders[min(known, key=lambda each: abs(each[0] - images))[1]]
+        by_label = {label(way): way for way in variants}
+        return next((by_label[name] for name in order or () if name in by_label), None)
+
+
+_FIRST_SIZE = re.compile(r"(?<=\[)\d+")
+
+
+def _without_images(call: str) -> tuple[str, float]:
+    """A key without the first size of the tensor that comes first, and that size's logarithm."""
+    found = _FIRST_SIZE.search(call)
+    if found is None:
+        return call, 0.0
+    images = found.group()
+    # Other tensors' first sizes are images, too, where they are the same number.
+    return re.sub(rf"(?<=\[){images}(?=[x\]])", "B", call), math.log2(max(1, int(images)))
+
+
+DEFAULTS = Path(__file__).parent / "defaults"
+
+
+@cache
+def defaults(capability: int) -> Defaults:
+    """Those for a GPU's compute capability (80, 90, 100), or for its generation (86 → 80); empty ones for others."""
+    for known in dict.fromkeys((capability, capability // 10 * 10)):
+        file = DEFAULTS / f"sm_{known}.json"
+        if file.is_file():
+            return Defaults(json.loads(file.read_text(encoding="utf-8")))
+    return Defaults({})
+
+
+def orders(entries: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The order of every call's variants by their times, from :meth:`Choices.items`, as :class:`Defaults` has them."""
+    return {
+        call: sorted(entry["milliseconds"], key=entry["milliseconds"].__getitem__)
+        for call, entry in sorted(entries.items())
+        if isinstance(entry, Mapping) and entry.get("milliseconds")
+    }
+
+
+def defaults_document(
+    capability: int, added: Mapping[str, Sequence[str]], *, source: str, device: str | None = None
+) -> dict[str, Any]:
+    """The content of ``defaults/sm_CAPABILITY.json``; orders that it has already are kept where none is added.
+
+    Args:
+        capability: of the GPU, 80, 90, 100.
+        added: :func:`orders` of what was measured.
+        source: ``"measured"`` or ``"modelled"``; a measured file holds no modelled orders.
+        device: name of the GPU that was measured.
+    """
+    file = DEFAULTS / f"sm_{capability}.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    kept = before.get("orders", {}) if before.get("source") == source else {}
+    merged = {call: list(order) for call, order in sorted((kept | dict(added)).items())}
+    return {"capability": capability, "source": source, "device": device, "orders": merged}
+
+
+def _default(device: torch.device, call: str, variants: Mapping[VariantKey, Any], exact: bool) -> VariantKey | None:
+    """The shipped default of a call on a GPU; with ``exact`` one that was measured for this number of images."""
+    if device.type != "cuda":
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    shipped = defaults(10 * major + minor)
+    return shipped.first(call, variants, exact=exact) if shipped.measured or not exact else None
+
+
+# ----------------------------------------------------------------------------------------------------------- timing
 
 
 def fastest(
@@ -150,72 +309,351 @@ def fastest(
         known: where choices are kept; default the file of the first argument's device.
 
     Returns:
-        The variant, and whether it was found by timing (else it is the preferred one).
+        The variant, and whether it was found by timing (else it is a default or the preferred one).
     """
-    preferred = next(iter(variants))
-    device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
+    device = _device(arguments)
     known = choices(file_for(device)) if known is None else known
     call = key(operation, arguments)
     chosen = known.get(call)
     if chosen in variants:
         return chosen, True  # type: ignore[return-value]
-    if not enabled() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
-        return preferred, False
+    if _thread.ahead is not None:
+        _thread.ahead.add(operation, arguments, variants)
+        return next(iter(variants)), False
+    if not enabled():
+        return _default(device, call, variants, exact=False) or next(iter(variants)), False
+    default = None if always() else _default(device, call, variants, exact=True)
+    if default is not None:
+        return default, True
+    if postponed(device):  # a capture may not wait for the GPU
+        return _default(device, call, variants, exact=False) or next(iter(variants)), False
     try:
-        changed = mutated_arguments(operation)
-        own = [argument.clone() if i in changed else argument for i, argument in enumerate(arguments)]
-        seconds = time_each(variants, own)
+        with _line(f"timing {len(variants)} ways of {operation}, once on this machine"):
+            measured = measure(operation, arguments, variants)
     except torch.OutOfMemoryError:
-        logger.debug("no memory to time %s: taking %s", call, "/".join(preferred))
-        return preferred, False
-    best = min(seconds, key=lambda variant: seconds[variant])
-    known.put(call, best, seconds)
+        logger.debug("no memory to time %s: taking %s", call, label(next(iter(variants))))
+        return next(iter(variants)), False
+    best = min(measured.seconds, key=lambda variant: measured.seconds[variant])
+    known.put(call, best, measured)
     return best, True
 
 
-def time_each(variants: Mapping[VariantKey, Callable[..., Any]], arguments: Sequence[Any]) -> dict[VariantKey, float]:
-    """Median seconds of every variant; they run in turn on the arguments themselves.
+def postponed(device: torch.device) -> bool:
+    """Whether nothing is timed now that may be later: in a capture, and while kernels are compiled ahead."""
+    return _thread.ahead is not None or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
 
-    A variant that fails (a kernel that needs more shared memory than this device has) is logged and left out, unless
-    all fail.
+
+@dataclass
+class Measured:
+    """What was found about an operation's variants.
+
+    Attributes:
+        seconds: median of every variant that agrees with the reference.
+        dropped: why the others are out.
     """
-    device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
-    working: dict[VariantKey, Callable[..., Any]] = {}
-    failed: list[Exception] = []
-    for variant, run in variants.items():
-        try:
-            for _ in range(_WARMUP):
-                run(*arguments)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            logger.debug("%s cannot run here: %s", "/".join(variant), error)
-            failed.append(error)
-        else:
-            working[variant] = run
-    if not working:
-        raise failed[0]
-    seconds: dict[VariantKey, list[float]] = {variant: [] for variant in working}
-    for _ in range(ROUNDS):
-        for variant, run in working.items():
-            seconds[variant].append(_seconds(run, arguments, device))
+
+    seconds: dict[VariantKey, float] = field(default_factory=dict)
+    dropped: dict[VariantKey, str] = field(default_factory=dict)
+
+
+def measure(operation: str, arguments: Sequence[Any], variants: Mapping[VariantKey, Callable[..., Any]]) -> Measured:
+    """Compiles, checks and times variants on copies of what the operation changes among the arguments.
+
+    A variant is dropped that fails (a kernel that needs more shared memory than this device has), or whose result
+    differs from the operation's in plain torch at a higher precision by more than :data:`AGREEMENT`.
+
+    Raises:
+        Exception: what the first variant raised, where all fail.
+        RuntimeError: all run, and no result agrees.
+    """
+    device = _device(arguments)
+    measured, working, failed = Measured(), dict(variants), []
+    with _on(device):
+        _compile(variants, _copies(operation, arguments))
+        expected = _reference(operation, arguments)
+        for way, run in variants.items():
+            try:
+                reason = _disagreement(operation, run, arguments, expected)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                reason = f"fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                failed.append(error)
+            if reason:
+                logger.debug("%s of %s %s", label(way), operation, reason)
+                measured.dropped[way] = reason
+                del working[way]
+        del expected
+        if not working and failed:
+            raise failed[0]
+        if not working:
+            raise RuntimeError(f"no implementation of {operation} agrees with its definition: {measured.dropped}")
+        measured.seconds = time_each(working, _copies(operation, arguments))
+    return measured
+
+
+def _device(arguments: Sequence[Any]) -> torch.device:
+    return next(argument.device for argument in arguments if isinstance(argument, Tensor))
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _copies(operation: str, arguments: Sequence[Any]) -> list[Any]:
+    """The arguments with copies of those that the operation changes."""
+    changed = mutated_arguments(operation)
+    return [argument.clone() if i in changed else argument for i, argument in enumerate(arguments)]
+
+
+def _results(operation: str, run: Callable[..., Any], arguments: Sequence[Any]) -> list[Tensor]:
+    """What is compared of a run: everything that it returns and changes in floating point, or what the operation says.
+
+    ``arguments`` are changed where the operation changes them.
+    """
+    result = run(*arguments)
+    known = find_operation(operation)
+    listed = list(result) if isinstance(result, tuple | list) else [result]
+    if known is not None and known.compared is not None:
+        listed = [listed[i] for i in known.compared]
+    if known is not None:
+        listed += [arguments[i] for i in known.mutated]
+    return [each for each in listed if isinstance(each, Tensor) and each.is_floating_point()]
+
+
+def _reference(operation: str, arguments: Sequence[Any]) -> list[Tensor] | None:
+    """The operation in plain torch at a higher precision; None where there is no such, no memory, or no finite result.
+
+    Arguments in 16 bits are widened to float32, others to float64.
+    """
+    if find_operation(operation) is None:
+        return None
+    plain = dispatch.implementation(operation, dispatch.EAGER.name)
+    assert plain is not None
+    low = any(tensor.is_floating_point() and tensor.element_size() < 4 for tensor in _tensors(arguments))
+    wide = torch.float32 if low else torch.float64
+
+    def widened(argument: Any) -> Any:
+        if isinstance(argument, list | tuple):
+            return [widened(each) for each in argument]
+        if isinstance(argument, Tensor) and argument.is_floating_point():
+            return argument.to(torch.promote_types(argument.dtype, wide), copy=True)
+        return argument
+
+    try:
+        results = _results(operation, plain.run, [widened(argument) for argument in arguments])
+        return results if all(bool(result.isfinite().all()) for result in results) else None
+    except torch.OutOfMemoryError:
+        logger.debug("no memory to compute %s at a higher precision: its variants are not compared", operation)
+        return None
+
+
+def _tensors(arguments: Sequence[Any]) -> Iterator[Tensor]:
+    for argument in arguments:
+        if isinstance(argument, list | tuple):
+            yield from _tensors(argument)
+        elif isinstance(argument, Tensor):
+            yield argument
+
+
+def _disagreement(
+    operation: str, run: Callable[..., Any], arguments: Sequence[Any], expected: list[Tensor] | None
+) -> str:
+    """How a variant's result differs from what is expected by too much, empty where it does not."""
+    have = _results(operation, run, _copies(operation, arguments))
+    if expected is None:
+        return ""
+    lowest = max((AGREEMENT[t.dtype] for t in _tensors(arguments) if t.dtype in AGREEMENT), default=0.0)
+    for result, reference in zip(have, expected, strict=True):
+        if result.shape != reference.shape:
+            return f"gives the shape {list(result.shape)}, expected {list(reference.shape)}"
+        allowed = max(lowest, AGREEMENT.get(result.dtype, 0.0))
+        if result.is_cuda and _tf32():
+            allowed = max(allowed, TF32_AGREEMENT)
+        norm = float(reference.norm())
+        error = float((result.to(reference.dtype) - reference).norm()) / (norm or 1.0)
+        if not error <= allowed:
+            return f"disagrees: relative error {error:.2g}, allowed {allowed:g}"
+    return ""
+
+
+def _tf32() -> bool:
+    """Whether products of float32 on a GPU may be in TF32."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def time_each(variants: Mapping[VariantKey, Callable[..., Any]], arguments: Sequence[Any]) -> dict[VariantKey, float]:
+    """Median seconds of every variant; they run in turn on the arguments themselves."""
+    device = _device(arguments)
+    with _on(device):
+        timers = {variant: _timer(run, arguments, device) for variant, run in variants.items()}
+        seconds: dict[VariantKey, list[float]] = {variant: [] for variant in variants}
+        for _ in range(ROUNDS):
+            for variant, timer in timers.items():
+                seconds[variant].append(timer())
     return {variant: statistics.median(times) for variant, times in seconds.items()}
 
 
-def _seconds(run: Callable[..., Any], arguments: Sequence[Any], device: torch.device) -> float:
-    """Mean time of a few runs: on the GPU's own clock where there is one."""
+def _timer(run: Callable[..., Any], arguments: Sequence[Any], device: torch.device) -> Callable[[], float]:
+    """Gives the mean seconds of a few runs: on the GPU's own clock, of a replayed graph if they can be captured."""
+
+    def several() -> None:
+        for _ in range(_RUNS):
+            run(*arguments)
+
     if device.type != "cuda":
-        start = time.perf_counter()
-        for _ in range(_RUNS):
+        for _ in range(_WARMUP):
             run(*arguments)
-        return (time.perf_counter() - start) / _RUNS
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    with torch.cuda.device(device):
+
+        def on_cpu() -> float:
+            start = time.perf_counter()
+            several()
+            return (time.perf_counter() - start) / _RUNS
+
+        return on_cpu
+    try:
+        graph = capture(several, device, warmup=1)
+        launch: Callable[[], Any] = graph.replay
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        logger.debug("timed without a graph: %s", error)
+        launch = several
+    launch()
+
+    def on_gpu() -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        for _ in range(_RUNS):
-            run(*arguments)
+        launch()
         end.record()
         end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / _RUNS
+        return float(begin.elapsed_time(end)) / 1e3 / _RUNS
+
+    return on_gpu
+
+
+def capture(run: Callable[[], Any], device: torch.device, warmup: int) -> torch.cuda.CUDAGraph:
+    """A CUDA graph of ``run``, captured on a stream of its own after a few runs there.
+
+    What the current stream does before is waited for, and it waits for all of this. Other threads may go on using
+    their devices.
+
+    Args:
+        run: queues work and keeps what the graph's results are; it may not wait for the GPU.
+        device: whose work it is.
+        warmup: runs before, which compile and time what there is to.
+    """
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream(device)
+        current = torch.cuda.current_stream(device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(warmup):
+                run()
+        graph = torch.cuda.CUDAGraph()
+        # The stream is named: torch's own for captures is one for all devices, on that of the first capture.
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            run()
+        current.wait_stream(side)
+    return graph
+
+
+# ------------------------------------------------------------------------------------------------------ compilation
+
+
+def _compile(variants: Mapping[VariantKey, Callable[..., Any]], arguments: Sequence[Any]) -> None:
+    """Compiles the kernels of all variants side by side; what fails says so when it runs."""
+    if _device(arguments).type != "cuda" or all(backend != "triton" for backend, _ in variants):
+        return
+    with _compiling() as submit:
+        submit(variants, arguments)
+
+
+Submit = Callable[[Mapping[VariantKey, Callable[..., Any]], Sequence[Any]], None]
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[Submit]:
+    """Gives a function that has the kernels of variants compiled in threads; waits for them at the end."""
+    try:
+        from triton.runtime._async_compile import AsyncCompileMode
+
+        from clipfast.kernels import launch
+    except ImportError:  # an older Triton: each is compiled as it runs
+        yield lambda variants, arguments: None
+        return
+
+    def submit(variants: Mapping[VariantKey, Callable[..., Any]], arguments: Sequence[Any]) -> None:
+        for (backend, _), run in variants.items():
+            if backend == "triton":
+                with contextlib.suppress(Exception):
+                    run(*arguments)
+
+    workers = max(2, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        mode = AsyncCompileMode(pool, ignore_errors=True)
+        with mode:
+            with launch.instead(launch.Launch.compile):
+                yield submit
+            total = len(mode.raw_futures)
+            with _line(f"compiling {total} kernels, once on this machine") as say:
+                for done, _ in enumerate(as_completed(list(mode.raw_futures)), 1):
+                    say(f"{done} of {total} kernels compiled")
+
+
+class _Ahead:
+    """Collects the kinds of calls of a forward whose kernels are not run, and has their kernels compiled."""
+
+    def __init__(self, submit: Submit) -> None:
+        self._submit = submit
+        self._seen: set[str] = set()
+
+    def add(self, operation: str, arguments: Sequence[Any], variants: Mapping[VariantKey, Any]) -> None:
+        call = key(operation, arguments)
+        if call not in self._seen:
+            self._seen.add(call)
+            self._submit(variants, _copies(operation, arguments))
+
+
+class _Thread(threading.local):
+    ahead: _Ahead | None = None
+
+
+_thread = _Thread()
+
+
+@contextlib.contextmanager
+def compiling_ahead() -> Iterator[None]:
+    """A context whose calls compile the kernels of all their variants, side by side, and run no kernel of Triton's.
+
+    Results in it are memory that nobody wrote. A forward in it takes milliseconds; at the end all its kernels, 65 or so
+    for a model, are waited for. One after the other they take about a minute.
+    """
+    with _compiling() as submit:
+        _thread.ahead = _Ahead(submit)
+        try:
+            yield
+        finally:
+            _thread.ahead = None
+
+
+@contextlib.contextmanager
+def _line(text: str) -> Iterator[Callable[[str], None]]:
+    """A line on a terminal that goes away at the end, and a message of the log at INFO."""
+    logger.info("%s", text)
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()
+
+    def say(now: str) -> None:
+        if on_terminal:
+            sys.stderr.write(f"\r\x1b[Kclipfast: {now}")
+            sys.stderr.flush()
+
+    say(text)
+    try:
+        yield say
+    finally:
+        if on_terminal:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

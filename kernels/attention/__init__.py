@@ -32,6 +32,10 @@ def attention(qkv: Tensor, row: Row | None = "cls", *, backend: str = AUTO) -> t
         ValueError: wrong shape or unknown row.
         BackendUnavailable: the backend does not exist or does not support these arguments.
     """
+    choice = _ATTENTION.known((qkv, row), backend)
+    if choice is not None:
+        out, alpha = choice.run(qkv, row)
+        return out, None if row is None else alpha
     check_shape("qkv", qkv, (None, None, 3, None, NONEMPTY))
     if row not in ("cls", "mean", None):
         raise ValueError(f"row is {row!r}, expected 'cls', 'mean' or None")

@@ -18,7 +18,6 @@ products.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from math import ceil
 from typing import Any
@@ -28,11 +27,10 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from clipfast.kernels.arithmetic import dot, dot_precision, rounded
-from clipfast.kernels.attention import mean_row
+from clipfast.kernels.attention import mean_row, sdpa
 from clipfast.kernels.dispatch import Implementation, Variant
 from clipfast.kernels.launch import (
     AMD,
@@ -697,11 +695,12 @@ def run(qkv: Tensor, row: Row | None, config: Config | None = None) -> tuple[Ten
     return out, alpha
 
 
-def through_torch(qkv: Tensor, row: Row | None, backend: SDPBackend | None = None) -> tuple[Tensor, Tensor]:
+def through_torch(
+    qkv: Tensor, row: Row | None, attend: sdpa.Attend = F.scaled_dot_product_attention
+) -> tuple[Tensor, Tensor]:
     """:func:`run` for ``row`` ``"cls"`` or None with torch's attention, and the row from a kernel of its own."""
     query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))  # [B, H, N, E]
-    with nullcontext() if backend is None else sdpa_kernel(backend):
-        out = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).contiguous()
+    out = attend(query, key, value).transpose(1, 2).contiguous()
     if row is None:
         return out, qkv.new_empty((qkv.shape[0], qkv.shape[3], 0), dtype=torch.float32)
     return out, query_row.alpha_alone(qkv[:, 0, 0], qkv[:, :, 1])
@@ -774,9 +773,8 @@ def variants(qkv: Tensor, row: Row | None) -> Sequence[Variant]:
         if not apart(qkv.shape[1], worth_timing[0]):
             own += [(label, partial(mean_through_torch, backend=backend)) for label, backend in _fused(qkv)]
         return own
-    own.append(("sdpa", through_torch))
-    own += [(label, partial(through_torch, backend=b)) for label, b in _fused(qkv) if label != "sdpa-flash"]
-    return own
+    ways = [(label, partial(through_torch, attend=attend)) for label, attend in sdpa.ways(qkv)]
+    return [*own, ("sdpa", through_torch), *ways]
 
 
 IMPLEMENTATIONS = {"attention": Implementation(run, unsupported_reasons, variants)}

@@ -39,19 +39,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
         ValueError: wrong shape or dtype.
         BackendUnavailable: the backend does not exist or does not support these arguments.
     """
+    result: Tensor
+    inputs = (x, weight, bias)
+    choice = _LINEAR.known(inputs, backend)
+    if choice is not None:
+        result = choice.run(*inputs)
+        return result
     check_shape("weight", weight, (None, None))
     check_shape("x", x, (*[None] * (x.ndim - 1), weight.shape[1]))
     if bias is not None:
         check_shape("bias", bias, (weight.shape[0],))
     check_same_device(x=x, weight=weight, bias=bias)
     check_dtype(x.dtype, weight=weight, bias=bias)
-    result: Tensor
     if torch.compiler.is_compiling():
         if _traced(x, backend):
             return F.linear(x, weight, bias)
         result = _LINEAR.op(x, weight, bias, backend)
         return result
-    inputs = (x, weight, bias)
     choice = _LINEAR.direct(inputs, backend)
     if choice is None:  # torch sees through its own product, and need not be told of the operation
         choice = dispatch.choose("linear", inputs, backend)
@@ -92,13 +96,19 @@ def linear_activation(
         ValueError: wrong shape or unknown activation.
         BackendUnavailable: the backend does not exist or does not support these arguments.
     """
+    result: Tensor
+    inputs = (x, weight, bias, activation)
+    choice = _LINEAR_ACTIVATION.known(inputs, backend)
+    if choice is not None:
+        result = choice.run(*inputs)
+        return result
     check_shape("weight", weight, (None, None))
     check_shape("x", x, (*[None] * (x.ndim - 1), weight.shape[1]))
     check_shape("bias", bias, (weight.shape[0],))
     check_same_device(x=x, weight=weight, bias=bias)
     if activation not in get_args(Activation):
         raise ValueError(f"activation is {activation!r}, expected one of {', '.join(get_args(Activation))}")
-    result: Tensor = _LINEAR_ACTIVATION(x, weight, bias, activation, backend)
+    result = _LINEAR_ACTIVATION(x, weight, bias, activation, backend)
     return result
 
 

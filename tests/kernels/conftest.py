@@ -11,14 +11,20 @@ from clipfast.kernels import dispatch
 @pytest.fixture(scope="session", autouse=True)
 def known_choices_are_checked() -> Iterator[None]:
     """Known choices stay from test to test, so that a fact which is missing from a call's kind shows."""
-    choose_known, choose = dispatch.choose_known, dispatch.choose
+    known, choose_known, choose = dispatch.known, dispatch.choose_known, dispatch.choose
+
+    def check(choice: dispatch.Choice, operation: str, arguments: Any, name: str) -> dispatch.Choice:
+        again = choose(operation, arguments, name)
+        assert (choice.backend, choice.variant, choice.skipped) == (again.backend, again.variant, again.skipped)
+        return choice
+
+    def checked_known(operation: str, arguments: Any, name: str) -> dispatch.Choice | None:
+        choice = known(operation, arguments, name)
+        return None if choice is None else check(choice, operation, arguments, name)
 
     def checked(operation: str, arguments: Any, name: str = dispatch.AUTO, own: Any = None) -> dispatch.Choice:
-        known = choose_known(operation, arguments, name, own)
-        again = choose(operation, arguments, name)
-        assert (known.backend, known.variant, known.skipped) == (again.backend, again.variant, again.skipped)
-        return known
+        return check(choose_known(operation, arguments, name, own), operation, arguments, name)
 
-    dispatch.choose_known = checked
+    dispatch.known, dispatch.choose_known = checked_known, checked
     yield
-    dispatch.choose_known = choose_known
+    dispatch.known, dispatch.choose_known = known, choose_known
