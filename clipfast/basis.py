@@ -13,6 +13,7 @@ codes with a folded basis. Source: arXiv 2310.05916, section 3; the even split o
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import count
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -25,6 +26,7 @@ from clipfast.towers.tower import Tower
 
 Centring = Literal["uniform", "termwise"]
 _ROWS = ("biases", "mean_row", "std_row")
+_SERIALS = count()
 
 
 def autocast_disabled(like: Tensor) -> AbstractContextManager[Any]:
@@ -45,6 +47,7 @@ class Basis:
         std_row: ``[C]``, ``βP / (K H)``, multiplied by an image's σ.
         heads: heads per layer.
         centring: how the mean was split: ``"uniform"`` (μ/K each, the paper's code) or ``"termwise"``.
+        serial: a number that no other basis of this process has had.
     """
 
     def __init__(self, biases: Tensor, mean_row: Tensor, std_row: Tensor, heads: int, centring: Centring) -> None:
@@ -53,6 +56,7 @@ class Basis:
         self.std_row = std_row
         self.heads = heads
         self.centring = centring
+        self.serial = next(_SERIALS)
         self._made: dict[int, Tensor] = {}
         self._moved: dict[tuple[torch.device, torch.dtype], Basis] = {}
 

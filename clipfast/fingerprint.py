@@ -120,11 +120,14 @@ class Weights:
         self._read: dict[str, tuple[int, float, int]] = {}  # use → version, time, checksum
         self._views: tuple[int, list[Any]] | None = None
 
-    def basis(self, tower: Tower) -> int:
-        """Changes with any byte of the weights that a basis is made of."""
+    def of_tower(self, tower: Tower) -> tuple[int, int]:
+        """Changes with any byte of the weights that a basis is made of; and :meth:`all` of a tower's tensors."""
+        version = tower.version()
         if tower.device.type == "cpu":
-            return hash((tower.dtype, basis_checksum(tower)))
-        return self._seldom("basis", tower.version(), lambda: basis_checksum(tower))
+            basis = hash((tower.dtype, basis_checksum(tower)))
+        else:
+            basis = self._seldom("basis", version, lambda: basis_checksum(tower))
+        return basis, self._all(list(tower.tensors()), version)
 
     def all(self, tensors: Iterable[Tensor]) -> int:
         """Changes when any tensor does, except for single elements that are written through ``.data``.
@@ -132,7 +135,9 @@ class Weights:
         Compares the version and a few elements of every tensor; :func:`fingerprint` reads all bytes.
         """
         listed = list(tensors)
-        version = weights_version(listed)
+        return self._all(listed, weights_version(listed))
+
+    def _all(self, listed: list[Tensor], version: int) -> int:
         if any(tensor.device.type != "cpu" for tensor in listed):
             return self._seldom("all", version, lambda: checksum([_sample(tensor) for tensor in listed]))
         if self._views is None or self._views[0] != version:

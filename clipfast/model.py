@@ -1,7 +1,7 @@
 """Loading a CLIP model, or wrapping one that exists, and decomposing what it sees."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -21,9 +21,9 @@ from clipfast.contributions import Contributions, refuse_gradients
 from clipfast.errors import InputError
 from clipfast.fingerprint import Weights, fingerprint
 from clipfast.forward import Maps, Request, decompose
-from clipfast.graphs import Graphs
+from clipfast.graphs import ANY_BATCH, Graphs
 from clipfast.indices import resolve_layers
-from clipfast.kernels import dispatch
+from clipfast.kernels import dispatch, tuning
 from clipfast.reading import ImageBatches, OnError, Picture, computing, prepared
 from clipfast.towers import openclip, openclip_models
 from clipfast.towers.patches import Signature
@@ -60,7 +60,7 @@ class Model:
         preprocess: Callable[[Image.Image], Tensor],
         tokenize: Tokenize | None,
         backend: str = "auto",
-        cuda_graphs: int = 0,
+        cuda_graphs: bool | int | None = None,
         pretrained: bool | None = None,
         name: str | None = None,
         ignore_hooks: bool = False,
@@ -87,6 +87,7 @@ class Model:
         self._bases: dict[tuple[Centring, int, int], FoldedTower] = {}
         self._text_basis: tuple[Tensor, Centring, tuple[int, int], Basis] | None = None
         self._graphs = _graphs(cuda_graphs, self._tower.device)
+        self._compiled: set[Hashable] = set()
         self._text_features: tuple[tuple[str, ...], int, Tensor] | None = None
 
     def __repr__(self) -> str:
@@ -134,6 +135,7 @@ class Model:
             signature = Signature(visual)
             self._tower, self._signature = self._read(), signature
             self._bases, self._text_basis = {}, None  # they hold on to the weights that were replaced
+            self._graphs.forget()
         return self._tower
 
     @property
@@ -145,6 +147,13 @@ class Model:
     def dtype(self) -> torch.dtype:
         """Dtype of the weights."""
         return self.tower.dtype
+
+    @property
+    def graph_nbytes(self) -> int:
+        """Bytes of GPU memory that CUDA graphs have reserved: of the largest forward's intermediate results once per
+        stream, and of each graph's images and results. At most 8 graphs are kept.
+        """
+        return self._graphs.nbytes
 
     def fingerprint(self) -> str:
         """A digest of all vision weights, 32 hexadecimal digits: see :func:`clipfast.fingerprint.fingerprint`.
@@ -162,7 +171,7 @@ class Model:
 
     def _weights_state(self, tower: Tower) -> tuple[int, int]:
         """Two numbers, one of which changes when a vision weight does."""
-        return self._weights.basis(tower), self._weights.all(tower.tensors())
+        return self._weights.of_tower(tower)
 
     def _basis(self, tower: Tower, centring: Centring, state: tuple[int, int]) -> FoldedTower:
         key = (centring, *state)
@@ -375,7 +384,7 @@ class Model:
         names = None if labels is None else _strings(labels)
         if features is not None and names is not None and len(names) != len(features):
             raise InputError(f"{len(names)} labels for {len(features)} texts: give one per text")
-        count, text_basis = tower.layers, self.text_basis
+        count, text_basis, state = tower.layers, self.text_basis, (0, 0)
         if torch.compiler.is_compiling():
             basis = self.basis(centring)
             mlps = None if self.precision is None else fp8.quantize(tower, self.backend)
@@ -394,7 +403,7 @@ class Model:
             backend=self.backend,
             mlps=mlps,
         )
-        result = self._run(tower, pixels, request, basis)
+        result = self._run(tower, pixels, request, basis, state)
         return result if names is None else replace(result, texts=names)
 
     def verify(self, images: Images, *, tolerance: float | None = None) -> Verification:
@@ -428,15 +437,34 @@ class Model:
             mlps=self._quantized(tower, self._weights_state(tower)[1]),
         )
 
-    def _run(self, tower: Tower, images: Tensor, request: Request, basis: FoldedTower) -> Contributions:
-        if not self._graphs.takes(images):
+    def _run(
+        self, tower: Tower, images: Tensor, request: Request, basis: FoldedTower, state: tuple[int, int]
+    ) -> Contributions:
+        if torch.compiler.is_compiling() or not images.is_cuda:
             if torch.compiler.is_compiling() or tower.device.type != "cpu":
                 return decompose(tower, images, request, basis)
             with computing():
                 return decompose(tower, images, request, basis)
-        # The bases are compared as the objects they are: one is made anew when weights change.
-        key = (request, basis, tower.version())
+        self._compile_ahead(tower, images, request, basis)
+        if not self._graphs.takes(images):
+            return decompose(tower, images, request, basis)
+        # A basis is made anew when weights change. Its number stands for it: a key must not keep it.
+        texts = None if request.text_basis is None else request.text_basis.serial
+        key = (replace(request, text_basis=None), texts, basis.serial, state)
         return self._graphs.run(images, key, lambda static: decompose(tower, static, request, basis))
+
+    def _compile_ahead(self, tower: Tower, images: Tensor, request: Request, basis: FoldedTower) -> None:
+        """Compiles the kernels of a kind of forward side by side, before its first call times them one by one."""
+        texts = None if request.text_basis is None else request.text_basis.columns
+        kind = (images.shape, images.dtype, images.device, replace(request, text_basis=None), texts)
+        if kind in self._compiled or not tuning.enabled() or torch.cuda.is_current_stream_capturing():
+            return
+        self._compiled.add(kind)
+        try:
+            with tuning.compiling_ahead():
+                decompose(tower, images, request, basis)
+        except Exception as error:  # the call itself says what is wrong, if anything is
+            logger.debug("kernels are compiled one by one: %s", error)
 
     def _features(self, texts: tuple[str, ...] | Tensor, tower: Tower) -> Tensor:
         """Text features ``[T, D]`` on the model's device; those of the last strings are kept."""
@@ -502,10 +530,11 @@ def _finish(features: Tensor, normalize: bool) -> Tensor:
     return F.normalize(features, dim=-1) if normalize else features
 
 
-def _graphs(largest: int, device: torch.device) -> Graphs:
+def _graphs(option: bool | int | None, device: torch.device) -> Graphs:
+    largest = ANY_BATCH if option is None or option is True else int(option)
     if largest < 0:
         raise InputError(f"cuda_graphs is {largest}: it is the largest batch to capture, 0 for none")
-    if largest and device.type != "cuda":
+    if option and device.type != "cuda":
         raise InputError(f"cuda_graphs needs a model on a CUDA device, and this one is on {device}")
     return Graphs(largest)
 
@@ -521,7 +550,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
-    cuda_graphs: int = 0,
+    cuda_graphs: bool | int | None = None,
     ignore_hooks: bool = False,
     precision: Precision | None = None,
 ) -> Model:
@@ -534,7 +563,9 @@ def load(
         device: where to put it; CUDA when there is one, else the CPU. The logger ``clipfast`` says which at INFO.
         dtype: float32, bfloat16, float16 or float64.
         backend: which kernels compute; ``"auto"`` chooses.
-        cuda_graphs: the largest batch whose forward runs as a CUDA graph; 0 for none.
+        cuda_graphs: whether forwards whose shapes repeat run as CUDA graphs, which keep memory
+            (:attr:`Model.graph_nbytes`); a number is the largest batch for which they do, 0 none. Default wherever the
+            model is on a CUDA device.
         ignore_hooks: accept forward hooks that are registered later, as for :func:`wrap`.
         precision: as for :func:`wrap`.
 
@@ -564,7 +595,7 @@ def wrap(
     *,
     tokenize: Tokenize | None = None,
     backend: str = "auto",
-    cuda_graphs: int = 0,
+    cuda_graphs: bool | int | None = None,
     ignore_hooks: bool = False,
     precision: Precision | None = None,
 ) -> Model:
@@ -578,7 +609,9 @@ def wrap(
         module: the model; later changes of its weights, device or dtype are seen.
         tokenize: strings → tokens ``[T, context]``; default open_clip's own where the vocabulary is its.
         backend: which kernels compute; ``"auto"`` chooses.
-        cuda_graphs: the largest batch whose forward runs as a CUDA graph; 0 for none.
+        cuda_graphs: whether forwards whose shapes repeat run as CUDA graphs, which keep memory
+            (:attr:`Model.graph_nbytes`); a number is the largest batch for which they do, 0 none. Default wherever the
+            model is on a CUDA device.
         ignore_hooks: accept forward hooks, which the decomposition does not run: for hooks that only read, such as
             those that log activations. :meth:`Model.verify` shows whether they change the embedding.
         precision: ``"fp8"`` multiplies the MLPs of all tokens in 8 bits, with a scale for every token and every row of

@@ -534,7 +534,7 @@ def _timer(run: Callable[..., Any], arguments: Sequence[Any], device: torch.devi
     return on_gpu
 
 
-def capture(run: Callable[[], Any], device: torch.device, warmup: int) -> torch.cuda.CUDAGraph:
+def capture(run: Callable[[], Any], device: torch.device, warmup: int, pool: Any = None) -> torch.cuda.CUDAGraph:
     """A CUDA graph of ``run``, captured on a stream of its own after a few runs there.
 
     What the current stream does before is waited for, and it waits for all of this. Other threads may go on using
@@ -543,7 +543,8 @@ def capture(run: Callable[[], Any], device: torch.device, warmup: int) -> torch.
     Args:
         run: queues work and keeps what the graph's results are; it may not wait for the GPU.
         device: whose work it is.
-        warmup: runs before, which compile and time what there is to.
+        warmup: runs before, for what libraries allocate per stream.
+        pool: memory to share with other graphs that are never replayed at the same time; None for memory of its own.
     """
     with torch.cuda.device(device):
         side = torch.cuda.Stream(device)
@@ -554,7 +555,7 @@ def capture(run: Callable[[], Any], device: torch.device, warmup: int) -> torch.
                 run()
         graph = torch.cuda.CUDAGraph()
         # The stream is named: torch's own for captures is one for all devices, on that of the first capture.
-        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
             run()
         current.wait_stream(side)
     return graph

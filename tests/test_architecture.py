@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.kernels",
         "clipfast.errors",
     },
-    "clipfast.graphs": {"clipfast.contributions"},
+    "clipfast.graphs": {"clipfast.contributions", "clipfast.kernels"},
     "clipfast.fp8": {"clipfast.towers.tower", "clipfast.kernels"},
     "clipfast.stream": {"clipfast.towers.tower", "clipfast.fp8", "clipfast.kernels"},
     "clipfast.forward": {

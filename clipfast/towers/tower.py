@@ -6,6 +6,8 @@ nothing else. Tensors are the module's own parameters, shared and never copied.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from functools import cached_property
+from operator import attrgetter
 from typing import ClassVar, Literal
 
 import torch
@@ -14,11 +16,15 @@ from torch import Tensor
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 Pooling = Literal["cls", "mean"]
 
+_DTYPE, _VERSION = attrgetter("dtype"), attrgetter("_version")
+
 
 def weights_version(tensors: Iterable[Tensor]) -> int:
     """A number that changes when any of the tensors is replaced, moved, or changed in place."""
+    listed = tuple(tensors)
     # Tensors made under inference_mode count no versions.
-    return hash(tuple((t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors))
+    counted = [t for t in listed if not t.is_inference()] if any(map(Tensor.is_inference, listed)) else listed
+    return hash((*map(Tensor.data_ptr, listed), *map(_DTYPE, listed), *map(_VERSION, counted)))
 
 
 class _Axes:
@@ -130,6 +136,14 @@ class Tower(_Axes):
         "positional_embedding": ("tokens", "width"),
         "projection": ("width", "embed_dim"),
     }
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor, in the order of the fields."""
+        return iter(self._listed)
+
+    @cached_property
+    def _listed(self) -> tuple[Tensor, ...]:
+        return tuple(super().tensors())
 
     @property
     def layers(self) -> int:
