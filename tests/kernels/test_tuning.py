@@ -175,9 +175,7 @@ def test_every_implementation_agrees_with_the_definition(name: str, dtype: torch
 
 def test_where_no_way_agrees_it_is_said(known: tuning.Choices) -> None:
     ways = {("wrong", ""): spoilt("attention", torch.zeros_like)}
-    with pytest.raises(
-        RuntimeError, match=r"no implementation of attention agrees with its def.*: relative err"
-    ):
+    with pytest.raises(RuntimeError, match=r"no implementation of attention agrees with its def.*: relative err"):
         tuning.fastest("attention", examples.arguments("attention"), ways, known=known)
 
 
