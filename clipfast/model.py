@@ -448,6 +448,12 @@ class Model:
         self._compile_ahead(tower, images, request, basis)
         if not self._graphs.takes(images):
             return decompose(tower, images, request, basis)
+        return self._replayed(tower, images, request, basis, state)
+
+    def _replayed(
+        self, tower: Tower, images: Tensor, request: Request, basis: FoldedTower, state: tuple[int, int]
+    ) -> Contributions:
+        """A forward as a CUDA graph, from the second of its kind on."""
         # A basis is made anew when weights change. Its number stands for it: a key must not keep it.
         texts = None if request.text_basis is None else request.text_basis.serial
         key = (replace(request, text_basis=None), texts, basis.serial, state)
