@@ -598,9 +598,10 @@ def _compiling() -> Iterator[Submit]:
         with mode:
             with launch.instead(launch.Launch.compile):
                 yield submit
-            total = len(mode.raw_futures)
+            futures = list(getattr(mode, "raw_futures", ()))
+            total = len(futures)
             with _line(f"compiling {total} kernels, once on this machine") as say:
-                for done, _ in enumerate(as_completed(list(mode.raw_futures)), 1):
+                for done, _ in enumerate(as_completed(futures), 1):
                     say(f"{done} of {total} kernels compiled")
 
 

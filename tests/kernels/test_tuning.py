@@ -2,8 +2,9 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +325,126 @@ def test_threads_may_share_choices(known: tuning.Choices) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(put, range(64)))
     assert len(tuning.Choices(known.path).items()) == 64
+
+
+# -------------------------------------------------------------------------------------- captures, without a GPU
+
+
+class Cuda:
+    """Stands for torch's streams and graphs; notes in what order they are used, on which device."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.device = 0
+        self.streams = {0: "default 0", 1: "default 1"}
+        self.done: list[str] = []
+        self.cannot_capture = False
+        cuda = self
+
+        class Stream:
+            def __init__(self, device: torch.device | None = None, name: str = "") -> None:
+                self.name = name or f"side {device.index}"  # type: ignore[union-attr]
+
+            def wait_stream(self, other: "Stream") -> None:
+                cuda.done.append(f"{self.name} waits for {other.name}")
+
+        class Graph:
+            def replay(self) -> None:
+                cuda.done.append("replay")
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                pass
+
+            synchronize = record
+
+            def elapsed_time(self, other: "Event") -> float:
+                return 8.0  # milliseconds
+
+        @contextmanager
+        def device_(device: Any) -> Iterator[None]:
+            before, cuda.device = cuda.device, torch.device(device).index
+            yield
+            cuda.device = before
+
+        @contextmanager
+        def stream_(stream: Stream) -> Iterator[None]:
+            before, cuda.streams[cuda.device] = cuda.streams[cuda.device], stream.name
+            yield
+            cuda.streams[cuda.device] = before
+
+        @contextmanager
+        def graph_(graph: Graph, pool: Any, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+            assert capture_error_mode == "thread_local"  # other threads may use their GPUs meanwhile
+            if cuda.cannot_capture:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            with stream_(stream):
+                cuda.done.append("capture begins")
+                yield
+                cuda.done.append("capture ends")
+
+        for name, value in {
+            "Stream": Stream,
+            "CUDAGraph": Graph,
+            "Event": Event,
+            "device": device_,
+            "stream": stream_,
+            "graph": graph_,
+            "current_stream": lambda device: Stream(name=self.streams[device.index]),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def run(self, *arguments: Any) -> None:
+        """Queues something."""
+        self.done.append(f"run on {self.streams[self.device]}")
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
+    return Cuda(monkeypatch)
+
+
+def test_a_capture_waits_and_is_waited_for_on_its_own_device(cuda: Cuda) -> None:
+    tuning.capture(cuda.run, torch.device("cuda:1"), warmup=2)
+    assert cuda.device == 0
+    assert cuda.done == [
+        "side 1 waits for default 1",
+        "run on side 1",
+        "run on side 1",
+        "capture begins",
+        "run on side 1",
+        "capture ends",
+        "default 1 waits for side 1",
+    ]
+
+
+def test_what_is_timed_is_a_replay(cuda: Cuda) -> None:
+    timer = tuning._timer(cuda.run, [X], torch.device("cuda:0"))
+    before = len(cuda.done)
+    assert timer() == pytest.approx(8e-3 / tuning._RUNS)
+    assert cuda.done[before:] == ["replay"]
+
+
+def test_what_cannot_be_captured_is_timed_as_it_runs(cuda: Cuda) -> None:
+    cuda.cannot_capture = True
+    timer = tuning._timer(cuda.run, [X], torch.device("cuda:0"))
+    before = len(cuda.done)
+    assert timer() == pytest.approx(8e-3 / tuning._RUNS)
+    assert cuda.done[before:] == ["run on default 0"] * tuning._RUNS
+
+
+def test_versions_are_read_once_per_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading them takes half a millisecond each."""
+    read: list[str] = []
+    monkeypatch.setattr(tuning, "version", lambda package: read.append(package) or "1")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
+    tuning._file_name.cache_clear()
+    files = {tuning.file_for(torch.device(device)) for device in ("cuda:0", "cuda:1", "cuda:0")}
+    tuning._file_name.cache_clear()
+    assert len(files) == 1
+    assert read == ["torch", "triton", "clipfast"]
 
 
 # -------------------------------------------------------------------------------------------------------- on a GPU
