@@ -18,7 +18,7 @@ import torch
 from benchmarks.launchless import triton_everywhere
 from clipfast.basis import fold
 from clipfast.forward import Request, decompose
-from clipfast.kernels import dispatch, tuning
+from clipfast.kernels import dispatch, measuring, tuning
 from clipfast.towers import openclip
 
 CAPABILITIES = (80, 90, 100)
@@ -39,7 +39,7 @@ def modelled(capability: int) -> dict[str, list[str]]:
         usable, _ = dispatch.candidates(operation, arguments)
         ways = dispatch.variants(operation, arguments, usable)
         if len(ways) > 1:
-            orders[tuning.key(operation, arguments)] = [tuning.label(way) for way in ways]
+            orders[tuning.key(operation, arguments)] = [measuring.label(way) for way in ways]
         return choose(operation, arguments, name)
 
     dispatch.choose = noted

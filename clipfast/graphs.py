@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from clipfast.contributions import Contributions
-from clipfast.kernels.tuning import capture
+from clipfast.kernels.measuring import capture
 
 logger = logging.getLogger("clipfast")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.compiled import offline
-from clipfast.kernels import tuning
+from clipfast.kernels import measuring, tuning
 from clipfast.kernels.layer_norm import triton as layer_norm
 
 X = torch.empty(2, 3, 704, dtype=torch.bfloat16, device="meta")
@@ -33,7 +33,7 @@ def main() -> None:
     seen: dict[str, Any] = {"ways": len(WAYS)}
     with offline(90):
         first = dict([next(iter(WAYS.items()))])
-        with tuning._compiling() as submit:
+        with measuring.compiling() as submit:
             submit({("triton", "broken"): broken} | first, ARGUMENTS)
         seen["one"] = compiled()
         with tuning.compiling_ahead():

@@ -8,7 +8,7 @@ import pytest
 from clipfast.kernels import dispatch
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def known_choices_are_checked() -> Iterator[None]:
     """Known choices stay from test to test, so that a fact which is missing from a call's kind shows."""
     known, choose_known, choose = dispatch.known, dispatch.choose_known, dispatch.choose

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipfast.kernels import dispatch, examples, tuning
+from clipfast.kernels import dispatch, examples, measuring, tuning
 from clipfast.kernels.registration import operations
 
 WAYS = {("slow", "loop"): lambda x: [x @ x for _ in range(60)], ("fast", ""): lambda x: x @ x}
@@ -78,7 +78,7 @@ def test_timing_can_be_switched_off(known: tuning.Choices, monkeypatch: pytest.M
 
 
 def test_a_choice_that_is_no_way_any_more_is_timed_again(known: tuning.Choices) -> None:
-    known.put(tuning.key("square", [X]), ("gone", ""), tuning.Measured({("gone", ""): 1.0}))
+    known.put(tuning.key("square", [X]), ("gone", ""), measuring.Measured({("gone", ""): 1.0}))
     assert tuning.fastest("square", [X], WAYS, known=known) == (("fast", ""), True)
 
 
@@ -103,8 +103,8 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tmp_path: Path) 
 def test_two_that_write_keep_both(tmp_path: Path) -> None:
     one, two = (tuning.Choices(tmp_path / "here.json") for _ in range(2))
     for i in range(3):
-        one.put(f"one{i}", ("one", ""), tuning.Measured({("one", ""): 1.0}))
-        two.put(f"two{i}", ("two", ""), tuning.Measured({("two", ""): 1.0}))
+        one.put(f"one{i}", ("one", ""), measuring.Measured({("one", ""): 1.0}))
+        two.put(f"two{i}", ("two", ""), measuring.Measured({("two", ""): 1.0}))
     assert len(json.loads(one.path.read_text())) == 6
 
 
@@ -170,7 +170,7 @@ def test_every_implementation_agrees_with_the_definition(name: str, dtype: torch
     for backend in dispatch.BACKENDS:
         arguments = examples.arguments(name, dtype=dtype)
         if backend.name in ("native", "eager") and not dispatch.unsupported_reasons(backend, name, arguments):
-            measured = tuning.measure(name, arguments, dispatch.variants(name, arguments, [backend]))
+            measured = measuring.measure(name, arguments, dispatch.variants(name, arguments, [backend]))
             assert not measured.dropped
 
 
@@ -195,7 +195,7 @@ def test_picks_of_equal_merit_do_not_disagree() -> None:
             and (reference[0].flip(1), reference[1], reference[2].flip(1))
         )
     }
-    assert not tuning.measure("span", examples.arguments("span"), ways).dropped
+    assert not measuring.measure("span", examples.arguments("span"), ways).dropped
 
 
 def test_why_a_way_fails_is_kept(known: tuning.Choices) -> None:
@@ -260,7 +260,9 @@ def test_a_gpu_takes_the_file_of_its_generation() -> None:
 
 
 def test_what_was_measured_becomes_an_order(known: tuning.Choices) -> None:
-    known.put(CALL, ("triton", "b"), tuning.Measured({("triton", "a"): 2.0, ("triton", "b"): 1.0, ("eager", ""): 3.0}))
+    known.put(
+        CALL, ("triton", "b"), measuring.Measured({("triton", "a"): 2.0, ("triton", "b"): 1.0, ("eager", ""): 3.0})
+    )
     measured = tuning.orders(known.items())
     assert measured == {CALL: ["triton/b", "triton/a", "eager"]}
     document = tuning.defaults_document(90, measured, source="measured", device="GPU")
@@ -271,10 +273,10 @@ def test_what_was_measured_becomes_an_order(known: tuning.Choices) -> None:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Arguments count as on a GPU of sm_90 with defaults of a given source, and none is captured."""
-    monkeypatch.setattr(tuning, "_device", lambda arguments: torch.device("cuda:0"))
+    monkeypatch.setattr(tuning, "device_of", lambda arguments: torch.device("cuda:0"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(tuning, "measure", lambda *arguments: tuning.Measured({("triton", "a"): 1.0}))
+    monkeypatch.setattr(tuning, "measure", lambda *arguments: measuring.Measured({("triton", "a"): 1.0}))
 
     def have(source: str) -> None:
         monkeypatch.setattr(tuning, "defaults", lambda capability: defaults(source))
@@ -320,7 +322,7 @@ def test_nothing_is_timed_in_a_capture_and_the_choice_is_not_final(
 
 def test_threads_may_share_choices(known: tuning.Choices) -> None:
     def put(i: int) -> None:
-        known.put(f"op{i}", ("one", ""), tuning.Measured({("one", ""): 1.0}))
+        known.put(f"op{i}", ("one", ""), measuring.Measured({("one", ""): 1.0}))
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(put, range(64)))
@@ -407,7 +409,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
 
 
 def test_a_capture_waits_and_is_waited_for_on_its_own_device(cuda: Cuda) -> None:
-    tuning.capture(cuda.run, torch.device("cuda:1"), warmup=2)
+    measuring.capture(cuda.run, torch.device("cuda:1"), warmup=2)
     assert cuda.device == 0
     assert cuda.done == [
         "side 1 waits for default 1",
@@ -421,18 +423,18 @@ def test_a_capture_waits_and_is_waited_for_on_its_own_device(cuda: Cuda) -> None
 
 
 def test_what_is_timed_is_a_replay(cuda: Cuda) -> None:
-    timer = tuning._timer(cuda.run, [X], torch.device("cuda:0"))
+    timer = measuring._timer(cuda.run, [X], torch.device("cuda:0"))
     before = len(cuda.done)
-    assert timer() == pytest.approx(8e-3 / tuning._RUNS)
+    assert timer() == pytest.approx(8e-3 / measuring._RUNS)
     assert cuda.done[before:] == ["replay"]
 
 
 def test_what_cannot_be_captured_is_timed_as_it_runs(cuda: Cuda) -> None:
     cuda.cannot_capture = True
-    timer = tuning._timer(cuda.run, [X], torch.device("cuda:0"))
+    timer = measuring._timer(cuda.run, [X], torch.device("cuda:0"))
     before = len(cuda.done)
-    assert timer() == pytest.approx(8e-3 / tuning._RUNS)
-    assert cuda.done[before:] == ["run on default 0"] * tuning._RUNS
+    assert timer() == pytest.approx(8e-3 / measuring._RUNS)
+    assert cuda.done[before:] == ["run on default 0"] * measuring._RUNS
 
 
 def test_versions_are_read_once_per_device(monkeypatch: pytest.MonkeyPatch) -> None:
