@@ -16,6 +16,7 @@ from tolerances import FLOAT32
 import clipfast
 from clipfast import Contributions, InputError, Model, graphs
 from clipfast.graphs import ANY_BATCH, KEPT, Graphs
+from clipfast.kernels import dispatch
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -331,3 +332,34 @@ def test_threads_and_streams_replay_at_once(pair: tuple[Model, Model]) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(4)))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
+def test_models_on_several_gpus_are_used_at_once() -> None:
+    models = [clipfast.wrap(vision_tower().to(f"cuda:{index}")) for index in range(torch.cuda.device_count())]
+    images = pixels(models[0].module, 2)
+    expected = clipfast.wrap(vision_tower()).decompose(images)
+
+    def work(model: Model) -> float:
+        return max(error(model.decompose(images).codes.cpu(), expected.codes) for _ in range(5))
+
+    with ThreadPoolExecutor(len(models)) as pool:
+        assert max(pool.map(work, models)) <= FLOAT32
+
+
+def test_threads_with_a_model_each_decompose_at_once() -> None:
+    """Choices, buffers and caches of several devices' threads are filled at one time."""
+    dispatch.forget()
+    modules = [vision_tower(seed=seed) for seed in range(4)]
+    images = [pixels(module, 3, seed=seed) for seed, module in enumerate(modules)]
+    start = threading.Barrier(len(modules), timeout=60)
+
+    def work(place: int) -> Contributions:
+        model = clipfast.wrap(modules[place])
+        start.wait()
+        return [model.decompose(images[place], attention=True) for _ in range(3)][-1]
+
+    with ThreadPoolExecutor(len(modules)) as pool:
+        together = list(pool.map(work, range(len(modules))))
+    for have, module, batch in zip(together, modules, images, strict=True):
+        assert same(have, clipfast.wrap(module).decompose(batch, attention=True))
