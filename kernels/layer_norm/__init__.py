@@ -47,7 +47,7 @@ def add_layer_norm(
         BackendUnavailable: the backend does not exist or does not support these arguments.
     """
     result: Tensor
-    inputs = (x, delta, weight, bias, eps)
+    inputs = (x, delta, weight, bias, eps, carried)
     choice = _ADD_LAYER_NORM.known(inputs, backend)
     if choice is not None:
         result = choice.run(*inputs)
@@ -60,7 +60,7 @@ def add_layer_norm(
     if carried is not None:
         check_shape("carried", carried, (x.shape[-1],))
     check_same_device(x=x, delta=delta, weight=weight, bias=bias, carried=carried)
-    result: Tensor = _ADD_LAYER_NORM(x, delta, weight, bias, eps, carried, backend)
+    result = _ADD_LAYER_NORM(*inputs, backend)
     return result
 
 

@@ -123,6 +123,7 @@ def choose(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activatio
 def _tuned(kind: Kind, x: Tensor, weight: Tensor, bias: Tensor | None, own: Product) -> str:
     """The library remembered for a kind, or the fastest, which is remembered then."""
     from clipfast.kernels import tuning
+    from clipfast.kernels.measuring import Measured
 
     products = {"torch": own, **others()}
     known = tuning.choices(tuning.file_for(x.device))
@@ -138,7 +139,8 @@ def _tuned(kind: Kind, x: Tensor, weight: Tensor, bias: Tensor | None, own: Prod
         else:
             seconds = time_each(products, x, weight, bias, kind[4])  # type: ignore[arg-type]
             _chosen[kind] = fastest(seconds)
-            known.put(call, ("native", _chosen[kind]), {("native", name): each for name, each in seconds.items()})
+            measured = Measured({("native", name): each for name, each in seconds.items()})
+            known.put(call, ("native", _chosen[kind]), measured)
         return _chosen[kind]
 
 
