@@ -26,7 +26,8 @@ from clipfast.kernels.linear.triton import activate
 from clipfast.kernels.reference import Activation
 
 # From a model; not timed on a GPU yet, as for LayerNorm: bound by memory, and warps of a row wait for each other once.
-COLUMNS_PER_WARP = (1024, 512, 256)
+# With more columns per warp the activation spills registers on Blackwell.
+COLUMNS_PER_WARP = (512, 256, 128)
 LARGEST_WIDTH = 1 << 14
 """More columns than this do not fit the registers of the 16 warps that a row may have."""
 _INTERPRETED = tl.constexpr(INTERPRETED)
