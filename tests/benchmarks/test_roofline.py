@@ -131,6 +131,12 @@ def test_bars_are_compared_with_what_is_modelled(
     assert all(f"- {assumption}" in out for assumption in roofline.ASSUMPTIONS)
 
 
+def test_bars_are_met() -> None:
+    batch = Batch(roofline.shape_of(roofline.BARRED), images=256)
+    for (name, plain), least in roofline.BARS.items():
+        assert roofline.estimate(batch, roofline.DEVICES[name]).against("alpha", plain) <= 1 / least
+
+
 def test_gpus_are_alike_but_for_their_memory() -> None:
     h100, h200, b200 = (roofline.DEVICES[name] for name in ("h100", "h200", "b200"))
     assert (h100.matrix, h100.float32, h100.attention) == (h200.matrix, h200.float32, h200.attention)
