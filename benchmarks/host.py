@@ -31,6 +31,7 @@ from benchmarks.launchless import triton_everywhere
 from clipfast import forward, graphs
 from clipfast.bench import machine
 from clipfast.kernels import ops
+from clipfast.stream import Stream
 
 MICROSECONDS_PER_OPERATION = 25.0
 MILLISECONDS_PER_CALL = 0.3
@@ -174,12 +175,16 @@ def _captured(run: Callable[[], None], device: torch.device, warmup: int, pool: 
     return _Replay()
 
 
+def _adding_stream(tower: Any, x: Any, blocks: Any, mlps: Any, adds_products: Any, backend: str) -> Stream:
+    return Stream(tower, x, blocks, mlps, True, backend)
+
+
 @contextmanager
 def as_on_a_gpu(model: clipfast.Model, path: str) -> Iterator[None]:
     """A context in which a model on the CPU does in Python what it does on a GPU.
 
-    Weights are read for changes once a second, memory comes from torch, and on the ``graph`` path a forward of a known
-    kind is not computed.
+    Weights are read for changes once a second, memory comes from torch, products add themselves to the stream, and on
+    the ``graph`` path a forward of a known kind is not computed.
     """
     weights: Any = model._weights
     with triton_everywhere(), ExitStack() as stack:
@@ -189,6 +194,7 @@ def as_on_a_gpu(model: clipfast.Model, path: str) -> Iterator[None]:
 
         patch(weights, "of_tower", weights._once_a_second)
         patch(forward.buffers, "reuse", lambda device: nullcontext())
+        patch(forward, "Stream", _adding_stream)
         patch(graphs, "current_stream", lambda device: 0)
         patch(graphs, "new_pool", lambda: None)
         patch(graphs, "reserved", lambda device: 0)

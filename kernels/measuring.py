@@ -137,19 +137,24 @@ def _reference(operation: str, arguments: Sequence[Any]) -> list[Tensor] | None:
     low = any(tensor.is_floating_point() and tensor.element_size() < 4 for tensor in tensors_in(arguments))
     wide = torch.float32 if low else torch.float64
 
-    def widened(argument: Any) -> Any:
+    def widened(argument: Any, to: torch.dtype | None) -> Any:
         if isinstance(argument, list | tuple):
-            return [widened(each) for each in argument]
+            return [widened(each, to) for each in argument]
         if isinstance(argument, Tensor) and argument.is_floating_point():
-            return argument.to(torch.promote_types(argument.dtype, wide), copy=True)
+            dtype = argument.dtype if to is None else torch.promote_types(argument.dtype, to)
+            return argument.to(dtype, copy=True)
         return argument
 
-    try:
-        results = _results(operation, plain.run, [widened(argument) for argument in arguments])
-        return results if all(bool(result.isfinite().all()) for result in results) else None
-    except torch.OutOfMemoryError:
-        logger.debug("no memory to compute %s at a higher precision: its variants are not compared", operation)
-        return None
+    for to in (wide, None):  # an operation may be defined for the dtypes it is given alone
+        try:
+            results = _results(operation, plain.run, [widened(argument, to) for argument in arguments])
+            return results if all(bool(result.isfinite().all()) for result in results) else None
+        except torch.OutOfMemoryError:
+            logger.debug("no memory to compute %s at a higher precision: its variants are not compared", operation)
+            return None
+        except (RuntimeError, ValueError, TypeError) as error:
+            logger.debug("%s is not computed in %s: %s", operation, to or "its own precision", error)
+    return None
 
 
 def tensors_in(arguments: Sequence[Any]) -> Iterator[Tensor]:

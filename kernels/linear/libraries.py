@@ -26,7 +26,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from clipfast.kernels import native
+from clipfast.kernels import dispatch, native
 from clipfast.kernels.dispatch import BackendUnavailable
 from clipfast.kernels.linear import onednn, openblas
 from clipfast.kernels.reference import Activation
@@ -87,6 +87,7 @@ def forget() -> None:
     """Reads the setting again at the next product, and forgets what was chosen in this process; for tests."""
     setting.cache_clear()
     _chosen.clear()
+    dispatch.forget()
 
 
 def considered(x: Tensor, weight: Tensor) -> bool:
