@@ -41,6 +41,8 @@ Product = Callable[[Tensor, Tensor, Tensor | None, Activation | None], Tensor]
 
 LEAST_MULTIPLICATIONS = 2**22
 """Smaller products are torch's: a millisecond has ten of them."""
+LEAST_ROWS = 16
+"""So are products of fewer rows of ``x``: reading the weight takes most of their time, whoever multiplies."""
 LEAST_GAIN = 1.1
 """How many times as fast as torch's product another must be."""
 LARGEST_DIFFERENCE = 1e-5
@@ -96,6 +98,7 @@ def considered(x: Tensor, weight: Tensor) -> bool:
         setting() != "torch"
         and x.dtype == torch.float32
         and x.numel() * weight.shape[0] >= LEAST_MULTIPLICATIONS
+        and x.numel() >= LEAST_ROWS * weight.shape[1]
         and weight.is_contiguous()
     )
 

@@ -35,6 +35,7 @@ def chosen_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     """Nothing chosen before, a folder of choices of its own, and no product too small."""
     monkeypatch.setenv("CLIPFAST_CACHE", str(tmp_path))
     monkeypatch.setattr(libraries, "LEAST_MULTIPLICATIONS", 1)
+    monkeypatch.setattr(libraries, "LEAST_ROWS", 1)
     libraries.forget()
     dispatch.implementation.cache_clear()
     yield
@@ -246,6 +247,10 @@ def test_a_library_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch
 
 def test_small_products_and_other_dtypes_are_torchs(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = draw(1, 64, 64), draw(2, 64, 64)
+    monkeypatch.setattr(libraries, "LEAST_ROWS", 64)
+    assert libraries.considered(x, weight)
+    assert not libraries.considered(x[1:], weight)
+    monkeypatch.setattr(libraries, "LEAST_ROWS", 1)
     monkeypatch.setattr(libraries, "LEAST_MULTIPLICATIONS", 64**3)
     assert libraries.considered(x, weight)
     assert not libraries.considered(x[1:], weight)
