@@ -79,4 +79,4 @@ bench: $(STAMP)  ## benchmarks on this machine; JSON in benchmarks/results
 	@$(BIN)/python -m pytest benchmarks --benchmark-only
 
 clean:           ## remove what the targets made
-	rm -rf $(VENV) out build dist *.egg-info kernels/_native* kernels/_cuda*
+	rm -rf $(VENV) out build dist *.egg-info clipfast/kernels/_native* clipfast/kernels/_cuda*

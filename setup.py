@@ -1,15 +1,11 @@
-"""Build script: metadata lives in pyproject.toml; here are the folder mapping and the libraries in C++ and CUDA.
-
-The kernels stand at the top of the repository, beside ``csrc`` and away from the Python layer that calls them, and are
-installed as ``clipfast.kernels``. The committed link ``clipfast/kernels -> ../kernels`` shows the same folder to type
-checkers and to runs from the checkout.
+"""Build script: metadata lives in pyproject.toml; here are the libraries in C++ and CUDA.
 
 ``csrc`` becomes the extension module ``clipfast.kernels._native``, bound with pybind11: it needs a C++ compiler and no
 torch to be built, so it builds in pip's isolated environment. ``csrc/cuda`` becomes ``_cuda.so``, a shared library of
 C functions, where there is ``nvcc`` (in ``CUDA_HOME`` or on the ``PATH``), with or without a GPU; ``CLIPFAST_CUDA=1``
 asks for it, ``CLIPFAST_CUDA=0`` leaves it out. Both are optional: where one cannot be built everything else is
 installed, with the reason in ``_native_failed.txt`` or ``_cuda_failed.txt`` for ``clipfast doctor``. A JSON file beside
-each library records its size and digest, which are checked before it is loaded (``kernels/manifest.py``).
+each library records its size and digest, which are checked before it is loaded (``clipfast/kernels/manifest.py``).
 """
 
 import os
@@ -23,7 +19,8 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 CSRC = Path("csrc")
-MANIFEST = runpy.run_path(str(Path("kernels", "manifest.py")))  # importing clipfast.kernels would need torch
+KERNELS = Path("clipfast", "kernels")
+MANIFEST = runpy.run_path(str(KERNELS / "manifest.py"))  # importing clipfast.kernels would need torch
 
 NATIVE = Extension(
     "clipfast.kernels._native",
@@ -114,21 +111,16 @@ class Build(build_ext):
         return library, MANIFEST["path_for"](library), library.with_name(f"{name}_failed.txt")
 
     def copy_extensions_to_source(self) -> None:
-        """An editable install finds what was built in ``kernels``."""
+        """An editable install finds what was built in ``clipfast/kernels``."""
         super().copy_extensions_to_source()
         for built in (path for ext in self.extensions for path in self.results(ext)):
-            Path("kernels", built.name).unlink(missing_ok=True)
+            (KERNELS / built.name).unlink(missing_ok=True)
             if built.exists():
-                shutil.copyfile(built, Path("kernels", built.name))
+                shutil.copyfile(built, (KERNELS / built.name))
 
 
 setup(
-    packages=[
-        *find_packages(include=["clipfast*"], exclude=["clipfast.kernels*"]),  # without what the link leads to
-        "clipfast.kernels",
-        *(f"clipfast.kernels.{folder}" for folder in find_packages("kernels")),
-    ],
-    package_dir={"clipfast.kernels": "kernels"},
+    packages=find_packages(include=["clipfast*"]),
     ext_modules=[NATIVE, CUDA],
     cmdclass={"build_ext": Build},
 )

@@ -1,4 +1,4 @@
-"""Writes the orders of variants that ship with the package, ``kernels/defaults/sm_*.json``.
+"""Writes the orders of variants that ship with the package, ``clipfast/kernels/defaults/sm_*.json``.
 
 ``python -m benchmarks.defaults`` writes what the kernels prefer by their models, for every kind of call of common
 models; no file with measured orders is touched. ``python -m benchmarks.defaults --measured FILE --capability 90

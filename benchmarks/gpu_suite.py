@@ -6,8 +6,8 @@ same command goes on where it was. The time that is left is shared out among the
 checked before it is timed; bars are printed as met or missed.
 
 ``DIR`` gets ``gpu-….json`` (all results with device, versions and commit), ``suite.json`` (what was done),
-``defaults-sm_….json`` (orders of kernels for ``kernels/defaults/``), ``table.txt`` and ``log.txt``; in ``DIR/cache``
-are the caches of Triton, of the tuner and of torch's compiler. ``--dry-run`` runs all steps on the CPU at toy sizes
+``defaults-sm_….json`` (orders of kernels for ``clipfast/kernels/defaults/``), ``table.txt`` and ``log.txt``; in
+``DIR/cache`` are the caches of Triton, of the tuner and of torch's compiler. ``--dry-run`` runs all steps on the CPU at toy sizes
 with interpreted kernels.
 """
 

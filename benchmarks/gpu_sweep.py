@@ -3,7 +3,8 @@
 A forward of every model and batch, with everything that a request can keep, calls each operation on the shapes that
 it has in use. The first call of a kind has :mod:`clipfast.kernels.tuning` run all its ways. What was chosen is then
 checked against float64 on the call's own arguments, and the order of all ways by their times is written to
-``defaults-sm_90.json`` in the layout of ``kernels/defaults/sm_90.json``, which it replaces once it is committed.
+``defaults-sm_90.json`` in the layout of ``clipfast/kernels/defaults/sm_90.json``, which it replaces once it is
+committed.
 """
 
 import json
@@ -149,7 +150,7 @@ def orders(entries: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def document(on: int, entries: Mapping[str, Any], device: str, source: str = "measured") -> dict[str, Any]:
-    """The content of ``kernels/defaults/sm_90.json``."""
+    """The content of ``clipfast/kernels/defaults/sm_90.json``."""
     return {"capability": on, "source": source, "device": device, "orders": orders(entries)}
 
 

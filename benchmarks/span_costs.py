@@ -108,7 +108,7 @@ class Cost:
 def triton(
     device: Device, heads: int, texts: int = TEXTS, rank: int = RANK, size: int = SIZE, loop: Loop = TRITON
 ) -> Cost:
-    """``kernels/span/triton.py``: one program per head; texts come from L2, or from memory if they do not fit."""
+    """The Triton kernel: one program per head; texts come from L2, or from memory if they do not fit."""
     at_once = min(heads, sum(device.processors))
     if heads > at_once:  # in several waves
         waves, rest = heads // at_once, heads % at_once

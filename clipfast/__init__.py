@@ -8,7 +8,6 @@
 Importing the package imports neither torch nor a device: names below are loaded at first use.
 """
 
-import os.path
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -57,16 +56,6 @@ __all__ = [
     "textspan",
     "wrap",
 ]
-
-if not os.path.isdir(os.path.join(os.path.dirname(__file__), "kernels")):
-    # A checkout in which the link to ../kernels came out as a text file. Once installed, it works all the same.
-    from importlib.util import find_spec
-
-    if find_spec("clipfast.kernels") is None:
-        raise ImportError(
-            "clipfast.kernels is not found: clipfast/kernels is no link to ../kernels in this checkout; "
-            "install it with `pip install -e .`"
-        )
 
 if TYPE_CHECKING:
     from clipfast.analyses.ablated import Ablated

@@ -1,4 +1,4 @@
-// The Python module clipfast.kernels._native. kernels/native.py loads it and has its signatures for type checkers.
+// The Python module clipfast.kernels._native. clipfast/kernels/native.py loads it and has its signatures for type checkers.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

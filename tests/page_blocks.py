@@ -238,7 +238,7 @@ def _check_keywords(node: ast.Call, function: Any, block: Block) -> None:
 def pages() -> Iterator[str]:
     """Every Markdown page of the project that people read, from the repository's root."""
     yield from ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
-    for folder in ("docs", "kernels", "benchmarks", "clipfast"):
+    for folder in ("docs", "benchmarks", "clipfast"):
         for path in sorted((ROOT / folder).rglob("*.md")):
             if "results" not in path.parts or folder == "docs":
                 yield str(path.relative_to(ROOT))

@@ -27,7 +27,7 @@ constexpr int WARP = 32, WARPS = 8, THREADS = WARP * WARPS;
 constexpr int COLUMNS = 8;       // of the factor that are processed together
 constexpr int NOWHERE = INT32_MAX;
 constexpr unsigned ALL_LANES = 0xffffffff;
-// Variances that differ by less than this share of the first pick's count as equal (kernels/reference.py says why).
+// Variances that differ by less than this share of the first pick's count as equal (clipfast/kernels/reference.py says why).
 constexpr double SPAN_EQUAL = 4e-15;
 
 template <typename Stored>

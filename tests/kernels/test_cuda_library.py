@@ -24,8 +24,8 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder in which the library is looked for."""
-    kernels = tmp_path / "kernels"
-    kernels.mkdir()
+    kernels = tmp_path / "clipfast" / "kernels"
+    kernels.mkdir(parents=True)
     for name in ("LIBRARY", "FAILURE"):
         monkeypatch.setattr(cuda, name, kernels / getattr(cuda, name).name)
     monkeypatch.setattr(cuda, "HERE", kernels)

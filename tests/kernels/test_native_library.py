@@ -39,8 +39,8 @@ SPAN = (draw(0, 5, 100, 12), draw(1, 5, 12, 12), 12)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder in which the library is looked for."""
     monkeypatch.delenv(native.LIBRARY_VARIABLE, raising=False)
-    kernels = tmp_path / "kernels"
-    kernels.mkdir()
+    kernels = tmp_path / "clipfast" / "kernels"
+    kernels.mkdir(parents=True)
     for name in ("LIBRARY", "FAILURE"):
         monkeypatch.setattr(native, name, kernels / getattr(native, name).name)
     monkeypatch.setattr(native, "HERE", kernels)
@@ -52,7 +52,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def copied(folder: Path) -> Path:
     """A copy of the built library and its record in that folder. A test that loads it must not change it afterwards."""
-    built = ROOT / "kernels" / native.LIBRARY.name
+    built = ROOT / "clipfast" / "kernels" / native.LIBRARY.name
     if not built.is_file():
         pytest.skip("the library was not built")
     shutil.copyfile(built, native.LIBRARY)
@@ -99,9 +99,8 @@ def test_doctor_reports_a_truncated_library_in_one_line(tmp_path: Path) -> None:
     """In a process of its own, which used to end with SIGBUS."""
     installed = tmp_path / "clipfast" / "kernels"
     ignored = shutil.ignore_patterns("__pycache__", "_native*", "_cuda*")
-    shutil.copytree(ROOT / "clipfast", installed.parent, symlinks=True, ignore=shutil.ignore_patterns("kernels"))
-    shutil.copytree(ROOT / "kernels", installed, ignore=ignored)
-    built = ROOT / "kernels" / native.LIBRARY.name
+    shutil.copytree(ROOT / "clipfast", installed.parent, ignore=ignored)
+    built = ROOT / "clipfast" / "kernels" / native.LIBRARY.name
     (installed / built.name).write_bytes(built.read_bytes()[:100_000])
     shutil.copyfile(manifest.path_for(built), manifest.path_for(installed / built.name))
     script = "import sys; from clipfast.cli import main; sys.argv[1:] = ['doctor', '--json']; main()"
@@ -171,7 +170,7 @@ def test_library_named_by_the_environment(folder: Path, monkeypatch: pytest.Monk
     other.write_text("x", encoding="utf-8")
     forget()
     assert_unsupported(r"other.so cannot be loaded \(ImportError: ")
-    built = ROOT / "kernels" / native.LIBRARY.name
+    built = ROOT / "clipfast" / "kernels" / native.LIBRARY.name
     if not built.is_file():
         return
     shutil.copyfile(built, other)

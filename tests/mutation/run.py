@@ -57,7 +57,7 @@ class Suite:
 
 
 SUITES = {
-    "kernels/reference.py": Suite(
+    "clipfast/kernels/reference.py": Suite(
         "clipfast.kernels.reference",
         50,
         (

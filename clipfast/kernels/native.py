@@ -160,7 +160,7 @@ def load() -> Loaded[Library]:
     if not file.is_file():
         return Loaded(None, _missing())
     if file == LIBRARY or manifest.path_for(file).exists():
-        problem = manifest.problem(file, HERE.parent / "csrc")
+        problem = manifest.problem(file, HERE.parents[1] / "csrc")
         if problem:
             return Loaded(None, f"{problem}: install the package again (pip install -e . in a checkout)")
     isa = os.environ.get(ISA_VARIABLE, ISAS[-1])

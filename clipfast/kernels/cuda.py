@@ -50,7 +50,7 @@ def load() -> Loaded[ctypes.CDLL]:
     """Loads the library once, after its record was checked."""
     if not LIBRARY.is_file():
         return Loaded(None, _missing())
-    problem = manifest.problem(LIBRARY, HERE.parent / "csrc" / "cuda")
+    problem = manifest.problem(LIBRARY, HERE.parents[1] / "csrc" / "cuda")
     if problem:
         return Loaded(None, f"{problem}: install the package again (pip install -e . in a checkout)")
     try:
