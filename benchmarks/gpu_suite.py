@@ -7,8 +7,8 @@ checked before it is timed; bars are printed as met or missed.
 
 ``DIR`` gets ``gpu-….json`` (all results with device, versions and commit), ``suite.json`` (what was done),
 ``defaults-sm_….json`` (orders of kernels for ``clipfast/kernels/defaults/``), ``table.txt`` and ``log.txt``; in
-``DIR/cache`` are the caches of Triton, of the tuner and of torch's compiler. ``--dry-run`` runs all steps on the CPU at toy sizes
-with interpreted kernels.
+``DIR/cache`` are the caches of Triton, of the tuner and of torch's compiler. ``--dry-run`` runs all steps on the CPU at
+toy sizes with interpreted kernels.
 """
 
 import argparse

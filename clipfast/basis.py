@@ -246,6 +246,13 @@ def check_centring(centring: str) -> Centring:
     return cast(Centring, centring)
 
 
+def _projection(tower: Tower, dtype: torch.dtype) -> Tensor:
+    """The final projection ``[W, D]``, the identity where there is none."""
+    if tower.projection is None:
+        return torch.eye(tower.width, dtype=dtype, device=tower.device)
+    return tower.projection.detach().to(dtype)
+
+
 class Readout:
     """The final LayerNorm's weights and the projection as one linear map of residual terms.
 
@@ -257,7 +264,7 @@ class Readout:
 
     def __init__(self, tower: Tower, centring: Centring, texts: Tensor | None = None) -> None:
         acc_dtype = accumulation_dtype(tower.dtype)
-        projection = tower.projection.detach().to(acc_dtype)
+        projection = _projection(tower, acc_dtype)
         if texts is not None:
             projection = projection @ texts.to(acc_dtype).T
         self.matrix = tower.ln_post.weight.detach().to(acc_dtype)[:, None] * projection
@@ -355,5 +362,5 @@ def fold(
         A basis whose per-layer values are made at first use; it raises :class:`InputError` then if a weight of the
         tower has changed in the meantime.
     """
-    with autocast_disabled(tower.projection):
+    with autocast_disabled(tower.patch_weight):
         return FoldedTower(tower, Readout(tower, centring, texts), centring, read_fingerprint)

@@ -54,7 +54,7 @@ def _update(digest: Any, name: str, part: object) -> None:
     elif is_dataclass(part):
         for field in fields(part):
             _update(digest, f"{name}.{field.name}", getattr(part, field.name))
-    elif isinstance(part, tuple) and part and is_dataclass(part[0]):
+    elif isinstance(part, tuple) and any(is_dataclass(item) or isinstance(item, Tensor) for item in part):
         for index, item in enumerate(part):
             _update(digest, f"{name}.{index}", item)
     else:
@@ -104,7 +104,8 @@ def basis_checksum(tower: Tower) -> int:
 
 def basis_weights(tower: Tower) -> list[Tensor]:
     """The weights that a basis is made of."""
-    frame = [tower.projection, tower.ln_post.weight, tower.ln_post.bias]
+    projection = [] if tower.projection is None else [tower.projection]
+    frame = [*projection, tower.ln_post.weight, tower.ln_post.bias]
     return [*frame, *(tensor for block in tower.blocks for tensor in output_weights(block))]
 
 

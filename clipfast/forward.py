@@ -21,8 +21,8 @@ from clipfast.contributions import Contributions
 from clipfast.fp8 import Mlps
 from clipfast.kernels import buffers, ops
 from clipfast.kernels.reference import accumulation_dtype
-from clipfast.stream import Stream, add_norm, mlp_in, mlp_out, pool, project_out
-from clipfast.towers.tower import Tower
+from clipfast.stream import Stream, add_norm, mlp_in, mlp_out, pool, project_in, project_out, readout
+from clipfast.towers.tower import Linear, Tower
 
 Maps = Literal["summed", "per_head"]
 
@@ -66,7 +66,7 @@ def embed(tower: Tower, images: Tensor, backend: str) -> Tensor:
     position = tower.positional_embedding.to(images.dtype)
     x = images.new_empty(len(images), tower.tokens, tower.width)
     x[:, 0] = tower.class_embedding + position[0]
-    embedded = ops.linear(patches, tower.patch_weight.flatten(1), backend=backend)  # [B, N − 1, W]
+    embedded = ops.linear(patches, tower.patch_weight.flatten(1), tower.patch_bias, backend=backend)  # [B, N − 1, W]
     x[:, 1:] = embedded.add_(position[1:])
     return x if tower.ln_pre is None else add_norm(x, None, tower.ln_pre, backend)
 
@@ -202,25 +202,25 @@ def _last_attention(tower: Tower, normed: Tensor, collector: _Collector) -> Tens
     """
     layer = tower.layers - 1
     block, heads, backend = tower.blocks[-1], tower.heads, collector.request.backend
-    query_weight, key_weight, value_weight = block.in_weight.chunk(3)
-    query_bias, _, value_bias = (None, None, None) if block.in_bias is None else block.in_bias.chunk(3)
+    to_query, to_key, to_value = block.query_key_value()
 
-    def by_head(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return ops.linear(x, weight, bias, backend=backend).unflatten(-1, (heads, tower.head_dim))
+    def by_head(x: Tensor, layer: Linear) -> Tensor:
+        return ops.linear(x, *layer, backend=backend).unflatten(-1, (heads, tower.head_dim))
 
-    query = by_head(normed[:, 0], query_weight, query_bias)
-    key_by_head, value_by_head = (weight.view(heads, -1, tower.width) for weight in (key_weight, value_weight))
-    bias = (value_weight.new_zeros(len(value_weight)) if value_bias is None else value_bias).view(heads, -1)
+    query = by_head(normed[:, 0], to_query)
+    key_by_head, value_by_head = (each.weight.view(heads, -1, tower.width) for each in (to_key, to_value))
+    bias = to_value.weight.new_zeros(len(to_value.weight)) if to_value.bias is None else to_value.bias
+    bias = bias.view(heads, -1)
     z, alpha = ops.query_row_from_tokens(query, normed, key_by_head, value_by_head, bias, backend=backend)
     value = None
     if collector.needs_values(layer):
         if collector.request.tokens or collector.request.maps == "per_head":
-            value = by_head(normed, value_weight, value_bias)
+            value = by_head(normed, to_value)
         else:
             collector.add_maps_from_tokens(layer, alpha, normed, value_by_head, bias)
     class_value = None
     if collector.needs_class_value(layer):
-        class_value = by_head(normed[:, 0], value_weight, value_bias)
+        class_value = by_head(normed[:, 0], to_value)
     collector.add_attention(layer, z, alpha, value, class_value)
     return project_out(z.flatten(1).to(normed.dtype), block, backend)
 
@@ -250,9 +250,8 @@ def _decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTowe
     stream = Stream(tower, x, blocks, request.mlps, request.adds_products, backend)
     for layer, block in enumerate(blocks):
         normed = stream.norm(block.ln_1)
-        qkv = ops.linear(normed, block.in_weight, block.in_bias, backend=backend)
+        qkv = project_in(tower, normed, block, backend)  # [B, N, 3, H, E]
         del normed
-        qkv = qkv.view(*x.shape[:2], 3, tower.heads, tower.head_dim)  # [B, N, 3, H, E]
         row = tower.pooling if collector.needs_attention_row(layer) else None
         out, alpha = ops.attention(qkv, row, backend=backend)  # [B, N, H, E], [B, H, N]
         value = qkv[:, :, 2] if collector.needs_values(layer) else None
@@ -263,7 +262,7 @@ def _decompose(tower: Tower, images: Tensor, request: Request, basis: FoldedTowe
         collector.residual[:, 1 + layer] = stream.add_mlp(layer, stream.norm(block.ln_2))
     pooled = _last_block(tower, stream, collector) if tower.pooling == "cls" else stream.pooled()
     mean, std = ops.layer_statistics(pooled, tower.ln_post.eps, backend=backend)
-    embedding = add_norm(pooled.to(x.dtype), None, tower.ln_post, backend) @ tower.projection
+    embedding = readout(tower, pooled.to(x.dtype), backend)
     return collector.finish(embedding, mean, std, basis)
 
 

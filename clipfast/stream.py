@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clipfast import fp8
-from clipfast.kernels import ops
+from clipfast.kernels import buffers, ops
 from clipfast.kernels.reference import accumulation_dtype
 from clipfast.towers.tower import Activation, Block, LayerNorm, Tower
 
@@ -17,6 +17,18 @@ from clipfast.towers.tower import Activation, Block, LayerNorm, Tower
 def add_norm(x: Tensor, delta: Tensor | None, norm: LayerNorm, backend: str) -> Tensor:
     """Adds a term to the residual stream ``x [..., W]`` in place and returns the stream's LayerNorm."""
     return ops.add_layer_norm(x, delta, norm.weight, norm.bias, norm.eps, backend=backend)
+
+
+def project_in(tower: Tower, normed: Tensor, block: Block, backend: str) -> Tensor:
+    """A block's queries, keys and values of normed tokens, ``[B, N, W] → [B, N, 3, H, E]``."""
+    packed = block.packed()
+    if packed is not None:
+        qkv = ops.linear(normed, *packed, backend=backend)
+    else:
+        qkv = buffers.empty(normed, *normed.shape[:2], 3 * tower.width)
+        for part, layer in zip(qkv.chunk(3, -1), block.query_key_value(), strict=True):
+            part.copy_(ops.linear(normed, *layer, backend=backend))
+    return qkv.view(*normed.shape[:2], 3, tower.heads, tower.head_dim)
 
 
 def mlp_in(normed: Tensor, block: Block, activation: Activation, backend: str) -> Tensor:
@@ -34,6 +46,12 @@ def project_out(out: Tensor, block: Block, backend: str) -> Tensor:
     """What a block's attention adds to the residual stream, ``[..., H·E] → [..., W]``."""
     added = ops.linear(out, block.out_weight, block.out_bias, backend=backend)
     return added if block.attention_scale is None else added.mul_(block.attention_scale)
+
+
+def readout(tower: Tower, pooled: Tensor, backend: str) -> Tensor:
+    """The final LayerNorm and the projection, ``[B, W] → [B, D]``."""
+    normed = add_norm(pooled, None, tower.ln_post, backend)
+    return normed if tower.projection is None else normed @ tower.projection
 
 
 def pool(tower: Tower, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from clipfast.basis import autocast_disabled
 from clipfast.forward import embed
 from clipfast.fp8 import Mlps
 from clipfast.kernels import ops
-from clipfast.stream import Stream, add_norm, pool
+from clipfast.stream import Stream, pool, project_in, readout
 from clipfast.towers.tower import Block, Tower
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
@@ -109,7 +109,9 @@ def verify(
             computed = None if before is None else _after(tower, tower.blocks[layer], before, quantized, backend)
             layers.append(float("nan") if computed is None else _error(computed, after))
         last = own_stream[-1]
-        projection = float("nan") if last is None else _error(_project(tower, last, backend), own_embedding)
+        projection = float("nan")
+        if last is not None:
+            projection = _error(readout(tower, pool(tower, last).to(tower.dtype), backend), own_embedding)
     by_dtype = TOLERANCES[tower.dtype] if mlps is None else FP8_TOLERANCE
     return Verification(
         max_error=_error(embedding, own_embedding),
@@ -125,17 +127,10 @@ def _after(tower: Tower, block: Block, before: Tensor, mlps: Mlps | None, backen
     """The residual stream after a block, ``[B, N, W]``."""
     x = before.to(tower.dtype, copy=True, memory_format=torch.contiguous_format)
     stream = Stream(tower, x, (block,), mlps, backend=backend)
-    qkv = ops.linear(stream.norm(block.ln_1), block.in_weight, block.in_bias, backend=backend)
-    out, _ = ops.attention(qkv.view(*x.shape[:2], 3, tower.heads, tower.head_dim), None, backend=backend)
+    out, _ = ops.attention(project_in(tower, stream.norm(block.ln_1), block, backend), None, backend=backend)
     stream.add_attention(0, out.flatten(2))
     stream.add_mlp(0, stream.norm(block.ln_2))
     return stream.whole()
-
-
-def _project(tower: Tower, stream: Tensor, backend: str) -> Tensor:
-    """The embedding that the last residual stream gives, ``[B, D]``."""
-    pooled = pool(tower, stream).to(tower.dtype)
-    return add_norm(pooled, None, tower.ln_post, backend) @ tower.projection
 
 
 def _error(computed: Tensor, own: Tensor | None) -> float:

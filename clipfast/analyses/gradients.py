@@ -7,7 +7,7 @@ The score that is differentiated is ``⟨y/‖y‖, t⟩`` with the embedding ``
 ``B`` images, ``N`` tokens (class token first), ``W`` width, ``H`` heads, ``E`` head_dim, ``L`` layers, ``D`` embed_dim.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
@@ -190,7 +190,8 @@ def _own(tensor: Tensor) -> Tensor:
 
 def embed(tower: Tower, images: Tensor) -> Tensor:
     """Pixels to the start of the residual stream, ``[B, 3, height, width] → [B, N, W]``."""
-    patches = F.conv2d(images, tower.patch_weight, stride=tower.patch_size).flatten(2).transpose(1, 2)  # [B, N − 1, W]
+    patches = F.conv2d(images, tower.patch_weight, tower.patch_bias, stride=tower.patch_size)
+    patches = patches.flatten(2).transpose(1, 2)  # [B, N − 1, W]
     start = tower.class_embedding.to(images.dtype).expand(len(images), 1, -1)
     x = torch.cat([start, patches], 1) + tower.positional_embedding.to(images.dtype)
     return x if tower.ln_pre is None else _norm(x, tower.ln_pre)
@@ -199,9 +200,13 @@ def embed(tower: Tower, images: Tensor) -> Tensor:
 def run_block(tower: Tower, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
     """One block: the residual stream after it ``[B, N, W]`` and its attention ``[B, H, N, N]``."""
     block = tower.blocks[layer]
-    qkv = F.linear(_norm(x, block.ln_1), block.in_weight, block.in_bias)
-    qkv = qkv.view(*x.shape[:2], 3, tower.heads, tower.head_dim)  # [B, N, 3, H, E]
-    query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [B, H, N, E] each
+    normed = _norm(x, block.ln_1)
+    packed = block.packed()
+    if packed is None:
+        parts: Sequence[Tensor] = [F.linear(normed, *layer) for layer in block.query_key_value()]
+    else:
+        parts = F.linear(normed, *packed).chunk(3, -1)
+    query, key, value = (part.unflatten(-1, (tower.heads, -1)).transpose(1, 2) for part in parts)  # [B, H, N, E] each
     logits = (query * tower.head_dim**-0.5) @ key.transpose(2, 3)
     attention = logits.softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32))  # [B, H, N, N]
     mixed = (attention.to(value.dtype) @ value).transpose(1, 2).flatten(2)  # [B, N, H·E]
@@ -217,7 +222,8 @@ def pool(tower: Tower, x: Tensor) -> Tensor:
 
 def readout(tower: Tower, pooled: Tensor) -> Tensor:
     """Final LayerNorm and projection, ``[B, W] → [B, D]``."""
-    return _norm(pooled, tower.ln_post) @ tower.projection
+    normed = _norm(pooled, tower.ln_post)
+    return normed if tower.projection is None else normed @ tower.projection
 
 
 def similarity(embedding: Tensor, targets: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def weight_spans(
     spans = {}
     for layer in sorted({layer for layer, _ in pairs}):
         block = tower.blocks[layer]
-        values = block.in_weight.detach().double().chunk(3)[2] * block.ln_1.weight.detach().double()
+        values = block.query_key_value()[2].weight.detach().double() * block.ln_1.weight.detach().double()
         values = values - values.mean(1, keepdim=True)  # the LayerNorm before takes every token's mean away
         codes = values.unflatten(0, (tower.heads, -1))  # [H, E, W]
         covariance = codes @ codes.transpose(1, 2)

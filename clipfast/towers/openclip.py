@@ -101,6 +101,7 @@ def read(module: nn.Module, *, ignore_hooks: bool = False) -> Tower:
     pooling: Pooling = "mean" if vit.pool_type == "avg" else "cls"
     return Tower(
         patch_weight=vit.conv1.weight,
+        patch_bias=None,
         class_embedding=vit.class_embedding,
         positional_embedding=vit.positional_embedding,
         ln_pre=None if isinstance(vit.ln_pre, nn.Identity) else _norm(vit.ln_pre),

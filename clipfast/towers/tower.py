@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from operator import attrgetter
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,16 +35,12 @@ class _Axes:
     def __post_init__(self) -> None:
         sizes: dict[str, int] = {}
         for name, axes in self.axes.items():
-            tensor = getattr(self, name)
-            if tensor is None:
-                continue
-            if tensor.ndim != len(axes):
-                raise ValueError(f"{name} has shape {list(tensor.shape)}, expected axes {axes}")
-            for axis, size in zip(axes, tensor.shape, strict=True):
-                if axis.isdigit() and int(axis) != size:
-                    raise ValueError(f"{name} has shape {list(tensor.shape)}, expected axes {axes}")
-                if not axis.isdigit() and sizes.setdefault(axis, size) != size:
-                    raise ValueError(f"{name}: axis {axis} is {size}, elsewhere {sizes[axis]}")
+            value = getattr(self, name)
+            if isinstance(value, tuple):  # tensors of equal shapes, in place of one that packs them
+                axes = (axes[0].removeprefix("three_"), *axes[1:])
+            for tensor in value if isinstance(value, tuple) else (value,):
+                if tensor is not None:
+                    _check_axes(name, tensor, axes, sizes)
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor, in the order of the fields."""
@@ -56,8 +52,21 @@ class _Axes:
                 yield from value.tensors()
             elif isinstance(value, tuple):
                 for item in value:
-                    if isinstance(item, _Axes):
+                    if isinstance(item, Tensor):
+                        yield item
+                    elif isinstance(item, _Axes):
                         yield from item.tensors()
+
+
+def _check_axes(name: str, tensor: Tensor, axes: tuple[str, ...], sizes: dict[str, int]) -> None:
+    """Raises ValueError unless a tensor has these axes; ``sizes`` are those of axes seen before, and are added to."""
+    if tensor.ndim != len(axes):
+        raise ValueError(f"{name} has shape {list(tensor.shape)}, expected axes {axes}")
+    for axis, size in zip(axes, tensor.shape, strict=True):
+        if axis.isdigit() and int(axis) != size:
+            raise ValueError(f"{name} has shape {list(tensor.shape)}, expected axes {axes}")
+        if not axis.isdigit() and sizes.setdefault(axis, size) != size:
+            raise ValueError(f"{name}: axis {axis} is {size}, elsewhere {sizes[axis]}")
 
 
 @dataclass(frozen=True)
@@ -71,16 +80,24 @@ class LayerNorm(_Axes):
     axes: ClassVar = {"weight": ("width",), "bias": ("width",)}
 
 
+class Linear(NamedTuple):
+    """``x Wᵀ + b``."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
 @dataclass(frozen=True)
 class Block(_Axes):
     """One pre-norm residual block: ``x += λ₁·attention(ln_1(x))``, then ``x += λ₂·mlp(ln_2(x))``.
 
-    ``three_inner`` packs query, key and value in that order, each ``heads × head_dim``. A missing layer scale is None.
+    ``three_inner`` packs query, key and value in that order, each ``heads × head_dim``; a module that keeps them apart
+    gives three tensors. A missing layer scale is None.
     """
 
     ln_1: LayerNorm
-    in_weight: Tensor
-    in_bias: Tensor | None
+    in_weight: Tensor | tuple[Tensor, Tensor, Tensor]
+    in_bias: Tensor | tuple[Tensor | None, Tensor | None, Tensor | None] | None
     out_weight: Tensor
     out_bias: Tensor
     attention_scale: Tensor | None
@@ -104,6 +121,19 @@ class Block(_Axes):
         "mlp_scale": ("width",),
     }
 
+    def packed(self) -> Linear | None:
+        """Weight and bias that pack query, key and value; None where the module keeps them apart."""
+        if isinstance(self.in_weight, Tensor) and not isinstance(self.in_bias, tuple):
+            return Linear(self.in_weight, self.in_bias)
+        return None
+
+    def query_key_value(self) -> tuple[Linear, Linear, Linear]:
+        """Weight ``[inner, width]`` and bias ``[inner]`` of each of the three, views of what packs them."""
+        weights = self.in_weight.chunk(3) if isinstance(self.in_weight, Tensor) else self.in_weight
+        biases = self.in_bias.chunk(3) if isinstance(self.in_bias, Tensor) else self.in_bias or (None, None, None)
+        query, key, value = (Linear(*pair) for pair in zip(weights, biases, strict=True))
+        return query, key, value
+
     def scaled_out_bias(self) -> Tensor:
         """What the attention's bias adds to the residual stream, ``λ₁·b_O [width]``."""
         return self.out_bias if self.attention_scale is None else self.out_bias * self.attention_scale
@@ -114,16 +144,18 @@ class Tower(_Axes):
     """A vision transformer from pixels to the joint embedding.
 
     Tokens are the class token first, then patches row by row. ``pooling`` says which row of the last residual stream
-    is read: the class token's, or the mean of the patches'.
+    is read: the class token's, or the mean of the patches'. Without a ``projection`` the embedding is the final
+    LayerNorm of that row.
     """
 
     patch_weight: Tensor
+    patch_bias: Tensor | None
     class_embedding: Tensor
     positional_embedding: Tensor
     ln_pre: LayerNorm | None
     blocks: tuple[Block, ...]
     ln_post: LayerNorm
-    projection: Tensor
+    projection: Tensor | None
     heads: int
     activation: Activation
     pooling: Pooling
@@ -132,6 +164,7 @@ class Tower(_Axes):
 
     axes: ClassVar = {
         "patch_weight": ("width", "3", "patch_height", "patch_width"),
+        "patch_bias": ("width",),
         "class_embedding": ("width",),
         "positional_embedding": ("tokens", "width"),
         "projection": ("width", "embed_dim"),
@@ -172,8 +205,8 @@ class Tower(_Axes):
 
     @property
     def embed_dim(self) -> int:
-        """Width of the joint image-text space, ``D``."""
-        return self.projection.shape[1]
+        """Width of the embedding, ``D``."""
+        return self.width if self.projection is None else self.projection.shape[1]
 
     @property
     def terms(self) -> int:
