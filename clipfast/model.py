@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -25,9 +25,11 @@ from clipfast.graphs import ANY_BATCH, Graphs
 from clipfast.indices import resolve_layers
 from clipfast.kernels import dispatch, tuning
 from clipfast.reading import ImageBatches, OnError, Picture, computing, prepared
-from clipfast.towers import openclip, openclip_models
+from clipfast.towers import openclip_models
+from clipfast.towers.packages import package_of
 from clipfast.towers.patches import Signature
 from clipfast.towers.tower import Tower
+from clipfast.towers.wrappers import unwrap
 from clipfast.transfer import Upload
 from clipfast.verification import Verification, verify
 
@@ -70,12 +72,13 @@ class Model:
             dispatch.check(backend)
         except dispatch.BackendUnavailable as error:
             raise InputError(str(error)) from error
-        self.module = openclip.unwrap(module)
-        self.name = name or type(openclip.vision_module(module)).__name__
+        self.module = unwrap(module)
+        self._package = package_of(module)
+        self.name = name or type(self.module).__name__
         self._wrapped = module
         self._ignore_hooks = ignore_hooks
         self._tower = self._read()
-        self._signature = Signature(openclip.vision_module(module))
+        self._signature = Signature(self._package.vision_module(module))
         self._weights, self._text_weights = Weights(), Weights()
         self.preprocess = preprocess
         self.backend = backend
@@ -106,7 +109,7 @@ class Model:
         return f"Model({self.name}, {tower.device}, {dtype}, {size}, backend {backends})"
 
     def _read(self) -> Tower:
-        tower = openclip.read(self.module, ignore_hooks=self._ignore_hooks)
+        tower = self._package.read(self.module, ignore_hooks=self._ignore_hooks)
         devices = {str(tensor.device) for tensor in tower.tensors()}
         if "meta" in devices:
             raise InputError(f"weights of {self.name} are on the meta device and have no values: load them first")
@@ -130,7 +133,7 @@ class Model:
         """
         if torch.compiler.is_compiling():  # compiled code is guarded by the tensors themselves
             return self._tower
-        visual = openclip.vision_module(self._wrapped)
+        visual = self._package.vision_module(self._wrapped)
         if visual is not self._signature.root or self._signature.changed():
             signature = Signature(visual)
             self._tower, self._signature = self._read(), signature
@@ -275,8 +278,7 @@ class Model:
     def _encode_image(self, pixels: Tensor) -> Tensor:
         if not len(pixels):  # open_clip's own forward cannot
             return pixels.new_empty(0, self.tower.embed_dim)
-        out = openclip.image_encoder(self._wrapped)(pixels)
-        return out[0] if isinstance(out, tuple) else out
+        return self._package.encode_image(self._wrapped, pixels)
 
     def too_long(self, texts: Sequence[str]) -> list[int]:
         """Positions of the texts that :meth:`encode_text` refuses because the model cannot read so many tokens.
@@ -332,12 +334,11 @@ class Model:
             texts = _strings(texts)
         if not len(texts):
             raise InputError("no texts were given")
-        if not hasattr(self.module, "encode_text"):
+        tokens = texts if isinstance(texts, Tensor) else self._tokenizer()(texts)
+        features = self._package.encode_text(self.module, tokens.to(self.device))
+        if features is None:
             raise InputError("this model has no text encoder: pass texts as features [T, D]")
-        tokens = openclip_models.check_tokens(
-            self.module, texts if isinstance(texts, Tensor) else self._tokenizer()(texts)
-        )
-        return _finish(cast(Any, self.module).encode_text(tokens.to(self.device)), normalize)
+        return _finish(features, normalize)
 
     def decompose(
         self,
@@ -424,7 +425,7 @@ class Model:
         if not len(pixels):
             raise InputError("no images were given: one or more are needed to compare forwards")
         embedding = self.decompose(pixels).embedding
-        own_embedding, own_stream = openclip.own_forward(self._wrapped, pixels)
+        own_embedding, own_stream = self._package.own_forward(self._wrapped, pixels)
         tower = self.tower
         return verify(
             tower,
@@ -631,10 +632,11 @@ def wrap(
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"wrap takes a torch.nn.Module, not a {type(module).__name__}: clipfast.load takes names")
+    package = package_of(module)
     return Model(
         module,
-        preprocess=openclip_models.default_preprocess(module),
-        tokenize=tokenize or openclip_models.default_tokenizer(module),
+        preprocess=package.default_preprocess(module),
+        tokenize=tokenize or package.default_tokenizer(module),
         backend=backend,
         cuda_graphs=cuda_graphs,
         ignore_hooks=ignore_hooks,

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from clipfast.errors import UnsupportedTower
 from clipfast.towers.patches import drops_now, patches, plain_type, replacement, sentence
 from clipfast.towers.tower import Activation, Block, LayerNorm, Pooling, Tower
+from clipfast.towers.wrappers import unwrap
 
 REFUSALS: dict[str, str] = {
     "resnet": "a ModifiedResNet: convolutions are no sum over heads and patches",
@@ -58,27 +59,17 @@ REFUSALS: dict[str, str] = {
 """Why a tower is refused, by a short key."""
 
 
-def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside ``DataParallel``, ``DistributedDataParallel`` and what ``torch.compile`` returns."""
-    while True:
-        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            module = module.module
-        elif isinstance(getattr(module, "_orig_mod", None), nn.Module):  # torch._dynamo's OptimizedModule
-            module = cast(nn.Module, module._orig_mod)
-        else:
-            return module
-
-
 def vision_module(module: nn.Module) -> nn.Module:
     """The image tower of a CLIP model, or the module itself when it is one, without what is wrapped around it."""
     module = unwrap(module)
     return unwrap(cast(nn.Module, module.visual)) if hasattr(module, "visual") else module
 
 
-def image_encoder(module: nn.Module) -> nn.Module:
-    """What computes a model's image embeddings: its image tower with what is wrapped around it."""
-    inner = unwrap(module)
-    return cast(nn.Module, inner.visual) if hasattr(inner, "visual") else module
+def encode_image(module: nn.Module, images: Tensor) -> Tensor:
+    """The module's own image embeddings, ``[B, 3, height, width] → [B, D]``."""
+    inner = unwrap(module)  # what is wrapped around the image tower stays
+    out = cast(Any, inner.visual if hasattr(inner, "visual") else module)(images)
+    return cast(Tensor, out[0] if isinstance(out, tuple) else out)
 
 
 def read(module: nn.Module, *, ignore_hooks: bool = False) -> Tower:

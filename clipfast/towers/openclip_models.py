@@ -21,7 +21,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipfast.errors import InputError, MissingExtra, ModelError, UnsupportedTower
-from clipfast.towers.openclip import REFUSALS, refusals, unwrap, vision_module
+from clipfast.towers.openclip import REFUSALS, encode_image, own_forward, read, refusals, vision_module
+from clipfast.towers.wrappers import unwrap
+
+__all__ = ["encode_image", "own_forward", "read", "vision_module"]  # of open_clip's towers, beside what is below
 
 logger = logging.getLogger("clipfast")
 
@@ -355,6 +358,18 @@ def _tokenize(tokenizer: Any, texts: Sequence[str]) -> Tensor:
         if length > context:
             raise InputError(f"a text has {length} tokens, the model reads {context}: shorten {text[:60]!r}…")
     return cast(Tensor, tokenizer(list(texts)))
+
+
+def encode_text(module: nn.Module, tokens: Tensor) -> Tensor | None:
+    """Text features ``[T, D]`` of tokens ``[T, context]``; None for an image tower alone.
+
+    Raises:
+        InputError: tokens that the text encoder cannot read.
+    """
+    inner = cast(Any, unwrap(module))
+    if not hasattr(inner, "encode_text"):
+        return None
+    return cast(Tensor, inner.encode_text(check_tokens(inner, tokens)))
 
 
 def check_tokens(module: nn.Module, tokens: object) -> Tensor:

@@ -26,8 +26,8 @@ SETTINGS = ("eps", "num_heads", "pool_type", "final_ln_after_pool", "approximate
 
 QUANTISED = ("torch.ao.nn.", "torch.nn.quantized.", "bitsandbytes.", "torchao.", "optimum.quanto.", "quanto.")
 ADAPTERS = ("peft.", "loralib.", "adapters.")
-READ_ONLY = ("torch.utils.module_tracker",)
-"""Modules whose global hooks change nothing: ``torch.utils.flop_counter.FlopCounterMode`` registers these."""
+READ_ONLY = ("torch.utils.module_tracker", "transformers.utils.output_capturing")
+"""Modules whose hooks change nothing: of ``torch.utils.flop_counter.FlopCounterMode``, and of ``output_attentions``."""
 _OLD_STYLE = {WeightNorm: "weight_norm", SpectralNorm: "spectral_norm", BasePruningMethod: "pruning"}
 """Forward pre-hooks that compute a weight → the reason for refusing them."""
 
@@ -154,7 +154,7 @@ def _of_instance(path: str, module: nn.Module, ignore_hooks: bool) -> list[Patch
         if reason != "hook":
             weight = str(getattr(hook, "name", None) or getattr(hook, "_tensor_name", "weight"))
             listed.append(Patch(reason, _join(path, weight)))
-        elif not ignore_hooks:
+        elif not ignore_hooks and getattr(hook, "__module__", "") not in READ_ONLY:
             listed.append(Patch("hook", f"{place}: {_name(hook)}"))
     for name in METHODS:
         if name in vars(module) and callable(getattr(type(module), name, None)):
@@ -173,10 +173,19 @@ def _replaced_methods(kind: type) -> list[str]:
         owner = next((base for base in kind.__mro__ if name in vars(base)), None)
         if owner is None or owner.__module__ not in sys.modules:
             continue
-        function = vars(owner)[name]
-        if getattr(function, "__globals__", None) is not vars(sys.modules[owner.__module__]):
+        if _globals(vars(owner)[name], owner.__module__) is not vars(sys.modules[owner.__module__]):
             replaced.append(f"{owner.__qualname__}.{name}")
     return replaced
+
+
+def _globals(function: Any, module: str) -> dict[str, Any] | None:
+    """The globals of a method, without decorators that the class's own package puts around it."""
+    package = module.partition(".")[0]
+    while hasattr(function, "__wrapped__") and str(function.__module__).partition(".")[0] == package:
+        if str(function.__globals__.get("__name__")).partition(".")[0] != package:
+            break
+        function = function.__wrapped__
+    return getattr(function, "__globals__", None)
 
 
 def _join(path: str, name: str) -> str:

@@ -1,0 +1,50 @@
+"""The packages that models come from, and which of them a module belongs to.
+
+Each package has one file here, the only one that imports it, with the functions of :class:`Package`.
+"""
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Protocol, cast
+
+from PIL import Image
+from torch import Tensor, nn
+
+from clipfast.towers.tower import Tower
+from clipfast.towers.wrappers import unwrap
+
+_FILES = {"transformers": "clipfast.towers.huggingface"}
+"""Name of a package → its file; every other module is open_clip's, or is refused as none of its classes."""
+_OPEN_CLIP = "clipfast.towers.openclip_models"
+
+
+class Package(Protocol):
+    """What clipfast needs of a package. ``module`` is always a model, or a vision tower alone, as a user passes it."""
+
+    def vision_module(self, module: nn.Module) -> nn.Module:
+        """The part that computes image embeddings: what is watched for changes."""
+
+    def read(self, module: nn.Module, *, ignore_hooks: bool = False) -> Tower:
+        """The vision tower as plain tensors; :class:`clipfast.errors.UnsupportedTower` with every reason."""
+
+    def encode_image(self, module: nn.Module, images: Tensor) -> Tensor:
+        """The module's own image embeddings, ``[B, 3, height, width] → [B, D]``."""
+
+    def own_forward(self, module: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """The module's own embeddings, and its residual stream before the first block and after each."""
+
+    def encode_text(self, module: nn.Module, tokens: Tensor) -> Tensor | None:
+        """Text features ``[T, D]`` of tokens ``[T, context]``, not normalised; None without a text encoder."""
+
+    def default_tokenizer(self, module: nn.Module) -> Callable[[Sequence[str]], Tensor] | None:
+        """Strings → tokens ``[T, context]``, where the module says which tokenizer is its own."""
+
+    def default_preprocess(self, module: nn.Module) -> Callable[[Image.Image], Tensor]:
+        """PIL image → ``[3, height, width]``."""
+
+
+def package_of(module: nn.Module) -> Package:
+    """The package that a module's class, or one that it inherits from, is defined in."""
+    homes = {kind.__module__.partition(".")[0] for kind in type(unwrap(module)).__mro__}
+    file = next((file for name, file in _FILES.items() if name in homes), _OPEN_CLIP)
+    return cast(Package, import_module(file))
