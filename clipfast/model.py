@@ -18,14 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 from clipfast import fp8
 from clipfast.basis import Basis, Centring, FoldedTower, check_centring, fold
 from clipfast.contributions import Contributions, refuse_gradients
-from clipfast.errors import InputError
+from clipfast.errors import InputError, ModelError
 from clipfast.fingerprint import Weights, fingerprint
 from clipfast.forward import Maps, Request, decompose
 from clipfast.graphs import ANY_BATCH, Graphs
 from clipfast.indices import resolve_layers
 from clipfast.kernels import dispatch, tuning
 from clipfast.reading import ImageBatches, OnError, Picture, computing, prepared
-from clipfast.towers import openclip_models
+from clipfast.towers import huggingface_models, openclip_models
 from clipfast.towers.packages import package_of
 from clipfast.towers.patches import Signature
 from clipfast.towers.tower import Tower
@@ -74,11 +74,12 @@ class Model:
             raise InputError(str(error)) from error
         self.module = unwrap(module)
         self._package = package_of(module)
-        self.name = name or type(self.module).__name__
+        visual = self._package.vision_module(module)
+        self.name = name or type(self.module if isinstance(visual, nn.ModuleDict) else visual).__name__
         self._wrapped = module
         self._ignore_hooks = ignore_hooks
         self._tower = self._read()
-        self._signature = Signature(self._package.vision_module(module))
+        self._signature = Signature(visual)
         self._weights, self._text_weights = Weights(), Weights()
         self.preprocess = preprocess
         self.backend = backend
@@ -564,7 +565,8 @@ def load(
     """Loads a model by name.
 
     Args:
-        name: any open_clip name, ``"scenes"`` (bundled), ``local-dir:FOLDER`` or a folder, ``hf-hub:REPOSITORY``.
+        name: any open_clip name, ``"scenes"`` (bundled), ``local-dir:FOLDER`` or a folder, ``hf-hub:REPOSITORY`` with
+            an open_clip model, ``hf:REPOSITORY`` or a folder with a model of transformers.
         pretrained: a tag open_clip knows, or a checkpoint's path (safetensors, or a pickle holding weights only).
             None gives random weights, with a warning.
         device: where to put it; CUDA when there is one, else the CPU. The logger ``clipfast`` says which at INFO.
@@ -582,7 +584,13 @@ def load(
         UnsupportedTower: a vision tower that cannot be decomposed, with every reason.
     """
     place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
-    loaded = openclip_models.create(f"local-dir:{BUNDLED[name]}" if name in BUNDLED else name, pretrained, place, dtype)
+    if name.startswith(huggingface_models.PREFIX) or huggingface_models.is_folder(name):
+        if pretrained is not None:
+            raise ModelError(f"{name} brings its own weights: leave pretrained={pretrained!r} out")
+        loaded = huggingface_models.create(name, place, dtype)
+    else:
+        source = f"local-dir:{BUNDLED[name]}" if name in BUNDLED else name
+        loaded = openclip_models.create(source, pretrained, place, dtype)
     logger.info("%s is loaded on %s in %s", name, place, str(dtype).removeprefix("torch."))
     return Model(
         loaded.module,

@@ -7,7 +7,6 @@ import os
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipfast.errors import InputError, MissingExtra, ModelError, UnsupportedTower
+from clipfast.towers.loaded import Loaded
 from clipfast.towers.openclip import REFUSALS, encode_image, own_forward, read, refusals, vision_module
 from clipfast.towers.wrappers import unwrap
 
@@ -37,23 +37,6 @@ MERGES = "bpe_merges.txt.gz"
 
 WEIGHTS = (".safetensors", ".bin", ".pth")
 """Endings of the weights in a model folder."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model of open_clip with its preprocessing and tokenizer.
-
-    Attributes:
-        module: the model, in eval mode.
-        preprocess: PIL image → ``[3, height, width]``.
-        tokenize: strings → tokens ``[T, context]``; None where no tokenizer could be loaded.
-        pretrained: whether weights were loaded; False means random ones.
-    """
-
-    module: nn.Module
-    preprocess: Callable[[Image.Image], Tensor]
-    tokenize: Callable[[Sequence[str]], Tensor] | None
-    pretrained: bool
 
 
 _PRECISION = {torch.float32: "fp32", torch.bfloat16: "pure_bf16", torch.float16: "pure_fp16", torch.float64: "fp32"}
@@ -210,7 +193,7 @@ def resolve_name(name: str) -> str:
     if name.startswith("local-dir:") or Path(name).is_dir():
         folder = Path(name.removeprefix("local-dir:"))
         if not (folder / CONFIG).is_file():
-            raise ModelError(f"the folder {folder} holds no {CONFIG}{_hugging_face_hint(folder)}")
+            raise ModelError(f"the folder {folder} holds no {CONFIG}")
         if not any(next(folder.glob(f"*{suffix}"), None) for suffix in WEIGHTS):
             raise ModelError(f"the folder {folder} holds no weights ({', '.join(WEIGHTS)})")
         return f"local-dir:{folder}"
@@ -249,7 +232,7 @@ def _hugging_face_hint(folder: Path) -> str:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
-    return f": it is a Hugging Face model (model_type {str(kind)[:40]}); {_HUGGING_FACE}"
+    return f": it is a Hugging Face model (model_type {str(kind)[:40]}): load the folder by itself"
 
 
 def _explain(name: str, checkpoint: str | None, error: Exception) -> str:
