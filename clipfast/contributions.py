@@ -1,7 +1,8 @@
 """What a decomposed forward returns: every term of the embedding, as codes that are expanded on request.
 
 Axes are always in the order images, layers, heads, tokens, (width | texts): ``B`` images, ``L`` layers kept, ``H``
-heads, ``N`` tokens (class token first, then patches row by row), ``E`` head_dim, ``D`` embed_dim, ``T`` texts.
+heads, ``N`` tokens (class token first, then registers, then patches row by row), ``E`` head_dim, ``D`` embed_dim,
+``T`` texts.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -106,6 +107,7 @@ class Contributions:
         grid: rows and columns of patches.
         basis: turns codes into contributions.
         texts: labels of the text axis of ``maps``, where they are known.
+        prefix_tokens: tokens before the patches: the class token and registers.
     """
 
     embedding: Tensor
@@ -120,6 +122,7 @@ class Contributions:
     grid: tuple[int, int]
     basis: Basis
     texts: tuple[str, ...] | None = None
+    prefix_tokens: int = 1
     _attention: Tensor | None = None
     _maps: Tensor | None = None
     _class_codes: Tensor | None = None
@@ -270,11 +273,11 @@ class Contributions:
 
     @property
     def token_count(self) -> int:
-        """Tokens of an image, ``N``: the class token and the patches."""
-        return 1 + self.grid[0] * self.grid[1]
+        """Tokens of an image, ``N``: the class token, registers and the patches."""
+        return self.prefix_tokens + self.grid[0] * self.grid[1]
 
     def patch_maps(self) -> Tensor:
-        """:attr:`maps` without the class token, the token axis unfolded into the grid of patches.
+        """:attr:`maps` without the class token and registers, the token axis unfolded into the grid of patches.
 
         Returns:
             ``[B, rows, columns, T]`` or ``[B, L, H, rows, columns, T]``.
@@ -505,7 +508,13 @@ class Contributions:
         """
         batches = [part._tensors() for part in parts]
         kinds = {
-            (part.layers, part.texts, part.grid, *((name, tensor.shape[1:]) for name, tensor in tensors.items()))
+            (
+                part.layers,
+                part.texts,
+                part.grid,
+                part.prefix_tokens,
+                *((name, tensor.shape[1:]) for name, tensor in tensors.items()),
+            )
             for part, tensors in zip(parts, batches, strict=True)
         }
         if len(kinds) != 1 or not all(part.basis.same_as(parts[0].basis) for part in parts):
@@ -522,6 +531,7 @@ class Contributions:
             "format": FORMAT,
             "layers": self.layers,
             "grid": self.grid,
+            "prefix_tokens": self.prefix_tokens,
             "heads": self.basis.heads,
             "centring": self.basis.centring,
             "fingerprint": self.fingerprint,
@@ -545,6 +555,7 @@ class Contributions:
                 **{attribute: tensors.get(name) for name, attribute in _TENSORS.items()},  # type: ignore[arg-type]
                 layers=layers,
                 grid=(header["grid"][0], header["grid"][1]),
+                prefix_tokens=int(header.get("prefix_tokens", 1)),
                 basis=StoredBasis.of(tensors, layers, header["heads"], header["centring"], header["fingerprint"]),
                 texts=None if header["texts"] is None else tuple(header["texts"]),
                 _values=values or None,

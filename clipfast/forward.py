@@ -66,8 +66,10 @@ def embed(tower: Tower, images: Tensor, backend: str) -> Tensor:
     position = tower.positional_embedding.to(images.dtype)
     x = images.new_empty(len(images), tower.tokens, tower.width)
     x[:, 0] = tower.class_embedding + position[0]
-    embedded = ops.linear(patches, tower.patch_weight.flatten(1), tower.patch_bias, backend=backend)  # [B, N − 1, W]
-    x[:, 1:] = embedded.add_(position[1:])
+    if tower.registers is not None:
+        x[:, 1 : tower.prefix_tokens] = tower.registers
+    embedded = ops.linear(patches, tower.patch_weight.flatten(1), tower.patch_bias, backend=backend)  # [B, patches, W]
+    x[:, tower.prefix_tokens :] = embedded.add_(position[1:])
     return x if tower.ln_pre is None else add_norm(x, None, tower.ln_pre, backend)
 
 
@@ -186,6 +188,7 @@ class _Collector:
             rest=basis.readout.term(self.rest, mean, std, omitted) * scale[:, None],
             layers=request.layers,
             grid=tower.grid,
+            prefix_tokens=tower.prefix_tokens,
             basis=basis,
             _attention=self.attention,
             _maps=self.maps,

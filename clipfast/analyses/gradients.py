@@ -194,6 +194,9 @@ def embed(tower: Tower, images: Tensor) -> Tensor:
     patches = patches.flatten(2).transpose(1, 2)  # [B, N − 1, W]
     start = tower.class_embedding.to(images.dtype).expand(len(images), 1, -1)
     x = torch.cat([start, patches], 1) + tower.positional_embedding.to(images.dtype)
+    if tower.registers is not None:
+        registers = tower.registers.to(images.dtype).expand(len(images), -1, -1)
+        x = torch.cat([x[:, :1], registers, x[:, 1:]], 1)
     return x if tower.ln_pre is None else _norm(x, tower.ln_pre)
 
 

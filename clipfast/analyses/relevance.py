@@ -33,7 +33,7 @@ def _read(tower: Tower, matrix: Tensor) -> Tensor:
 
 def _patches(tower: Tower, row: Tensor) -> Tensor:
     """Scores of tokens without the class token, as the grid of patches, ``[B, N] → [B, rows, columns]``."""
-    return row[:, 1:].unflatten(1, tower.grid)
+    return row[:, tower.prefix_tokens :].unflatten(1, tower.grid)
 
 
 def raw_attention(tower: Tower, images: Tensor, text_features: Tensor | None = None) -> Tensor:
@@ -111,7 +111,7 @@ def gradcam(tower: Tower, images: Tensor, text_features: Tensor) -> Tensor:
         InputError: images or features of another shape.
     """
     _, attention, gradient = next(attention_gradients(tower, images, text_features))
-    weight = _read(tower, gradient)[:, :, 1:].mean(2, keepdim=True)  # [B, H, 1]
+    weight = _read(tower, gradient)[:, :, tower.prefix_tokens :].mean(2, keepdim=True)  # [B, H, 1]
     return _patches(tower, (weight * _read(tower, attention)).mean(1).relu())
 
 

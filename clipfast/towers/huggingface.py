@@ -28,7 +28,7 @@ CLIP_LIKE = (
     *("CLIPModel", "MetaClip2Model", "AltCLIPModel", "ChineseCLIPModel"),
     "CLIPVisionTransformer",  # before transformers 5
 )
-VIT_LIKE = ("Dinov2Model", "ViTModel")
+VIT_LIKE = ("Dinov2Model", "Dinov2WithRegistersModel", "ViTModel")
 """Classes that are read, by layout."""
 
 REFUSALS: dict[str, str] = {
@@ -103,6 +103,7 @@ def read(module: nn.Module, *, ignore_hooks: bool = False) -> Tower:
         patch_weight=parts.patches.weight,
         patch_bias=parts.patches.bias,
         class_embedding=parts.class_embedding,
+        registers=parts.registers,
         positional_embedding=parts.positions,
         ln_pre=None if parts.ln_pre is None else _norm(parts.ln_pre),
         blocks=tuple(_Layer(layer).block() for layer in parts.layers),
@@ -128,10 +129,13 @@ class _Parts:
             self.class_embedding = embeddings.class_embedding
             self.positions = embeddings.position_embedding.weight
             self.image_size = embeddings.image_size
+            self.registers = None
             self.ln_pre, self.ln_post = vision.pre_layrnorm, vision.post_layernorm
         else:
             self.patches = embeddings.patch_embeddings.projection
             self.class_embedding = embeddings.cls_token[0, 0]
+            registers = getattr(embeddings, "register_tokens", None)
+            self.registers = None if registers is None or not registers.shape[1] else registers[0]
             self.positions = embeddings.position_embeddings[0]
             self.image_size = embeddings.patch_embeddings.image_size
             self.ln_pre, self.ln_post = None, vision.layernorm

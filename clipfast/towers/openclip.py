@@ -94,6 +94,7 @@ def read(module: nn.Module, *, ignore_hooks: bool = False) -> Tower:
         patch_weight=vit.conv1.weight,
         patch_bias=None,
         class_embedding=vit.class_embedding,
+        registers=None,
         positional_embedding=vit.positional_embedding,
         ln_pre=None if isinstance(vit.ln_pre, nn.Identity) else _norm(vit.ln_pre),
         blocks=blocks,

@@ -143,7 +143,8 @@ class Block(_Axes):
 class Tower(_Axes):
     """A vision transformer from pixels to the joint embedding.
 
-    Tokens are the class token first, then patches row by row. ``pooling`` says which row of the last residual stream
+    Tokens are the class token first, then registers, then patches row by row. Positions are added to the class token
+    and the patches. ``pooling`` says which row of the last residual stream
     is read: the class token's, or the mean of the patches'. Without a ``projection`` the embedding is the final
     LayerNorm of that row.
     """
@@ -151,6 +152,7 @@ class Tower(_Axes):
     patch_weight: Tensor
     patch_bias: Tensor | None
     class_embedding: Tensor
+    registers: Tensor | None
     positional_embedding: Tensor
     ln_pre: LayerNorm | None
     blocks: tuple[Block, ...]
@@ -166,7 +168,8 @@ class Tower(_Axes):
         "patch_weight": ("width", "3", "patch_height", "patch_width"),
         "patch_bias": ("width",),
         "class_embedding": ("width",),
-        "positional_embedding": ("tokens", "width"),
+        "registers": ("registers", "width"),
+        "positional_embedding": ("positions", "width"),
         "projection": ("width", "embed_dim"),
     }
 
@@ -195,8 +198,13 @@ class Tower(_Axes):
 
     @property
     def tokens(self) -> int:
-        """Tokens per image with the class token, ``N``."""
-        return self.positional_embedding.shape[0]
+        """Tokens per image with the class token and registers, ``N``."""
+        return self.prefix_tokens + self.grid[0] * self.grid[1]
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens before the patches: the class token and the registers."""
+        return 1 if self.registers is None else 1 + len(self.registers)
 
     @property
     def grid(self) -> tuple[int, int]:

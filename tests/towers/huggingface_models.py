@@ -42,7 +42,7 @@ def _vision(family: str, kind: str, **changes: Any) -> nn.Module:
 
 
 def _vit(family: str, **changes: Any) -> nn.Module:
-    vision = {name: value for name, value in VISION.items() if not (family == "Dinov2" and name == "intermediate_size")}
+    vision = {name: value for name, value in VISION.items() if family == "ViT" or name != "intermediate_size"}
     model: nn.Module = getattr(transformers, f"{family}Model")(
         getattr(transformers, f"{family}Config")(**vision, **changes)
     )
@@ -63,6 +63,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "ChineseCLIPVisionModel": lambda: _vision("ChineseCLIP", "VisionModel"),
     "Dinov2Model": lambda: _vit("Dinov2"),
     "Dinov2Model, no biases": lambda: _vit("Dinov2", qkv_bias=False),
+    "Dinov2WithRegistersModel": lambda: _vit("Dinov2WithRegisters", num_register_tokens=4),
     "ViTModel": lambda: _vit("ViT"),
 }
 

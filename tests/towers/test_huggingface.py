@@ -1,6 +1,7 @@
 """Models of Hugging Face's transformers: every term against what their own layers compute, and refusals."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import clipfast
+from clipfast.analyses.relevance import gradcam, legrad
 from clipfast.errors import UnsupportedTower
 
 pytest.importorskip("transformers", reason="transformers is not installed")
@@ -163,6 +165,26 @@ def test_hooks_of_output_attentions_are_read_only() -> None:
     model.vision_model(pixel_values=pixels(), output_attentions=True, output_hidden_states=True)
     assert any(part._forward_hooks for part in model.modules())
     assert clipfast.wrap(model).verify(pixels()).ok
+
+
+def test_registers_are_no_patches(tmp_path: Path) -> None:
+    """Ten tokens and four registers: maps of patches leave them out, and the sum over all tokens is the score."""
+    model = clipfast.wrap(build("Dinov2WithRegistersModel", torch.float64))
+    texts = torch.eye(32, dtype=torch.float64)[:3]
+    contributions = model.decompose(pixels(dtype=torch.float64), texts=texts, attention=True, tokens=True)
+    assert (model.tower.tokens, contributions.token_count) == (14, 14)
+    assert contributions.attention.shape == (3, 3, 2, 14)
+    assert contributions.patch_maps().shape == (3, 3, 3, 3)
+    assert torch.equal(contributions.patch_maps().flatten(1, 2), contributions.maps[:, 5:])
+    scores = contributions.heads() @ texts.T
+    assert error(contributions.maps.sum(1), scores.sum((1, 2))) <= 1e-12
+    assert error(contributions.text_maps(texts), contributions.maps) <= 1e-12
+    contributions.save(tmp_path / "c.safetensors")
+    loaded = clipfast.Contributions.load(tmp_path / "c.safetensors")
+    assert torch.equal(loaded.patch_maps(), contributions.patch_maps())
+    assert loaded.token_count == 14
+    assert gradcam(model.tower, pixels(dtype=torch.float64), texts[0]).shape == (3, 3, 3)
+    assert legrad(model.tower, pixels(dtype=torch.float64), texts[0]).shape == (3, 3, 3)
 
 
 # ------------------------------------------------------------------------------------------------------- refusals
