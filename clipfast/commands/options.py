@@ -34,8 +34,8 @@ class ImageOptions:
 
     Attributes:
         images: Image files, folders, tar shards.
-        model: An open_clip name (see ``clipfast models``), a model's folder, or hf-hub:REPOSITORY. Default: the
-            bundled model.
+        model: An open_clip name (see ``clipfast models``), a model's folder, hf-hub:REPOSITORY or hf:REPOSITORY.
+            Default: the bundled model.
         pretrained: A tag of open_clip, or a checkpoint's path.
         batch_size: Images at once.
         device: cpu, cuda or cuda:N. Default: CUDA where there is a device.
@@ -67,8 +67,8 @@ class InputOptions(ImageOptions):
 
     Attributes:
         images: Image files, folders, tar shards; or one folder that ``clipfast stats`` wrote, a collection.
-        model: An open_clip name (see ``clipfast models``), a model's folder, or hf-hub:REPOSITORY. Default: the
-            bundled model, or the model that the collection was made with.
+        model: An open_clip name (see ``clipfast models``), a model's folder, hf-hub:REPOSITORY or hf:REPOSITORY.
+            Default: the bundled model, or the model that the collection was made with.
         dtype: Precision of the weights. Default: fp32, or that of the collection.
         labels: Where labels are: folder (the first folder below the one that was searched), parent (the folder that
             the image is in), shard (members of the tar shard), or a CSV file with a column that names the images.
