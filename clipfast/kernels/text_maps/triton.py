@@ -160,12 +160,12 @@ def _text_maps_kernel(
 
     width = texts * UNIT
     o_t = text_tile * BLOCK_T + tl.arange(0, BLOCK_T)
-    p_out += first_row.to(tl.int64) * s_out * UNIT
-    o_out = (o_m.to(tl.int64) * s_out * UNIT)[:, None] + o_t[None, :]  # [BLOCK_M, BLOCK_T]
+    p_rows = p_out + (first_row + o_m).to(tl.int64) * s_out * UNIT
+    p_tile = p_rows[:, None] + o_t[None, :]  # [BLOCK_M, BLOCK_T]
     mask = (first_row + o_m < rows)[:, None] & (o_t < width)[None, :]
     if ADD:
-        b_out += tl.load(p_out + o_out, mask=mask, other=0.0)
-    tl.store(p_out + o_out, rounded(b_out, p_out.dtype.element_ty), mask=mask)
+        b_out += tl.load(p_tile, mask=mask, other=0.0)
+    tl.store(p_tile, rounded(b_out, p_out.dtype.element_ty), mask=mask)
 
 
 def split_head(head_dim: int) -> tuple[int, int]:
