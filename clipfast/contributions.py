@@ -555,7 +555,7 @@ class Contributions:
                 **{attribute: tensors.get(name) for name, attribute in _TENSORS.items()},  # type: ignore[arg-type]
                 layers=layers,
                 grid=(header["grid"][0], header["grid"][1]),
-                prefix_tokens=int(header.get("prefix_tokens", 1)),
+                prefix_tokens=int(header["prefix_tokens"]),
                 basis=StoredBasis.of(tensors, layers, header["heads"], header["centring"], header["fingerprint"]),
                 texts=None if header["texts"] is None else tuple(header["texts"]),
                 _values=values or None,

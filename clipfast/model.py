@@ -335,11 +335,10 @@ class Model:
             texts = _strings(texts)
         if not len(texts):
             raise InputError("no texts were given")
-        tokens = texts if isinstance(texts, Tensor) else self._tokenizer()(texts)
-        features = self._package.encode_text(self.module, tokens.to(self.device))
-        if features is None:
+        if not self._package.has_text_encoder(self.module):
             raise InputError("this model has no text encoder: pass texts as features [T, D]")
-        return _finish(features, normalize)
+        tokens = texts if isinstance(texts, Tensor) else self._tokenizer()(texts)
+        return _finish(self._package.encode_text(self.module, tokens, self.device), normalize)
 
     def decompose(
         self,

@@ -12,9 +12,8 @@ from safetensors.torch import save_file
 
 from clipfast import Contributions, InputError, Model, wrap
 
-TENSORS = [
-    field.name for field in fields(Contributions) if field.name not in ("layers", "grid", "basis", "texts", "_values")
-]
+SETTINGS = ("layers", "grid", "texts", "prefix_tokens")
+TENSORS = [field.name for field in fields(Contributions) if field.name not in (*SETTINGS, "basis", "_values")]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,7 @@ def assert_same(have: Contributions, expected: Contributions) -> None:
         if old is not None:
             assert old.dtype == new.dtype, name
             assert torch.equal(old, new), name
-    assert (have.layers, have.grid, have.texts) == (expected.layers, expected.grid, expected.texts)
+    assert [getattr(have, name) for name in SETTINGS] == [getattr(expected, name) for name in SETTINGS]
     assert (have.basis.heads, have.basis.centring) == (expected.basis.heads, expected.basis.centring)
     assert torch.equal(have.heads(), expected.heads())
     assert have.max_error() == expected.max_error()

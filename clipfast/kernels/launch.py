@@ -159,13 +159,13 @@ def capability(tensor: Tensor) -> int:
 
     Where there is none, 90 or what is assumed.
     """
-    return _capability(tensor.device) if tensor.is_cuda else _thread.capability
+    if not tensor.is_cuda:
+        return _thread.capability
+    return _capability(tensor.device) if torch.version.hip is None else AMD
 
 
 @cache
 def _capability(device: torch.device) -> int:
-    if torch.version.hip is not None:
-        return AMD
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 

@@ -324,18 +324,26 @@ def own_forward(module: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor 
 # ----------------------------------------------------------------------------------------------- text and pixels
 
 
-def encode_text(module: nn.Module, tokens: Tensor) -> Tensor | None:
-    """Text features ``[T, D]`` of tokens ``[T, context]``; None for a vision model.
+def has_text_encoder(module: nn.Module) -> bool:
+    """Whether a module is a whole model, not its vision part alone."""
+    return hasattr(unwrap(module), "get_text_features")
+
+
+def encode_text(module: nn.Module, tokens: object, device: torch.device) -> Tensor:
+    """Text features ``[T, D]`` of tokens ``[T, context]``, not normalised.
 
     Raises:
         InputError: tokens that the text encoder cannot read.
     """
     inner = cast(Any, unwrap(module))
-    if not hasattr(inner, "get_text_features"):
-        return None
     config = inner.config.text_config
+    if not isinstance(tokens, Tensor):
+        raise InputError(
+            f"the tokenizer gives {type(tokens).__name__}: expected integers [texts, context] as one tensor"
+        )
     if tokens.ndim != 2 or tokens.is_floating_point():
         raise InputError(f"the tokenizer gives {tokens.dtype} {list(tokens.shape)}: expected integers [texts, context]")
+    tokens = tokens.to(device)
     if tokens.shape[1] > config.max_position_embeddings:
         limit = config.max_position_embeddings
         raise InputError(f"the tokenizer gives {tokens.shape[1]} tokens, the model reads {limit}: use the model's own")

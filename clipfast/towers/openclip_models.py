@@ -343,16 +343,19 @@ def _tokenize(tokenizer: Any, texts: Sequence[str]) -> Tensor:
     return cast(Tensor, tokenizer(list(texts)))
 
 
-def encode_text(module: nn.Module, tokens: Tensor) -> Tensor | None:
-    """Text features ``[T, D]`` of tokens ``[T, context]``; None for an image tower alone.
+def has_text_encoder(module: nn.Module) -> bool:
+    """Whether a module is a whole CLIP, not an image tower alone."""
+    return hasattr(unwrap(module), "encode_text")
+
+
+def encode_text(module: nn.Module, tokens: object, device: torch.device) -> Tensor:
+    """Text features ``[T, D]`` of tokens ``[T, context]``, not normalised.
 
     Raises:
         InputError: tokens that the text encoder cannot read.
     """
     inner = cast(Any, unwrap(module))
-    if not hasattr(inner, "encode_text"):
-        return None
-    return cast(Tensor, inner.encode_text(check_tokens(inner, tokens)))
+    return cast(Tensor, inner.encode_text(check_tokens(inner, tokens).to(device)))
 
 
 def check_tokens(module: nn.Module, tokens: object) -> Tensor:

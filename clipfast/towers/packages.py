@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Protocol, cast
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -33,8 +34,15 @@ class Package(Protocol):
     def own_forward(self, module: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """The module's own embeddings, and its residual stream before the first block and after each."""
 
-    def encode_text(self, module: nn.Module, tokens: Tensor) -> Tensor | None:
-        """Text features ``[T, D]`` of tokens ``[T, context]``, not normalised; None without a text encoder."""
+    def has_text_encoder(self, module: nn.Module) -> bool:
+        """Whether :meth:`encode_text` can be called."""
+
+    def encode_text(self, module: nn.Module, tokens: object, device: torch.device) -> Tensor:
+        """Text features ``[T, D]`` of tokens ``[T, context]``, not normalised.
+
+        Raises:
+            InputError: what a tokenizer gave is not what the text encoder reads.
+        """
 
     def default_tokenizer(self, module: nn.Module) -> Callable[[Sequence[str]], Tensor] | None:
         """Strings → tokens ``[T, context]``, where the module says which tokenizer is its own."""

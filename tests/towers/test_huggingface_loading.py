@@ -81,7 +81,7 @@ def test_vision_models_alone(name: str, tmp_path: Path) -> None:
     assert type(model.module).__name__ == name
     assert model.verify(pixels()).ok
     assert model.prepare(Image.new("RGB", (50, 30))).shape == (1, 3, 24, 24)
-    with pytest.raises(InputError, match="no tokenizer"):
+    with pytest.raises(InputError, match="no text encoder"):
         model.encode_text(["a red star"])
 
 
