@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipfast.errors import InputError, UnsupportedTower
-from clipfast.towers.patches import drops_now, patches, replacement, sentence
+from clipfast.towers.patches import CHANGED, drops_now, patches, replacement, sentence
 from clipfast.towers.tower import Activation, Block, LayerNorm, Linear, Tower
 from clipfast.towers.wrappers import unwrap
 
@@ -35,18 +35,7 @@ REFUSALS: dict[str, str] = {
     "class": "not one of the classes that are read",
     "activation": "an activation other than GELU and QuickGELU",
     "gated": "a gated MLP",
-    "training": "dropout in training mode: call .eval() first",
-    "replaced": "a layer that is not the one its class comes with",
-    "adapter": "an adapter such as LoRA: merge it into the weights first (in peft: merge_and_unload)",
-    "quantised": "quantised weights: load the model in floating point",
-    "parametrization": "a parametrised weight: fold it in with torch.nn.utils.parametrize.remove_parametrizations",
-    "weight_norm": "weight_norm: fold it in with torch.nn.utils.remove_weight_norm",
-    "spectral_norm": "spectral_norm: fold it in with torch.nn.utils.remove_spectral_norm",
-    "pruning": "a pruned weight: make the pruning permanent with torch.nn.utils.prune.remove",
-    "hook": "a forward hook, which may change activations: remove it, or pass ignore_hooks=True if it only reads",
-    "global_hook": "a forward hook on all modules: remove it, or pass ignore_hooks=True if it only reads",
-    "forward": "a replaced method, which the decomposition does not run: restore that of the class",
-}
+} | CHANGED
 """Why a tower is refused, by a short key."""
 
 Reasons = dict[str, list[str]]  # key of REFUSALS → places

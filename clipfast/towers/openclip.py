@@ -25,7 +25,7 @@ from open_clip.transformer import LayerNorm as OpenClipLayerNorm
 from torch import Tensor, nn
 
 from clipfast.errors import UnsupportedTower
-from clipfast.towers.patches import drops_now, patches, plain_type, replacement, sentence
+from clipfast.towers.patches import CHANGED, drops_now, patches, plain_type, replacement, sentence
 from clipfast.towers.tower import Activation, Block, LayerNorm, Pooling, Tower
 from clipfast.towers.wrappers import unwrap
 
@@ -44,18 +44,7 @@ REFUSALS: dict[str, str] = {
     "scale_fc": "a LayerNorm inside the MLP",
     "activation": "an activation other than GELU and QuickGELU",
     "projection": "no linear projection to the joint space",
-    "training": "dropout in training mode: call .eval() first",
-    "replaced": "a layer that is not the one its class comes with",
-    "adapter": "an adapter such as LoRA: merge it into the weights first (in peft: merge_and_unload)",
-    "quantised": "quantised weights: load the model in floating point",
-    "parametrization": "a parametrised weight: fold it in with torch.nn.utils.parametrize.remove_parametrizations",
-    "weight_norm": "weight_norm: fold it in with torch.nn.utils.remove_weight_norm",
-    "spectral_norm": "spectral_norm: fold it in with torch.nn.utils.remove_spectral_norm",
-    "pruning": "a pruned weight: make the pruning permanent with torch.nn.utils.prune.remove",
-    "hook": "a forward hook, which may change activations: remove it, or pass ignore_hooks=True if it only reads",
-    "global_hook": "a forward hook on all modules: remove it, or pass ignore_hooks=True if it only reads",
-    "forward": "a replaced method, which the decomposition does not run: restore that of the class",
-}
+} | CHANGED
 """Why a tower is refused, by a short key."""
 
 

@@ -18,6 +18,21 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+CHANGED: dict[str, str] = {
+    "training": "dropout in training mode: call .eval() first",
+    "replaced": "a layer that is not the one its class comes with",
+    "adapter": "an adapter such as LoRA: merge it into the weights first (in peft: merge_and_unload)",
+    "quantised": "quantised weights: load the model in floating point",
+    "parametrization": "a parametrised weight: fold it in with torch.nn.utils.parametrize.remove_parametrizations",
+    "weight_norm": "weight_norm: fold it in with torch.nn.utils.remove_weight_norm",
+    "spectral_norm": "spectral_norm: fold it in with torch.nn.utils.remove_spectral_norm",
+    "pruning": "a pruned weight: make the pruning permanent with torch.nn.utils.prune.remove",
+    "hook": "a forward hook, which may change activations: remove it, or pass ignore_hooks=True if it only reads",
+    "global_hook": "a forward hook on all modules: remove it, or pass ignore_hooks=True if it only reads",
+    "forward": "a replaced method, which the decomposition does not run: restore that of the class",
+}
+"""Why a module of any package is refused that is not as its class makes it, by a short key."""
+
 METHODS = ("forward", "__call__", "attention", "get_weight_dtype", "_embeds", "_pool", "_global_pool")
 """Methods of a tower's modules that a forward pass runs."""
 
@@ -36,7 +51,7 @@ class Patch(NamedTuple):
     """One change of a module.
 
     Attributes:
-        reason: a key of :data:`clipfast.towers.openclip.REFUSALS`.
+        reason: a key of :data:`CHANGED`.
         place: where, and what it is.
     """
 
