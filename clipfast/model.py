@@ -583,7 +583,8 @@ def load(
         UnsupportedTower: a vision tower that cannot be decomposed, with every reason.
     """
     place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith(huggingface_models.PREFIX) or huggingface_models.is_folder(name):
+    is_huggingface = name.startswith(huggingface_models.PREFIX) or huggingface_models.is_folder(name)
+    if is_huggingface and name not in BUNDLED:
         if pretrained is not None:
             raise ModelError(f"{name} brings its own weights: leave pretrained={pretrained!r} out")
         loaded = huggingface_models.create(name, place, dtype)

@@ -85,6 +85,14 @@ def test_vision_models_alone(name: str, tmp_path: Path) -> None:
         model.encode_text(["a red star"])
 
 
+def test_a_folder_named_like_the_bundled_model_does_not_stand_in_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build("CLIPModel").save_pretrained(tmp_path / "scenes")  # type: ignore[operator]
+    monkeypatch.chdir(tmp_path)
+    assert type(clipfast.load("scenes", device="cpu").module).__name__ == "CLIP"
+
+
 def test_what_cannot_be_loaded_is_one_line(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(ModelError, match="brings its own weights: leave pretrained='openai' out"):
         clipfast.load(str(folder), "openai")
