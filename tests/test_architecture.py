@@ -117,6 +117,7 @@ ALLOWED: dict[str, set[str]] = {
     "clipfast.bench": {
         "clipfast.report.palette",
         "clipfast.model",
+        "clipfast.towers.huggingface_models",
         "clipfast.towers.openclip",
         "clipfast.towers.openclip_models",
         "clipfast.contributions",

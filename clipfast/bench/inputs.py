@@ -12,9 +12,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from clipfast.errors import UnsupportedTower
+from clipfast.errors import ModelError, UnsupportedTower
 from clipfast.model import BUNDLED, load
-from clipfast.towers import openclip_models
+from clipfast.towers import huggingface_models, openclip_models
 
 TEXTS = 16
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
@@ -25,9 +25,11 @@ def known(name: str) -> None:
     """Raises unless a model of that name exists, without building it.
 
     Raises:
-        ModelError: no such name or folder; the message suggests similar names.
+        ModelError: no such name or folder, where the message suggests similar names; or a model of transformers.
     """
     if name not in BUNDLED:
+        if name.startswith(huggingface_models.PREFIX) or huggingface_models.is_folder(name):
+            raise ModelError(f"{name} is a model of transformers, and only models of open_clip are measured")
         openclip_models.resolve_name(name)
 
 

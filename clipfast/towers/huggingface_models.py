@@ -98,7 +98,8 @@ def _preprocess(source: str, module: nn.Module) -> Callable[[Any], Tensor]:
     try:
         return Preprocess(AutoImageProcessor.from_pretrained(source))
     except Exception as error:
-        logger.warning("no image processor in %s (%s): taking the one that its class is trained with", source, error)
+        reason = type(error).__name__
+        logger.warning("no image processor in %s (%s): taking the one that its class is trained with", source, reason)
         return default_preprocess(module)
 
 

@@ -51,6 +51,7 @@ def test_outputs_with_commas_or_repeated() -> None:
         ({"device": "mps"}, "mps cannot be measured"),
         ({"backends": ("auto", "abacus")}, "unknown backend 'abacus'"),
         ({"models": ("scenes", "ViT-B-23")}, "no model is called 'ViT-B-23'"),
+        ({"models": ("hf:a/b",)}, "hf:a/b is a model of transformers, and only models of open_clip are measured"),
         ({"models": ("local-dir:/nowhere",)}, "holds no open_clip_config.json"),
     ],
 )
