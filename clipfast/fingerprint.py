@@ -53,7 +53,10 @@ def _update(digest: Any, name: str, part: object) -> None:
         digest.update(tensor_bytes(part))
     elif is_dataclass(part):
         for field in fields(part):
-            _update(digest, f"{name}.{field.name}", getattr(part, field.name))
+            value = getattr(part, field.name)
+            is_default = not isinstance(value, Tensor) and value == field.default  # in no tower before there was one
+            if field.name not in ("run", "sources") and not is_default:
+                _update(digest, f"{name}.{field.name}", value)
     elif isinstance(part, tuple) and any(is_dataclass(item) or isinstance(item, Tensor) for item in part):
         for index, item in enumerate(part):
             _update(digest, f"{name}.{index}", item)
@@ -105,7 +108,7 @@ def basis_checksum(tower: Tower) -> int:
 def basis_weights(tower: Tower) -> list[Tensor]:
     """The weights that a basis is made of."""
     projection = [] if tower.projection is None else [tower.projection]
-    frame = [*projection, tower.ln_post.weight, tower.ln_post.bias]
+    frame = [*projection, *(() if tower.ln_post is None else tower.ln_post.tensors())]
     return [*frame, *(tensor for block in tower.blocks for tensor in output_weights(block))]
 
 

@@ -4,7 +4,7 @@ Whatever package a model comes from, a reader in this folder turns it into a :cl
 nothing else. Tensors are the module's own parameters, shared and never copied.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from operator import attrgetter
@@ -13,8 +13,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
-Pooling = Literal["cls", "mean"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
+Pooling = Literal["cls", "mean", "normed_mean", "attention"]
 
 _DTYPE, _VERSION = attrgetter("dtype"), attrgetter("_version")
 
@@ -71,11 +71,15 @@ def _check_axes(name: str, tensor: Tensor, axes: tuple[str, ...], sizes: dict[st
 
 @dataclass(frozen=True)
 class LayerNorm(_Axes):
-    """``(x − mean) / √(var + eps) · weight + bias`` over the last axis."""
+    """``(x − mean) / √(var + eps) · weight + bias`` over the last axis.
+
+    With ``rms`` it is ``x / √(mean(x²) + eps) · weight``, and ``bias`` is zero. A norm without a bias has one of zeros.
+    """
 
     weight: Tensor
     bias: Tensor
     eps: float
+    rms: bool = False
 
     axes: ClassVar = {"weight": ("width",), "bias": ("width",)}
 
@@ -88,25 +92,59 @@ class Linear(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Block(_Axes):
-    """One pre-norm residual block: ``x += λ₁·attention(ln_1(x))``, then ``x += λ₂·mlp(ln_2(x))``.
+class Rotary(_Axes):
+    """Rotary positions: ``x·cos + rotated(x)·sin`` for the queries and keys of all patches, not of prefix tokens.
 
-    ``three_inner`` packs query, key and value in that order, each ``heads × head_dim``; a module that keeps them apart
-    gives three tensors. A missing layer scale is None.
+    With ``halves`` the two numbers that are rotated together are half a head apart, ``(−x₂, x₁)`` for ``x = (x₁, x₂)``;
+    else they are neighbours. ``heads`` is 1 where all heads share the angles.
     """
 
-    ln_1: LayerNorm
+    cos: Tensor
+    sin: Tensor
+    halves: bool
+
+    axes: ClassVar = {"cos": ("heads", "patches", "head_dim"), "sin": ("heads", "patches", "head_dim")}
+
+
+@dataclass(frozen=True)
+class Block(_Axes):
+    """One residual block: ``x += λ₁·post_1(attention(ln_1(x)))``, then ``x += λ₂·post_2(mlp(ln_2(x)))``.
+
+    ``three_inner`` packs query, key and value in that order, each ``heads × head_dim``; a module that keeps them apart
+    gives three tensors. What a module does not have is None: a layer scale, a norm before a part (then the part reads
+    the stream itself) or after it. Missing biases are zeros.
+
+    Attributes:
+        mlp_gate_weight: of a gated MLP, ``activation(gate(x)) · in(x)``; of others the activation is of ``in(x)``.
+        query_norm: over each head's queries.
+        key_norm: over each head's keys.
+        inner_norm: over all heads' outputs, before the output projection.
+        mlp_norm: over the hidden layer, before its output projection.
+        parallel: attention and MLP both read ``ln_1(x)``, and both are added; ``ln_2`` is None.
+    """
+
+    ln_1: LayerNorm | None
     in_weight: Tensor | tuple[Tensor, Tensor, Tensor]
     in_bias: Tensor | tuple[Tensor | None, Tensor | None, Tensor | None] | None
     out_weight: Tensor
     out_bias: Tensor
     attention_scale: Tensor | None
-    ln_2: LayerNorm
+    ln_2: LayerNorm | None
     mlp_in_weight: Tensor
     mlp_in_bias: Tensor
     mlp_out_weight: Tensor
     mlp_out_bias: Tensor
     mlp_scale: Tensor | None
+    mlp_gate_weight: Tensor | None = None
+    mlp_gate_bias: Tensor | None = None
+    query_norm: LayerNorm | None = None
+    key_norm: LayerNorm | None = None
+    rotary: Rotary | None = None
+    inner_norm: LayerNorm | None = None
+    attention_post_norm: LayerNorm | None = None
+    mlp_norm: LayerNorm | None = None
+    mlp_post_norm: LayerNorm | None = None
+    parallel: bool = False
 
     axes: ClassVar = {
         "in_weight": ("three_inner", "width"),
@@ -119,6 +157,8 @@ class Block(_Axes):
         "mlp_out_weight": ("width", "hidden"),
         "mlp_out_bias": ("width",),
         "mlp_scale": ("width",),
+        "mlp_gate_weight": ("hidden", "width"),
+        "mlp_gate_bias": ("hidden",),
     }
 
     def packed(self) -> Linear | None:
@@ -140,29 +180,125 @@ class Block(_Axes):
 
 
 @dataclass(frozen=True)
-class Tower(_Axes):
-    """A vision transformer from pixels to the joint embedding.
+class PoolMlp(_Axes):
+    """What is added to an attention pool's output: ``y = o + out(activation(in(norm(o))))``."""
 
-    Tokens are the class token first, then registers, then patches row by row. Positions are added to the class token
-    and the patches. ``pooling`` says which row of the last residual stream
-    is read: the class token's, or the mean of the patches'. Without a ``projection`` the embedding is the final
-    LayerNorm of that row.
+    norm: LayerNorm
+    in_weight: Tensor
+    in_bias: Tensor
+    out_weight: Tensor
+    out_bias: Tensor
+    activation: Activation
+
+    axes: ClassVar = {
+        "in_weight": ("hidden", "width"),
+        "in_bias": ("hidden",),
+        "out_weight": ("width", "hidden"),
+        "out_bias": ("width",),
+    }
+
+
+@dataclass(frozen=True)
+class AttentionPool(_Axes):
+    """One query that reads all tokens after the final LayerNorm: ``o = W_O·attention(query, tokens) + b_O``.
+
+    Attributes:
+        query: the query, projected and with its bias; or its weight ``[inner, width]`` where it is made of the first
+            token.
+        query_bias: in the second case.
+        query_norm: over each head's query, in the second case; a learned query has it already.
+        key_norm: over each head's keys.
+        norm: after the output projection; the embedding reads it.
+        mlp: after the output projection, with a residual connection.
     """
 
-    patch_weight: Tensor
+    query: Tensor
+    key_weight: Tensor
+    key_bias: Tensor | None
+    value_weight: Tensor
+    value_bias: Tensor | None
+    out_weight: Tensor
+    out_bias: Tensor
+    heads: int
+    query_bias: Tensor | None = None
+    query_norm: LayerNorm | None = None
+    key_norm: LayerNorm | None = None
+    norm: LayerNorm | None = None
+    mlp: PoolMlp | None = None
+
+    axes: ClassVar = {
+        "key_weight": ("inner", "width"),
+        "key_bias": ("inner",),
+        "value_weight": ("inner", "width"),
+        "value_bias": ("inner",),
+        "out_weight": ("out", "inner"),
+        "out_bias": ("out",),
+        "query_bias": ("inner",),
+    }
+
+
+@dataclass(frozen=True)
+class Embedder(_Axes):
+    """The module's own layers before the first block, where they are not one convolution: they run as they are.
+
+    Attributes:
+        run: ``[B, 3, height, width] → [B, N, W]``, the start of the residual stream with everything in it.
+        weights: what it computes with.
+        width: ``W``.
+        prefix_tokens: tokens before the patches.
+    """
+
+    run: Callable[[Tensor], Tensor]
+    weights: tuple[Tensor, ...]
+    width: int
+    prefix_tokens: int
+
+    axes: ClassVar = {}
+
+
+@dataclass(frozen=True)
+class Tower(_Axes):
+    """A vision transformer from pixels to the embedding.
+
+    Tokens are the class token first, then registers, then patches row by row. ``positional_embedding`` is added to the
+    patches with its last rows, and to the first of the other tokens with the rows before.
+
+    ``pooling`` says which row of the last residual stream the embedding reads: ``"cls"``, the class token's;
+    ``"mean"``, the mean of the patches'; ``"normed_mean"``, the mean of the patches' final LayerNorms;
+    ``"attention"``, what ``pool`` reads of all tokens' final LayerNorms. Without a ``projection`` the embedding is that
+    row after the final LayerNorm.
+
+    A tower without blocks is a network of another kind, whose last feature map ``embedder`` gives: its pooling alone
+    can be decomposed.
+
+    Attributes:
+        ln_post: the final LayerNorm; None for none.
+        embedder: in place of everything before ``blocks``, which is then None.
+        pool: of ``"attention"``.
+        prefix_pooled: a mean is over class token and registers, too.
+        projection_bias: of ``projection``.
+        sources: the module's parameters where tensors here are computed from them and not shared.
+    """
+
+    patch_weight: Tensor | None
     patch_bias: Tensor | None
-    class_embedding: Tensor
+    class_embedding: Tensor | None
     registers: Tensor | None
-    positional_embedding: Tensor
+    positional_embedding: Tensor | None
     ln_pre: LayerNorm | None
     blocks: tuple[Block, ...]
-    ln_post: LayerNorm
+    ln_post: LayerNorm | None
     projection: Tensor | None
     heads: int
     activation: Activation
     pooling: Pooling
     image_size: tuple[int, int]
     patch_size: tuple[int, int]
+    embedder: Embedder | None = None
+    pool: AttentionPool | None = None
+    prefix_pooled: bool = False
+    projection_bias: Tensor | None = None
+    sources: tuple[Tensor, ...] = ()
 
     axes: ClassVar = {
         "patch_weight": ("width", "3", "patch_height", "patch_width"),
@@ -171,6 +307,7 @@ class Tower(_Axes):
         "registers": ("registers", "width"),
         "positional_embedding": ("positions", "width"),
         "projection": ("width", "embed_dim"),
+        "projection_bias": ("embed_dim",),
     }
 
     def tensors(self) -> Iterator[Tensor]:
@@ -189,12 +326,12 @@ class Tower(_Axes):
     @property
     def width(self) -> int:
         """Width of the residual stream, ``W``."""
-        return self.class_embedding.shape[0]
+        return len(self._first) if self.embedder is None else self.embedder.width
 
     @property
     def head_dim(self) -> int:
         """Width of one head, ``E``."""
-        return self.width // self.heads
+        return self.blocks[0].out_weight.shape[1] // self.heads
 
     @property
     def tokens(self) -> int:
@@ -204,7 +341,9 @@ class Tower(_Axes):
     @property
     def prefix_tokens(self) -> int:
         """Tokens before the patches: the class token and the registers."""
-        return 1 if self.registers is None else 1 + len(self.registers)
+        if self.embedder is not None:
+            return self.embedder.prefix_tokens
+        return (self.class_embedding is not None) + (0 if self.registers is None else len(self.registers))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -214,7 +353,9 @@ class Tower(_Axes):
     @property
     def embed_dim(self) -> int:
         """Width of the embedding, ``D``."""
-        return self.width if self.projection is None else self.projection.shape[1]
+        if self.projection is not None:
+            return self.projection.shape[1]
+        return self.width if self.pool is None else len(self.pool.out_weight)
 
     @property
     def terms(self) -> int:
@@ -224,12 +365,20 @@ class Tower(_Axes):
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the weights that multiply."""
-        return self.patch_weight.dtype
+        return self._first.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.patch_weight.device
+        return self._first.device
+
+    @property
+    def _first(self) -> Tensor:
+        """The first of the weights that multiply: what makes patches of pixels."""
+        if self.embedder is not None:
+            return self.embedder.weights[0]
+        assert self.patch_weight is not None
+        return self.patch_weight
 
     def version(self) -> int:
         """A number that changes when any weight is replaced, moved, or changed in place."""
