@@ -15,6 +15,7 @@ from clipfast.kernels.query_row import query_row, query_row_from_tokens
 from clipfast.kernels.span import span
 from clipfast.kernels.text_maps import layered_text_maps, text_maps, text_maps_from_tokens
 from clipfast.kernels.token_contributions import head_maps, token_contributions
+from clipfast.kernels.weighted_rows import weighted_rows
 
 __all__ = [
     "add_layer_norm",
@@ -35,4 +36,5 @@ __all__ = [
     "text_maps",
     "text_maps_from_tokens",
     "token_contributions",
+    "weighted_rows",
 ]

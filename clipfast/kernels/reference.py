@@ -47,6 +47,21 @@ def attention(qkv: Tensor, row: Row = "cls") -> tuple[Tensor, Tensor]:
     return out, alpha
 
 
+def weighted_rows(qkv: Tensor, weights: Tensor) -> Tensor:
+    """Sums of attention rows, ``rows[b,g,h,m] = Σ_n weights[b,g,n] softmax_m(q[b,n,h]·k[b,m,h] / √E)``.
+
+    Args:
+        qkv: ``[B, N, 3, H, E]``; the values are not used.
+        weights: ``[B, G, N]``, of either sign.
+
+    Returns:
+        ``[B, G, H, N]``.
+    """
+    query, key, _ = qkv.unbind(2)
+    logits = torch.einsum("bnhe,bmhe->bhnm", query, key) * query.shape[-1] ** -0.5
+    return torch.einsum("bgn,bhnm->bghm", weights, logits.softmax(-1))
+
+
 def query_row(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Attention of one query per image and head: ``alpha = softmax(q·k/√E)``, ``z = Σ_n alpha_n v_n``.
 

@@ -138,6 +138,103 @@ class AttentionContract(Contract):
         assert out.shape == (0, 17, HEADS, 64)
         assert alpha.shape == (0, HEADS, 17)
 
+    # ---------------------------------------------------------------------------------- weighted sums of rows
+
+    def draw_weighted(
+        self, tokens: int, head_dim: int, groups: int, dtype: torch.dtype = torch.float32, images: int = IMAGES
+    ) -> tuple[Tensor, Tensor]:
+        """Queries, keys and values, and weights of either sign, some of them 0."""
+        weights = self.draw(1, images, groups, tokens)
+        weights[..., ::3] = 0
+        return self.draw(0, images, tokens, 3, HEADS, head_dim, dtype=dtype), weights
+
+    def assert_weighted_rows(self, qkv: Tensor, weights: Tensor) -> None:
+        """As the definition has them, relative to what is summed: weights of both signs cancel."""
+        before = qkv.clone(), weights.clone()
+        rows = ops.weighted_rows(qkv, weights, backend=self.backend)
+        expected = reference.weighted_rows(qkv.double(), weights.double())
+        terms = reference.weighted_rows(qkv.double(), weights.double().abs())
+        assert rows.dtype == torch.float32
+        assert rows.shape == expected.shape
+        assert rows.is_contiguous()
+        assert error(rows, expected) <= OP_FLOAT32 * float(terms.abs().max())
+        assert torch.equal(qkv, before[0])
+        assert torch.equal(weights, before[1])
+
+    @pytest.mark.parametrize(
+        ("tokens", "head_dim"), [(n, e) for n, e in product(TOKENS, HEAD_DIMS) if n < 197] + [(197, 80), (257, 64)]
+    )
+    def test_weighted_rows(self, tokens: int, head_dim: int) -> None:
+        self.assert_weighted_rows(*self.draw_weighted(tokens, head_dim, 3, images=IMAGES if tokens < 100 else 1))
+
+    @pytest.mark.parametrize("groups", [1, 2, 5, 12, 16, 17, 40])
+    def test_weighted_rows_of_any_number_of_weightings(self, groups: int) -> None:
+        self.assert_weighted_rows(*self.draw_weighted(70, 64, groups, images=1))
+
+    @pytest.mark.parametrize("head_dim", OTHER_HEAD_DIMS)
+    def test_weighted_rows_of_other_head_dims(self, head_dim: int) -> None:
+        self.assert_weighted_rows(*self.draw_weighted(19, head_dim, 3, images=1))
+
+    @pytest.mark.parametrize("dtype", LOW)
+    @pytest.mark.parametrize("head_dim", [64, 80])
+    def test_weighted_rows_in_low_precision(self, head_dim: int, dtype: torch.dtype) -> None:
+        """In float32 whatever the queries and keys are."""
+        self.assert_weighted_rows(*self.draw_weighted(50, head_dim, 3, dtype))
+
+    def test_weighted_rows_of_one_query_are_its_row(self) -> None:
+        qkv, _ = self.draw_weighted(19, 64, 1)
+        weights = torch.eye(19, device=self.device).expand(IMAGES, 19, 19)
+        rows = ops.weighted_rows(qkv, weights, backend=self.backend)
+        assert relative_error(rows[:, 0], reference.attention(qkv.double())[1]) <= OP_FLOAT32
+        assert relative_error(rows[:, 1:].mean(1), reference.attention(qkv.double(), "mean")[1]) <= OP_FLOAT32
+
+    def test_weighted_rows_of_weights_of_zero(self) -> None:
+        qkv, weights = self.draw_weighted(19, 64, 3)
+        assert not ops.weighted_rows(qkv, torch.zeros_like(weights), backend=self.backend).any()
+
+    @ORDERS
+    def test_weighted_rows_of_any_strides(self, order: tuple[int, ...]) -> None:
+        contiguous, weights = self.draw_weighted(17, 64, 3)
+        wide = contiguous.new_full([*(contiguous.shape[axis] for axis in order[:-1]), 72], torch.nan)
+        wide[..., :64] = contiguous.permute(order)
+        qkv = wide[..., :64].permute([order.index(axis) for axis in range(5)])
+        for scattered in (
+            weights.permute(1, 2, 0).contiguous().permute(2, 0, 1),
+            torch.stack([weights] * 2, -1)[..., 0],
+        ):
+            rows = ops.weighted_rows(qkv, scattered, backend=self.backend)
+            assert relative_error(rows, reference.weighted_rows(contiguous.double(), weights.double())) <= OP_FLOAT32
+
+    @pytest.mark.parametrize("sign", [1, -1])
+    @pytest.mark.parametrize("tokens", [6, 70])
+    def test_weighted_rows_with_extreme_logits(self, tokens: int, sign: int) -> None:
+        """Logits of ±10⁴ − n, in one tile and in several: every row is the same."""
+        qkv, weights = self.draw_weighted(tokens, 64, 3)
+        qkv[:, :, :2] = 0
+        qkv[:, :, 0, :, 0] = 8
+        qkv[:, :, 1, :, 0] = sign * 1e4 - torch.arange(float(tokens), device=self.device)[:, None]
+        geometric = torch.exp(-torch.arange(float(tokens), dtype=torch.float64, device=self.device))
+        rows = ops.weighted_rows(qkv, weights.abs(), backend=self.backend)
+        expected = weights.abs().double().sum(-1)[..., None] * (geometric / geometric.sum())
+        assert relative_error(rows, expected[:, :, None].expand_as(rows)) <= OP_FLOAT32
+
+    def test_weighted_rows_in_float64(self) -> None:
+        qkv, weights = in_double(*self.draw_weighted(17, 64, 3))
+        if self.reasons("weighted_rows", qkv, weights):
+            with self.refuses_float64():
+                ops.weighted_rows(qkv, weights, backend=self.backend)
+            return
+        rows = ops.weighted_rows(qkv, weights, backend=self.backend)
+        assert rows.dtype == torch.float64
+        assert relative_error(rows, reference.weighted_rows(qkv, weights)) <= FLOAT64
+
+    def test_weighted_rows_of_nothing(self) -> None:
+        qkv, weights = self.draw_weighted(17, 64, 3)
+        for images, tokens, groups in ((0, 17, 3), (3, 0, 3), (3, 17, 0)):
+            given = qkv[:images, :tokens], weights[:images, :groups, :tokens]
+            rows = ops.weighted_rows(*given, backend=self.backend)
+            assert rows.shape == (images, groups, HEADS, tokens)
+
     # ------------------------------------------------------------------------------------ one query's attention
 
     def query_row(self, *arguments: Tensor) -> tuple[Tensor, Tensor]:

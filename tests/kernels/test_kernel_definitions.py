@@ -40,6 +40,18 @@ def test_the_mean_row_in_a_batch_of_two() -> None:
     assert error(reference.attention(qkv)[1], float64([[[1 / 3, 1 / 3, 1 / 3]]] * 2)) <= FLOAT64
 
 
+def test_weighted_rows_are_summed_over_queries() -> None:
+    """Head 0: row 0 is (3/4, 1/4) (logits 2·ln 3/√4 and 0), row 1 (1/2, 1/2); head 1: row 0 is equal, row 1 (1/4, 3/4).
+
+    Weights (8, −4) and (0, 4) per query: 8·(3/4, 1/4) − 4·(1/2, 1/2) = (4, 0) and 8·(1/2, 1/2) − 4·(1/4, 3/4) = (3, 1).
+    """
+    qkv = torch.zeros(1, 2, 3, 2, 4, dtype=torch.float64)
+    qkv[0, 0, 0, 0, 0], qkv[0, 0, 1, 0, 0] = 2 * log(3), 1
+    qkv[0, 1, 0, 1, 3], qkv[0, 1, 1, 1, 3] = 1, 2 * log(3)
+    rows = reference.weighted_rows(qkv, float64([[[8, -4], [0, 4]]]))
+    assert error(rows, float64([[[[4, 0], [3, 1]], [[2, 2], [1, 3]]]])) <= FLOAT64
+
+
 def test_query_row_divides_logits_by_the_root_of_head_dim() -> None:
     """Head 0: 2·ln 3/√4 and 0; head 1: 0 and 4·ln 3/√4."""
     query, key = torch.zeros(1, 2, 4, dtype=torch.float64), torch.zeros(1, 2, 2, 4, dtype=torch.float64)

@@ -21,6 +21,14 @@ CALLS: Calls = {
         "strided": (draw(2, 3, 2, 9, 16).permute(0, 3, 1, 2, 4), "mean"),
         "empty": (draw(0, 9, 3, 2, 16), "cls"),
     },
+    "weighted_rows": {
+        "float32": (draw(2, 9, 3, 2, 16), draw(2, 4, 9)),
+        "float64": (draw(2, 9, 3, 2, 16, dtype=torch.float64), draw(2, 4, 9, dtype=torch.float64)),
+        "bf16": (draw(2, 9, 3, 2, 16, dtype=LOW), draw(2, 4, 9)),
+        "strided": (draw(2, 3, 2, 9, 16).permute(0, 3, 1, 2, 4), draw(9, 4, 2).permute(2, 1, 0)),
+        "empty": (draw(0, 9, 3, 2, 16), draw(0, 4, 9)),
+        "no weights": (draw(2, 9, 3, 2, 16), draw(2, 0, 9)),
+    },
     "query_row": {
         "one-query": (draw(2, 16).expand(3, 2, 16), draw(3, 9, 2, 16), draw(3, 9, 2, 16)),
         "bf16": (draw(2, 2, 16, dtype=LOW), draw(2, 9, 2, 16, dtype=LOW), draw(2, 9, 2, 16, dtype=LOW)),

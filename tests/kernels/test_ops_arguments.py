@@ -11,6 +11,7 @@ B, N, H, E, T, W = 2, 5, 3, 4, 6, 7
 WEIGHTED = {"alpha": (B, H, N), "value": (B, N, H, E)}
 ARGUMENTS: dict[str, dict[str, tuple[int, ...]]] = {
     "attention": {"qkv": (B, N, 3, H, E)},
+    "weighted_rows": {"qkv": (B, N, 3, H, E), "weights": (B, T, N)},
     "query_row_from_tokens": {
         "query": (B, H, E),
         "tokens": (B, N, W),
@@ -33,6 +34,8 @@ ARGUMENTS: dict[str, dict[str, tuple[int, ...]]] = {
 }
 FREE_AXES = {  # (operation, argument) → axes whose size nothing else fixes
     ("attention", "qkv"): (0, 1, 3, 4),
+    ("weighted_rows", "qkv"): (3, 4),
+    ("weighted_rows", "weights"): (1,),
     ("query_row_from_tokens", "query"): (),
     ("query_row_from_tokens", "tokens"): (1,),
     ("head_maps", "text_basis"): (2,),
@@ -75,6 +78,18 @@ def test_a_wrong_size_is_refused(op: str, name: str) -> None:
 def test_an_unknown_row_is_refused() -> None:
     with pytest.raises(ValueError, match="row is 'last', expected 'cls', 'mean' or None"):
         ops.attention(torch.ones(B, N, 3, H, E), "last")
+
+
+def test_weights_are_in_the_precision_of_sums() -> None:
+    qkv, weights = torch.ones(B, N, 3, H, E), torch.ones(B, 2, N)
+    with pytest.raises(ValueError, match=r"^weights is torch.float64, expected torch.float32$"):
+        ops.weighted_rows(qkv, weights.double())
+    with pytest.raises(ValueError, match=r"^weights is torch.float32, expected torch.float64$"):
+        ops.weighted_rows(qkv.double(), weights)
+    with pytest.raises(ValueError, match=r"^weights is torch.bfloat16, expected torch.float32$"):
+        ops.weighted_rows(qkv.bfloat16(), weights.bfloat16())
+    with pytest.raises(ValueError, match=r"^qkv is torch.int64, expected floats$"):
+        ops.weighted_rows(qkv.long(), weights)
 
 
 @pytest.mark.parametrize("op", ARGUMENTS)
