@@ -119,6 +119,7 @@ class Block(_Axes):
         query_norm: over each head's queries.
         key_norm: over each head's keys.
         inner_norm: over all heads' outputs, before the output projection.
+        mlp_in_norm: over what ``ln_2`` gives, before the MLP's first product.
         mlp_norm: over the hidden layer, before its output projection.
         parallel: attention and MLP both read ``ln_1(x)``, and both are added; ``ln_2`` is None.
     """
@@ -142,6 +143,7 @@ class Block(_Axes):
     rotary: Rotary | None = None
     inner_norm: LayerNorm | None = None
     attention_post_norm: LayerNorm | None = None
+    mlp_in_norm: LayerNorm | None = None
     mlp_norm: LayerNorm | None = None
     mlp_post_norm: LayerNorm | None = None
     parallel: bool = False
@@ -210,6 +212,7 @@ class AttentionPool(_Axes):
         key_norm: over each head's keys.
         norm: after the output projection; the embedding reads it.
         mlp: after the output projection, with a residual connection.
+        reads_prefix: whether it reads class token and registers, or the patches alone.
     """
 
     query: Tensor
@@ -225,6 +228,7 @@ class AttentionPool(_Axes):
     key_norm: LayerNorm | None = None
     norm: LayerNorm | None = None
     mlp: PoolMlp | None = None
+    reads_prefix: bool = True
 
     axes: ClassVar = {
         "key_weight": ("inner", "width"),
