@@ -310,7 +310,7 @@ class Tower(_Axes):
         "class_embedding": ("width",),
         "registers": ("registers", "width"),
         "positional_embedding": ("positions", "width"),
-        "projection": ("width", "embed_dim"),
+        "projection": ("pooled", "embed_dim"),  # the width, or what an attention pool gives
         "projection_bias": ("embed_dim",),
     }
 
