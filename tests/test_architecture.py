@@ -162,7 +162,7 @@ ANYONE_MAY_ASK_THE_VERSION = {"clipfast.cli", "clipfast.commands"}  # `import cl
 HOMES = {
     "open_clip": ("clipfast.towers.openclip", "clipfast.towers.openclip_models", "clipfast.scenes"),
     "timm": ("clipfast.towers.timm",),
-    "transformers": ("clipfast.towers.huggingface", "clipfast.towers.huggingface_models"),
+    "transformers": tuple(f"clipfast.towers.huggingface{part}" for part in ("", "_layouts", "_models", "_processors")),
 }
 
 

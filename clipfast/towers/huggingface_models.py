@@ -1,18 +1,18 @@
-"""Loading models of Hugging Face's transformers: folders, hub names, tokenizers, image processors."""
+"""Loading models of Hugging Face's transformers from folders and from the hub."""
 
 import json
 import logging
 import warnings
-from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from clipfast.errors import InputError, MissingExtra, ModelError, UnsupportedTower
-from clipfast.towers.huggingface import CLIP_LIKE, VIT_LIKE, Preprocess, default_preprocess, refusals
+from clipfast.errors import MissingExtra, ModelError, UnsupportedTower
+from clipfast.towers import huggingface_processors as processors
+from clipfast.towers.huggingface import has_text_encoder, refusals, vision_transformer
+from clipfast.towers.huggingface_layouts import CLASSES, Parts
 from clipfast.towers.loaded import Loaded
 
 logger = logging.getLogger("clipfast")
@@ -73,14 +73,21 @@ def create(name: str, device: torch.device, dtype: torch.dtype) -> Loaded:
         finally:
             if shows_progress:
                 transformers.utils.logging.enable_progress_bar()
-    return Loaded(module, _preprocess(source, module), _tokenizer(source, module), True)
+    preprocess = processors.preprocess(source, Parts(vision_transformer(module)), download=True)
+    if preprocess is None:
+        logger.warning("no image processor in %s: taking the one that its class is trained with", source)
+        preprocess = processors.of_class(module, Parts(vision_transformer(module)))
+    tokenize = processors.tokenizer(source, module, download=True) if has_text_encoder(module) else None
+    if tokenize is None and has_text_encoder(module):
+        logger.warning("no tokenizer in %s: texts must be given as features", source)
+    return Loaded(module, preprocess, tokenize, True)
 
 
 def _class_of(config: Any) -> Any:
     """The class that a model was saved from, where it is one that is read, else the one its config belongs to."""
     import transformers
 
-    saved = next((each for each in config.architectures or () if each in (*CLIP_LIKE, *VIT_LIKE)), None)
+    saved = next((each for each in config.architectures or () if each in CLASSES), None)
     return transformers.AutoModel._model_mapping[type(config)] if saved is None else getattr(transformers, saved)
 
 
@@ -90,51 +97,3 @@ def _explain(source: str, error: Exception) -> str:
     if not Path(source).is_dir():
         return f"cannot load {source} from the Hugging Face hub: {type(error).__name__}: {text[:160]}"
     return f"cannot read the model in {source}: {type(error).__name__}: {text[:200]}"
-
-
-def _preprocess(source: str, module: nn.Module) -> Callable[[Any], Tensor]:
-    from transformers import AutoImageProcessor
-
-    try:
-        return Preprocess(AutoImageProcessor.from_pretrained(source))
-    except Exception as error:
-        reason = type(error).__name__
-        logger.warning("no image processor in %s (%s): taking the one that its class is trained with", source, reason)
-        return default_preprocess(module)
-
-
-def _tokenizer(source: str, module: nn.Module) -> Callable[[Sequence[str]], Tensor] | None:
-    if not hasattr(module, "get_text_features"):
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except Exception as error:
-        logger.warning("no tokenizer in %s (%s): texts must be given as features", source, type(error).__name__)
-        return None
-    longest = int(cast(Any, module).config.text_config.max_position_embeddings)
-    return Tokenize(tokenizer, longest)
-
-
-class Tokenize:
-    """A tokenizer of transformers as a function of texts.
-
-    Args:
-        tokenizer: of the model.
-        context: how many tokens the model reads.
-    """
-
-    def __init__(self, tokenizer: Any, context: int) -> None:
-        self.tokenizer = tokenizer
-        self.context = context
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Tokens ``[T, longest]``; a text that would be cut off is an error."""
-        rows = self.tokenizer(list(texts))["input_ids"]
-        for text, row in zip(texts, rows, strict=True):
-            if len(row) > self.context:
-                raise InputError(
-                    f"a text has {len(row)} tokens, the model reads {self.context}: shorten {text[:60]!r}…"
-                )
-        return cast(Tensor, self.tokenizer(list(texts), padding=True, return_tensors="pt")["input_ids"])

@@ -41,8 +41,22 @@ def _vision(family: str, kind: str, **changes: Any) -> nn.Module:
     return model
 
 
+def _siglip(family: str, kind: str, **changes: Any) -> nn.Module:
+    """SigLIP has one size for both encoders' features; SigLIP 2 (NaFlex) counts patches instead of pixels."""
+    vision = VISION | changes
+    if family == "Siglip2":
+        vision["num_patches"] = (vision.pop("image_size") // vision["patch_size"]) ** 2
+    if kind == "VisionModel":
+        config = getattr(transformers, f"{family}VisionConfig")(**vision)
+    else:
+        text = TEXT | {"hidden_size": 32, "projection_size": 32}
+        config = getattr(transformers, f"{family}Config")(vision_config=vision, text_config=text)
+    model: nn.Module = getattr(transformers, f"{family}{kind}")(config)
+    return model
+
+
 def _vit(family: str, **changes: Any) -> nn.Module:
-    vision = {name: value for name, value in VISION.items() if family == "ViT" or name != "intermediate_size"}
+    vision = {name: value for name, value in VISION.items() if "Dinov2" not in family or name != "intermediate_size"}
     model: nn.Module = getattr(transformers, f"{family}Model")(
         getattr(transformers, f"{family}Config")(**vision, **changes)
     )
@@ -64,20 +78,40 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "Dinov2Model": lambda: _vit("Dinov2"),
     "Dinov2Model, no biases": lambda: _vit("Dinov2", qkv_bias=False),
     "Dinov2WithRegistersModel": lambda: _vit("Dinov2WithRegisters", num_register_tokens=4),
+    "Dinov2Model, SwiGLU": lambda: _vit("Dinov2", use_swiglu_ffn=True),
+    "Dinov2WithRegistersModel, SwiGLU": lambda: _vit("Dinov2WithRegisters", use_swiglu_ffn=True),
+    "DINOv3ViTModel": lambda: _vit("DINOv3ViT", num_register_tokens=4),
+    "DINOv3ViTModel, gated": lambda: _vit("DINOv3ViT", use_gated_mlp=True, hidden_act="silu", mlp_bias=False),
+    "DINOv3ViTModel, no biases": lambda: _vit(
+        "DINOv3ViT", query_bias=False, value_bias=False, proj_bias=False, mlp_bias=False, num_register_tokens=2
+    ),
     "ViTModel": lambda: _vit("ViT"),
+    "ViTModel, other flags": lambda: _vit("ViT", qkv_bias=False, hidden_act="gelu_new", pooler_act="relu"),
+    "DeiTModel": lambda: _vit("DeiT"),
+    "ViTMSNModel": lambda: _vit("ViTMSN"),
+    "IJepaModel": lambda: _vit("IJepa"),
+    "SiglipModel": lambda: _siglip("Siglip", "Model", hidden_act="gelu_pytorch_tanh"),
+    "SiglipModel, no head": lambda: _siglip("Siglip", "Model", vision_use_head=False),
+    "SiglipVisionModel": lambda: _siglip("Siglip", "VisionModel"),
+    "Siglip2Model": lambda: _siglip("Siglip2", "Model"),
+    "Siglip2VisionModel": lambda: _siglip("Siglip2", "VisionModel"),
 }
 
 
-@torch.no_grad()
 def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
     """A model of :data:`MODELS`, random, in eval mode: no bias is 0, no scale is 1."""
-    model = MODELS[name]()
+    return randomised(MODELS[name](), seed).to(dtype).eval()
+
+
+@torch.no_grad()
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Gives every parameter random values: no bias is 0, no scale is 1."""
     generator = torch.Generator().manual_seed(seed)
     for path, parameter in model.named_parameters():
         if parameter.ndim:
             is_scale = parameter.ndim == 1 and ("norm" in path or "lambda" in path) and not path.endswith("bias")
             parameter.normal_(float(is_scale), 0.2, generator=generator)
-    return model.to(dtype).eval()
+    return model
 
 
 def pixels(count: int = 3, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -17,7 +17,8 @@ from clipfast.errors import UnsupportedTower
 pytest.importorskip("transformers", reason="transformers is not installed")
 from huggingface_models import MODELS, build, pixels
 
-every_model = pytest.mark.parametrize("name", MODELS)
+OTHER = ("Siglip", "IJepa", "DINOv3", "Dinov2Model, SwiGLU", "Dinov2WithRegistersModel, SwiGLU", "DeiT")
+every_model = pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith(OTHER)])
 
 
 def vision(model: nn.Module) -> Any:
@@ -224,18 +225,16 @@ def test_a_method_replaced_on_the_class_is_refused(monkeypatch: pytest.MonkeyPat
     assert "a replaced method" in refusal(model)
 
 
-def test_other_activations_and_gated_layers_are_refused() -> None:
+def test_other_activations_and_classes_are_refused() -> None:
     import transformers
 
     settings = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 24, "patch_size": 8}
     assert "an activation other" in refusal(
         transformers.ViTModel(transformers.ViTConfig(**settings, hidden_act="relu"))
     )
-    gated = transformers.Dinov2Model(transformers.Dinov2Config(**settings, use_swiglu_ffn=True))
-    assert "a gated MLP" in refusal(gated.eval())
     training = transformers.ViTModel(transformers.ViTConfig(**settings, hidden_dropout_prob=0.1)).train()
     assert "dropout in training mode" in refusal(training)
-    other = transformers.DeiTModel(transformers.DeiTConfig(**settings))
+    other = transformers.BeitModel(transformers.BeitConfig(**settings))
     assert "not one of the classes that are read" in refusal(other)
 
 
