@@ -73,14 +73,21 @@ def create(name: str, device: torch.device, dtype: torch.dtype) -> Loaded:
         finally:
             if shows_progress:
                 transformers.utils.logging.enable_progress_bar()
-    preprocess = processors.preprocess(source, Parts(vision_transformer(module)), download=True)
+    parts = Parts(vision_transformer(module))
+    preprocess = processors.preprocess(source, parts, download=True)
     if preprocess is None:
         logger.warning("no image processor in %s: taking the one that its class is trained with", source)
-        preprocess = processors.of_class(module, Parts(vision_transformer(module)))
+        preprocess = processors.of_class(module, parts)
     tokenize = processors.tokenizer(source, module, download=True) if has_text_encoder(module) else None
     if tokenize is None and has_text_encoder(module):
         logger.warning("no tokenizer in %s: texts must be given as features", source)
-    return Loaded(module, preprocess, tokenize, True)
+    return Loaded(module, preprocess, tokenize, True, _other_size(preprocess, parts))
+
+
+def _other_size(preprocess: processors.Preprocess, parts: Parts) -> tuple[int, int] | None:
+    """The size of the images that a processor gives, where positions must be interpolated for it."""
+    size = preprocess.image_size  # DINOv2's is 224 × 224, and its positions are for 518 × 518
+    return None if size == parts.image_size else size
 
 
 def _class_of(config: Any) -> Any:

@@ -124,7 +124,8 @@ def of_class(module: nn.Module, parts: Parts) -> Preprocess:
     if kind.startswith("Siglip"):
         return Preprocess(transformers.SiglipImageProcessor(**exact))
     if kind.startswith("DINOv3"):
-        return Preprocess(transformers.DINOv3ViTImageProcessorFast(**exact))
+        named = getattr(transformers, "DINOv3ViTImageProcessor", None)  # …Fast before transformers 5
+        return Preprocess((named or transformers.DINOv3ViTImageProcessorFast)(**exact))
     if kind == "ViTModel":
         return Preprocess(transformers.ViTImageProcessor(**exact))
     if height != width:

@@ -16,9 +16,11 @@ class Loaded:
         preprocess: PIL image → ``[3, height, width]``.
         tokenize: strings → tokens ``[T, context]``; None where no tokenizer could be loaded.
         pretrained: whether weights were loaded; False means random ones.
+        image_size: height and width of the images that ``preprocess`` gives, where the tower was made for others.
     """
 
     module: nn.Module
     preprocess: Callable[[Image.Image], Tensor]
     tokenize: Callable[[Sequence[str]], Tensor] | None
     pretrained: bool
+    image_size: tuple[int, int] | None = None

@@ -1,6 +1,7 @@
 """Folders that transformers wrote: weights, tokenizer and image processor are the package's own."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import clipfast
 from clipfast.errors import InputError, ModelError, UnsupportedTower
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-from huggingface_models import build, pixels  # noqa: E402
+from huggingface_models import MODELS, build, pixels  # noqa: E402
+
+from clipfast.towers.huggingface_models import create  # noqa: E402
+from clipfast.towers.huggingface_processors import PatchPreprocess  # noqa: E402
 
 WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", "a", "red", "star", "forest"]
 
@@ -23,14 +27,14 @@ def processor() -> Any:
     return transformers.CLIPImageProcessor(**sizes, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.25])
 
 
-def tokenizer() -> Any:
+def tokenizer(**options: Any) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     tokens = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokens.pre_tokenizer = pre_tokenizers.Whitespace()
     tokens.post_processor = processors.TemplateProcessing("<bos> $A <eos>", None, [("<bos>", 1), ("<eos>", 2)])
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokens, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+        tokenizer_object=tokens, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", **options
     )
 
 
@@ -65,6 +69,105 @@ def test_a_folder_is_loaded_with_all_that_belongs_to_it(folder: Path) -> None:
     torch.testing.assert_close(model.encode_text(texts), alone, rtol=0, atol=1e-6)
     with pytest.raises(InputError, match="a text has 22 tokens, the model reads 16: shorten 'a a a"):
         model.encode_text(["a " * 20])
+
+
+PHOTOS = [Image.effect_noise(size, 80).convert("RGB") for size in ((60, 40), (30, 50), (24, 24))]
+
+
+def siglip_folder(folder: Path) -> Any:
+    """SigLIP with a tokenizer that gives no mask, as its own."""
+    model: Any = build("SiglipModel")
+    model.save_pretrained(folder)
+    transformers.SiglipImageProcessor(size={"height": 24, "width": 24}).save_pretrained(folder)
+    tokenizer(model_input_names=["input_ids"]).save_pretrained(folder)
+    return model
+
+
+def test_texts_of_siglip_are_padded_to_the_length_that_it_reads(tmp_path: Path) -> None:
+    own = siglip_folder(tmp_path)
+    model = clipfast.load(str(tmp_path), device="cpu")
+    texts = ["a red star", "forest"]
+    inputs = transformers.AutoTokenizer.from_pretrained(tmp_path)(
+        texts, padding="max_length", max_length=16, return_tensors="pt"
+    )
+    assert list(inputs) == ["input_ids"]
+    assert torch.equal(model.tokenize(texts), inputs["input_ids"])
+    with torch.no_grad():
+        expected = own.get_text_features(**inputs).pooler_output
+    assert torch.equal(model.encode_text(texts, normalize=False), expected)
+    with pytest.raises(InputError, match="a text has 22 tokens, the model reads 16: shorten 'a a a"):
+        model.encode_text(["a " * 20])
+
+
+PROCESSORS: dict[str, Callable[[], Any]] = {
+    "SiglipVisionModel": lambda: transformers.SiglipImageProcessor(size={"height": 24, "width": 24}, resample=2),
+    "Dinov2Model": lambda: transformers.BitImageProcessor(size={"shortest_edge": 28}, crop_size=24),
+    "DINOv3ViTModel": lambda: transformers.DINOv3ViTImageProcessor(size={"height": 24, "width": 24}),
+    "ViTModel": lambda: transformers.ViTImageProcessor(size={"height": 24, "width": 24}),
+    "IJepaModel": lambda: transformers.ViTImageProcessor(size={"height": 24, "width": 24}, image_std=[0.3, 0.4, 0.5]),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_images_are_prepared_as_the_processor_in_the_folder_does(name: str, tmp_path: Path) -> None:
+    own = PROCESSORS[name]()
+    build(name).save_pretrained(tmp_path)  # type: ignore[operator]
+    own.save_pretrained(tmp_path)
+    module = type(build(name)).from_pretrained(tmp_path)  # type: ignore[attr-defined]
+    for model in (clipfast.load(str(tmp_path), device="cpu"), clipfast.wrap(module.eval())):
+        for photo in PHOTOS:
+            expected = own(images=photo, return_tensors="pt")["pixel_values"]
+            assert torch.equal(model.prepare(photo), expected)
+
+
+def test_a_wrapped_model_brings_what_stands_where_it_was_loaded_from(tmp_path: Path) -> None:
+    siglip_folder(tmp_path)
+    module = transformers.SiglipModel.from_pretrained(tmp_path).eval()
+    texts = ["a red star", "forest"]
+    expected = clipfast.load(str(tmp_path), device="cpu").encode_text(texts)
+    assert torch.equal(clipfast.wrap(module).encode_text(texts), expected)
+    with pytest.raises(InputError, match="tokenize"):
+        clipfast.wrap(build("SiglipModel")).encode_text(texts)
+
+
+def test_a_processor_of_another_size_says_so(tmp_path: Path) -> None:
+    """DINOv2's models are made for 518 × 518 pixels, and their processors give 224 × 224."""
+    build("Dinov2Model").save_pretrained(tmp_path)  # type: ignore[operator]
+    transformers.BitImageProcessor(size={"shortest_edge": 20}, crop_size=16).save_pretrained(tmp_path)
+    loaded = create(str(tmp_path), torch.device("cpu"), torch.float32)
+    assert loaded.image_size == (16, 16)
+    assert loaded.preprocess(PHOTOS[0]).shape == (3, 16, 16)
+    transformers.BitImageProcessor(size={"shortest_edge": 28}, crop_size=24).save_pretrained(tmp_path)
+    assert create(str(tmp_path), torch.device("cpu"), torch.float32).image_size is None
+
+
+def test_images_of_naflex_keep_their_aspect_ratio(tmp_path: Path) -> None:
+    """Patches are the processor's own to the bit, without its padding; an image of another shape says what to do."""
+    build("Siglip2VisionModel").save_pretrained(tmp_path)  # type: ignore[operator]
+    own = transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=9)
+    own.save_pretrained(tmp_path)
+    preprocess: Any = create(str(tmp_path), torch.device("cpu"), torch.float32).preprocess
+    assert torch.equal(preprocess(PHOTOS[2]), PatchPreprocess(own)(PHOTOS[2]))
+    with pytest.raises(InputError, match=r"40 × 60 pixels becomes 16 × 24.* reads 24 × 24: .* image_size=\(16, 24\)$"):
+        preprocess(PHOTOS[0])
+    for photo, size in zip(PHOTOS, [(16, 24), (32, 16), (24, 24)], strict=True):
+        assert preprocess.size_of(photo) == size
+        pixels = PatchPreprocess(own)(photo)
+        assert pixels.shape == (3, *size)
+        out = own(images=photo, return_tensors="pt")
+        rows, columns = out["spatial_shapes"][0].tolist()
+        for index, patch in enumerate(out["pixel_values"][0][: rows * columns]):
+            top, left = 8 * (index // columns), 8 * (index % columns)
+            assert torch.equal(pixels[:, top : top + 8, left : left + 8], patch.view(8, 8, 3).permute(2, 0, 1))
+    transformers.Siglip2ImageProcessor(patch_size=16).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="the image processor makes patches of 16 pixels"):
+        create(str(tmp_path), torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_without_a_processor_has_one_of_its_size(name: str) -> None:
+    model = clipfast.wrap(build(name))
+    assert model.prepare(Image.new("RGB", (24, 24))).shape == (1, 3, 24, 24)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
