@@ -249,16 +249,6 @@ def test_weights_saved_from_a_wrapped_model(wrapper: str, suffix: str, small: op
     assert_is(clipfast.load(SMALL, str(path), device="cpu"), small)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore:'torch.load' received a zip file")
-def test_a_torchscript_archive_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "model.pt"
-    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), path)
-    refused(
-        rf"^the checkpoint {path} is a TorchScript archive, which holds code: save its weights alone with ",
-        lambda: clipfast.load(SMALL, str(path), device="cpu"),
-    )
-
-
 @pytest.mark.parametrize("suffix", ["zip", "pt", "safetensors"])
 def test_a_zip_archive_is_named(suffix: str, checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / f"weights.{suffix}"

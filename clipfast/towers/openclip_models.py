@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipfast.errors import InputError, MissingExtra, ModelError, UnsupportedTower
+from clipfast.towers import archives
 from clipfast.towers.loaded import Loaded
 from clipfast.towers.openclip import REFUSALS, encode_image, own_forward, read, refusals, vision_module
 from clipfast.towers.wrappers import unwrap
@@ -31,6 +32,9 @@ logger = logging.getLogger("clipfast")
 CONFIG = "open_clip_config.json"
 """File of a model folder that describes the model."""
 
+OPENAI = "openai:"
+"""Before the path of OpenAI's weights."""
+
 MERGES = "bpe_merges.txt.gz"
 """File of a model folder with its own byte-pair merges; optional."""
 
@@ -39,7 +43,10 @@ WEIGHTS = (".safetensors", ".bin", ".pth")
 """Endings of the weights in a model folder."""
 
 
-_PRECISION = {torch.float32: "fp32", torch.bfloat16: "pure_bf16", torch.float16: "pure_fp16", torch.float64: "fp32"}
+_SIZES = ("input_resolution", "context_length", "vocab_size")
+"""What OpenAI's checkpoints hold beside weights."""
+
+PRECISION = {torch.float32: "fp32", torch.bfloat16: "pure_bf16", torch.float16: "pure_fp16", torch.float64: "fp32"}
 
 
 def names() -> list[str]:
@@ -79,8 +86,9 @@ def create(name: str, pretrained: str | None, device: torch.device, dtype: torch
     """Loads a model the way open_clip does; weights are neither downloaded nor read for a tower that is refused.
 
     Args:
-        name: a name of :func:`names`, ``local-dir:…`` or ``hf-hub:…``, or a folder with an ``open_clip_config.json``.
-        pretrained: a tag, a checkpoint (safetensors, or a pickle read weights-only), or None.
+        name: a name of :func:`names`, ``local-dir:…`` or ``hf-hub:…``, a folder with an ``open_clip_config.json``, or
+            ``openai:`` and the path of OpenAI's weights, see :func:`clipfast.towers.openai_models.create`.
+        pretrained: a tag, a checkpoint (safetensors, a pickle or a TorchScript archive, read weights-only), or None.
         device: where to put it.
         dtype: float32, float64, bfloat16 or float16.
 
@@ -90,8 +98,12 @@ def create(name: str, pretrained: str | None, device: torch.device, dtype: torch
         MissingExtra: a text encoder of Hugging Face without transformers.
         InputError: a dtype that is no floating-point one.
     """
-    if dtype not in _PRECISION:
+    if dtype not in PRECISION:
         raise InputError(f"dtype {dtype} is not supported: choose float32, bfloat16, float16 or float64")
+    if name.startswith(OPENAI):
+        from clipfast.towers import openai_models
+
+        return openai_models.create(name, pretrained, device, dtype)
     name = resolve_name(name)
     local = Path(name.removeprefix("local-dir:")) if name.startswith("local-dir:") else None
     if pretrained is not None:
@@ -119,8 +131,10 @@ def create(name: str, pretrained: str | None, device: torch.device, dtype: torch
                 tokenizer = _tokenizer(name, own_merges)
             finally:
                 root.setLevel(level)
+    except ModelError:
+        raise
     except Exception as error:  # open_clip, torch and safetensors raise different types
-        raise ModelError(_explain(name, pretrained or _checkpoint_in(local), error)) from error
+        raise ModelError(explain(name, pretrained or _checkpoint_in(local), error)) from error
     module = module.to(dtype).eval()
     has_weights = pretrained is not None or ":" in name
     if not has_weights:
@@ -151,28 +165,45 @@ def _build(name: str, pretrained: str | None, device: torch.device, dtype: torch
     checkpoint = pretrained if pretrained is not None and os.path.isfile(pretrained) else None
     if name.startswith("local-dir:"):
         checkpoint = _checkpoint_in(Path(name.removeprefix("local-dir:")))
-    options: dict[str, Any] = {"precision": _PRECISION[dtype], "device": device, "weights_only": True}
+    options: dict[str, Any] = {"precision": PRECISION[dtype], "device": device, "weights_only": True}
     if checkpoint is None:
         module, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained, **options)
         return module, preprocess
     module, _, preprocess = open_clip.create_model_and_transforms(
         name, load_weights=False, pretrained_text=False, **options
     )
-    handle = module.register_load_state_dict_pre_hook(_strip_wrappers)
+    handle = module.register_load_state_dict_pre_hook(strip_names)
     try:
-        open_clip.load_checkpoint(module, checkpoint)
+        if archives.is_archive(checkpoint):
+            _load_archive(module, checkpoint)
+        else:
+            open_clip.load_checkpoint(module, checkpoint)
     finally:
         handle.remove()
     return module, preprocess
 
 
-def _strip_wrappers(_module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
+def _load_archive(module: nn.Module, path: str) -> None:
+    """Gives a model the weights of a TorchScript archive, as open_clip gives it those of a checkpoint."""
+    state = archives.read(path).weights
+    if "positional_embedding" in state and not hasattr(module, "positional_embedding"):
+        state = open_clip.model.convert_to_custom_text_state_dict(state)
+    open_clip.model.resize_pos_embed(state, module)
+    open_clip.model.resize_text_pos_embed(state, module)
+    module.load_state_dict(state)
+
+
+def strip_names(_module: nn.Module | None, state: dict[str, Tensor], *_: object) -> None:
     """Takes the names of what was wrapped around a model out of its weights' names, in place.
 
     ``torch.compile`` writes ``_orig_mod``, ``DataParallel`` and ``DistributedDataParallel`` write ``module``, before
-    the model's own names or, where the image tower alone was wrapped, after ``visual``.
+    the model's own names or, where the image tower alone was wrapped, after ``visual``. OpenAI's archives have sizes
+    and the mask of the text encoder among their weights.
     """
     for name in list(state):
+        if name in _SIZES or name.split(".")[-1] == "attn_mask":
+            del state[name]
+            continue
         parts = [part for part in name.split(".") if part != "_orig_mod"]
         while parts[:1] == ["module"]:
             parts = parts[1:]
@@ -235,7 +266,7 @@ def _hugging_face_hint(folder: Path) -> str:
     return f": it is a Hugging Face model (model_type {str(kind)[:40]}): load the folder by itself"
 
 
-def _explain(name: str, checkpoint: str | None, error: Exception) -> str:
+def explain(name: str, checkpoint: str | None, error: Exception) -> str:
     """One line about an error of a loader."""
     text = " ".join(str(error).split())
     source = f"{name} with {checkpoint}" if checkpoint else name
@@ -267,11 +298,6 @@ def _archive(path: str | None) -> str | None:
             inside = archive.namelist()
     except (OSError, zipfile.BadZipFile):
         return None
-    if any("/code/" in name or name.endswith("/constants.pkl") for name in inside):
-        return (
-            "a TorchScript archive, which holds code: save its weights alone with "
-            "safetensors.torch.save_file(torch.jit.load(PATH).state_dict(), ...)"
-        )
     if not any(name.endswith("data.pkl") for name in inside):
         return "a zip archive without weights of torch's: unpack it and give the file of weights in it"
     return None
@@ -293,8 +319,11 @@ def activation_mismatch(name: str, pretrained: str | None) -> str | None:
         return None
     built_quick = bool(config.get("quick_gelu", False))
     known = open_clip.get_pretrained_cfg(name, pretrained)
-    if known:
-        trained_quick = bool(known.get("quick_gelu", False))
+    in_archive = None
+    if archives.is_archive(pretrained):
+        in_archive = archives.uses_quick_gelu(archives.read(pretrained, tensors=False).classes)
+    if known or in_archive is not None:
+        trained_quick = bool(known.get("quick_gelu", False)) if known else bool(in_archive)
     else:
         stem = Path(pretrained).stem.lower()
         if not any(word in stem for word in ("openai", "quickgelu", "quick_gelu")):
@@ -355,7 +384,7 @@ def encode_text(module: nn.Module, tokens: object, device: torch.device) -> Tens
         InputError: tokens that the text encoder cannot read.
     """
     inner = cast(Any, unwrap(module))
-    return cast(Tensor, inner.encode_text(check_tokens(inner, tokens).to(device)))
+    return cast(Tensor, inner.encode_text(check_tokens(inner, tokens).to(device), normalize=False))
 
 
 def check_tokens(module: nn.Module, tokens: object) -> Tensor:
