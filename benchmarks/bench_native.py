@@ -194,6 +194,27 @@ def test_query_row(measure: Measure, dtype: str) -> None:
 
 
 @EVERY_DTYPE
+def test_weighted_rows(measure: Measure, dtype: str) -> None:
+    """What twelve pooling heads read of one layer's tokens, as in SigLIP B/16, against products in torch."""
+    images, tokens, heads = 8, 196, 12
+    qkv, weights = draw(0, images, tokens, 3, heads, HEAD_DIM, dtype=dtype), draw(1, images, 12, tokens)
+
+    def verify() -> list[Check]:
+        expected = reference.weighted_rows(qkv.double(), weights.double())
+        rows = ops.weighted_rows(qkv, weights, backend="native")
+        return [Check("against float64", float((rows - expected).abs().max()), 1e-5)]
+
+    measure(
+        f"weighted attention rows, {dtype}",
+        lambda: ops.weighted_rows(qkv, weights, backend="native"),
+        lambda: ops.weighted_rows(qkv, weights, backend="eager"),
+        verify,
+        {"images": images, "tokens": tokens, "heads": heads, "head_dim": HEAD_DIM, "weightings": 12, "dtype": dtype},
+        repeat=20,
+    )
+
+
+@EVERY_DTYPE
 @pytest.mark.parametrize("texts", [1, 16, 64])
 def test_text_maps(measure: Measure, texts: int, dtype: str) -> None:
     """Maps of one layer, summed over its heads, against batched products in torch."""

@@ -95,12 +95,16 @@ void attention(const Tensor& qkv, bool mean, const Tensor& out, const OptionalTe
   if (out.numel() == 0) return;
 
   float* weights = alpha ? alpha->as<float>() : nullptr;
-  if (qkv.dtype == Dtype::bfloat16 && (isa() == Isa::avx512_bf16 || pairs_emulated))
+  if (multiplies_pairs(qkv.dtype))
     return attend(qkv, mean, out, weights, PICK_BF16(attention_head<Bfloat16, Pair>));
   with_stored(qkv.dtype, [&](auto* stored) {
     using Stored = std::remove_pointer_t<decltype(stored)>;
     attend(qkv, mean, out, weights, PICK(attention_head<Stored, float>));
   });
+}
+
+bool multiplies_pairs(Dtype dtype) {
+  return dtype == Dtype::bfloat16 && (isa() == Isa::avx512_bf16 || pairs_emulated);
 }
 
 bool emulate_bf16_pairs(bool enabled) { return pairs_emulated.exchange(enabled); }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "formats.h"
+#include "tensor.h"
 
 namespace clipfast {
 
@@ -47,5 +48,8 @@ struct AttentionHead {
   float* results;   // [ATTENTION_ROWS, padded_width]
   float* total;     // [padded_tokens], for a mean
 };
+
+// Whether heads of this dtype are multiplied in pairs.
+bool multiplies_pairs(Dtype dtype);
 
 }  // namespace clipfast

@@ -40,6 +40,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("query_row", &query_row, "query"_a, "key"_a, "value"_a, "z"_a, "alpha"_a, without_gil);
   module.def("span", &span, "texts"_a, "factor"_a, "floor"_a, "picks"_a, "variance"_a, "directions"_a, without_gil);
   module.def("text_maps", &text_maps, "alpha"_a, "value"_a, "basis"_a, "heads"_a, "out"_a, without_gil);
+  module.def("weighted_rows", &weighted_rows, "qkv"_a, "weights"_a, "out"_a, without_gil);
 
   module.def("attention_unsupported_reasons", &attention_unsupported_reasons, "qkv"_a);
   module.def("add_layer_norm_unsupported_reasons", &add_layer_norm_unsupported_reasons, "x"_a, "delta"_a, "weight"_a,
@@ -57,4 +58,5 @@ PYBIND11_MODULE(_native, module) {
              "text_basis"_a, "heads"_a);
   module.def("text_maps_from_tokens_unsupported_reasons", &text_maps_from_tokens_unsupported_reasons, "alpha"_a,
              "tokens"_a, "value_weight"_a, "value_bias"_a, "text_basis"_a, "out"_a);
+  module.def("weighted_rows_unsupported_reasons", &weighted_rows_unsupported_reasons, "qkv"_a, "weights"_a);
 }

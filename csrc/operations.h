@@ -88,4 +88,9 @@ Reasons layered_text_maps_unsupported_reasons(const Tensor& alpha, const std::ve
 Reasons text_maps_from_tokens_unsupported_reasons(const Tensor& alpha, const Tensor& tokens, const Tensor& value_weight,
                                                   const Tensor& value_bias, const Tensor& text_basis, const Tensor& out);
 
+// Weighted sums of every head's attention rows. qkv [images, tokens, 3, heads, width] of Stored with a contiguous last
+// axis; weights [images, groups, tokens] and out [images, groups, heads, tokens] float32, contiguous.
+void weighted_rows(const Tensor& qkv, const Tensor& weights, const Tensor& out);
+Reasons weighted_rows_unsupported_reasons(const Tensor& qkv, const Tensor& weights);
+
 }  // namespace clipfast

@@ -154,6 +154,22 @@ def query_row_terms(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, 
     return value * lost, query.new_ones(1) * lost
 
 
+def draw_weighted_rows(drawn: Drawn) -> list[Any]:
+    images, tokens, heads, groups = (size(drawn.draw, most) for most in (3, 67, 3, 18))
+    shape = (images, tokens, 3, heads, size(drawn.draw, 129, 1))
+    return [drawn.tensor(*shape, dtype=drawn.draw(st.sampled_from(FORMATS))), drawn.tensor(images, groups, tokens)]
+
+
+def define_weighted_rows(qkv: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+    return (reference.weighted_rows(qkv.to(weights.dtype), weights),)
+
+
+def weighted_rows_terms(qkv: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+    """The weights' sums; of a row's weight e^x what x has lost is lost, as in :func:`attention_terms`."""
+    _, lost = attention_terms(qkv.to(weights.dtype), "cls")
+    return (weights.abs().sum(-1) * lost,)
+
+
 def some_of(drawn: Drawn, count: int) -> Tensor | None:
     """Some heads, each once, or None for all."""
     if drawn.draw(st.booleans()):
@@ -245,4 +261,5 @@ OPERATIONS: dict[str, Operation] = {
     "text_maps_from_tokens": Operation(
         draw_text_maps_from_tokens, define_text_maps_from_tokens, text_maps_from_tokens_terms, product=tokens_product
     ),
+    "weighted_rows": Operation(draw_weighted_rows, define_weighted_rows, weighted_rows_terms),
 }

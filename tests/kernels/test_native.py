@@ -23,7 +23,15 @@ class NativeContract(OpsContract):
 
     backend = "native"
     not_in_float64 = frozenset(
-        {"add_layer_norm", "attention", "layered_text_maps", "linear_activation", "query_row", "text_maps"}
+        {
+            "add_layer_norm",
+            "attention",
+            "layered_text_maps",
+            "linear_activation",
+            "query_row",
+            "text_maps",
+            "weighted_rows",
+        }
     )
     isa: str
 

@@ -85,6 +85,7 @@ ARGUMENTS: dict[str, Callable[[torch.dtype], list[Any]]] = {
         draw(4, 2, 6, 20),
         draw(5, 3, 19, 20),
     ],
+    "weighted_rows": lambda dtype: [draw(0, 3, 19, 3, 2, 24, dtype=dtype), draw(1, 3, 7, 19)],
 }
 """Of every operation, in a format."""
 TAKES: dict[str, tuple[torch.dtype, ...]] = {

@@ -292,6 +292,7 @@ def float32(*shape: int) -> Tensor:
 
 
 QKV, OUT, ALPHA = float32(2, 5, 3, 2, 8), float32(2, 5, 2, 8), float32(2, 2, 5)
+ROWS = float32(2, 4, 2, 5)
 
 
 @BUILT
@@ -323,6 +324,26 @@ def test_wrong_arguments_of_the_library_raise_one_line(arguments: tuple[Any, ...
     """The last line of defence: nothing that Python passes makes the library read or write beside a tensor."""
     with pytest.raises(ValueError, match=f"^attention: {message}"):
         native.library().attention(*arguments)
+
+
+@BUILT
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((QKV[0], ROWS[:, :, 0], ROWS), r"qkv has shape \[5, 3, 2, 8\], expected \[\?, \?, 3, \?, \?\]"),
+        ((QKV, ROWS, ROWS), r"weights has shape \[2, 4, 2, 5\], expected \[\?, \?, \?\]"),
+        ((QKV, ROWS[:1, :, 0], ROWS), r"weights has shape \[1, 4, 5\], expected \[2, 4, 5\]"),
+        ((QKV, ROWS[:, :, 0], ROWS), r"weights has strides"),
+        ((QKV, float32(2, 4, 5).double(), ROWS), "weights is torch.float64, expected torch.float32"),
+        ((QKV, float32(2, 4, 5), ROWS[:, :3]), r"out has shape \[2, 3, 2, 5\], expected \[2, 4, 2, 5\]"),
+        ((QKV, float32(2, 4, 5), ROWS.double()), "out is torch.float64, expected torch.float32"),
+        ((QKV[..., ::2], float32(2, 4, 5), ROWS), r"qkv has strides .* expected a contiguous last axis"),
+        ((QKV[..., :0], float32(2, 4, 5), ROWS), "queries have no entries"),
+    ],
+)
+def test_wrong_arguments_of_weighted_rows_raise_one_line(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^weighted_rows: {message}"):
+        native.library().weighted_rows(*arguments)
 
 
 @BUILT

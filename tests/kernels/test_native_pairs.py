@@ -1,4 +1,4 @@
-"""Attention of bfloat16 by pairs: AVX512-BF16 has instructions for it, and on other CPUs tests emulate them.
+"""Attention and its rows in bfloat16 by pairs: AVX512-BF16 has instructions for it, and other CPUs emulate them here.
 
 Most of the contract's tests of attention are in float32, which is not multiplied in pairs. Here they are in bfloat16,
 with the cases that only pairs can get wrong.
@@ -75,6 +75,16 @@ class Pairs(Contract):
         pairs = relative_norm(attention(qkv)[0], expected)
         native.emulate_bf16_pairs(False)
         assert relative_norm(attention(qkv)[0], expected) < 0.9 * pairs
+
+    @pytest.mark.parametrize(("tokens", "head_dim"), SHAPES)
+    def test_weighted_rows(self, tokens: int, head_dim: int) -> None:
+        """Products of pairs are exact: rows are those of float32."""
+        qkv = draw(0, IMAGES if tokens < 100 else 1, tokens, 3, HEADS, head_dim, dtype=torch.bfloat16)
+        weights = draw(1, len(qkv), 5, tokens)
+        rows = ops.weighted_rows(qkv, weights, backend="native")
+        expected = reference.weighted_rows(qkv.double(), weights.double())
+        terms = reference.weighted_rows(qkv.double(), weights.double().abs())
+        assert error(rows, expected) <= OP_FLOAT32 * float(terms.max())
 
     @pytest.mark.parametrize("tokens", [50, 197, 257, 577])
     def test_errors_are_those_of_torchs_attention(self, tokens: int) -> None:
