@@ -46,6 +46,8 @@ TARGET static void pack_values(const AttentionHead<Stored, Factor>& head) {
 
 // ---------------------------------------------------------------------------------------------------------- a head
 
+constexpr int64_t PARTIAL_TILES = 128;  // of rows, whose weights are summed in `total` before they are added to alpha
+
 // Adds these rows' weights to the total. The rows are summed first: fewer long sums, less rounding.
 template <typename Stored, typename Factor>
 INLINE void add_to_total(const AttentionHead<Stored, Factor>& head, int64_t first, int64_t rows,
@@ -64,8 +66,11 @@ TARGET static void attention_head(const AttentionHead<Stored, Factor>& head) {
   pack_values(head);
   const int64_t tokens = head.tokens, width = head.width;
   const int64_t row_stride = head.padded_width, weight_stride = head.padded_tokens / entries_of<Factor>;
-  if (head.mean)
+  if (head.mean) {
     for (int64_t n = 0; n < head.padded_tokens; ++n) head.total[n] = 0;
+    for (int64_t n = 0; n < tokens; ++n) head.alpha[n] = 0;
+  }
+  int64_t tiles = 0;
   for (int64_t first = 0, rows; first < tokens; first += rows) {
     rows = next_part(tokens - first, ROWS);
     prefetch_next_head<3>(head, first, rows);
@@ -78,10 +83,13 @@ TARGET static void attention_head(const AttentionHead<Stored, Factor>& head) {
       float* scores = head.scores + r * head.padded_tokens;
       reciprocals[r] = softmax_numerators(scores, head.weights + r * weight_stride, tokens, head.scale, in_alpha);
     }
-    if (head.mean)
+    if (head.mean) {
       add_to_total(head, first, rows, reciprocals);
-    else if (head.alpha != nullptr && first == 0)
+      if (++tiles % PARTIAL_TILES == 0)
+        for (int64_t n = 0; n < tokens; ++n) head.alpha[n] += head.total[n], head.total[n] = 0;
+    } else if (head.alpha != nullptr && first == 0) {
       for (int64_t n = 0; n < tokens; ++n) head.alpha[n] = head.scores[n] * reciprocals[0];
+    }
     multiply_rows(rows, head.weights, weight_stride, head.values, width, head.token_factors, head.results, row_stride);
     for (int64_t r = 0; r < rows; ++r) {
       Stored* out = head.out + (first + r) * head.out_stride;
@@ -91,6 +99,6 @@ TARGET static void attention_head(const AttentionHead<Stored, Factor>& head) {
   }
   if (head.mean) {
     const float share = static_cast<float>(1 / static_cast<double>(tokens - 1));
-    for (int64_t n = 0; n < tokens; ++n) head.alpha[n] = head.total[n] * share;
+    for (int64_t n = 0; n < tokens; ++n) head.alpha[n] = (head.alpha[n] + head.total[n]) * share;
   }
 }

@@ -16,8 +16,12 @@ EITHER_ROW = pytest.mark.parametrize("row", ["cls", "mean"])
 LONG = ((577, 64, "cls"), (577, 80, "mean"))
 ATTENTIONS = [(n, e, row) for n, e, row in product(TOKENS, HEAD_DIMS, ("cls", "mean")) if n < 577] + list(LONG)
 LOW_ATTENTIONS = [(50, 64, torch.bfloat16), (50, 80, torch.bfloat16), (17, 104, torch.bfloat16)]
+LOW_ATTENTIONS += [(50, 72, torch.bfloat16), (17, 65, torch.bfloat16), (17, 113, torch.float16)]
 LOW_ATTENTIONS += [(257, 64, torch.bfloat16), (17, 80, torch.float16), (257, 64, torch.float16)]
-OTHER_HEAD_DIMS = (1, 16, 20, 32, 40, 72, 88, 96, 128, 160, 256)
+# 72 in SO400M, 88 in g/14; 65 and 113 are codes one wider than a head.
+OTHER_HEAD_DIMS = (1, 16, 20, 32, 40, 65, 72, 88, 96, 112, 113, 128, 160, 256)
+# Tokens of images of 512 pixels in patches of 16 and 8, and of 518 and 672 pixels in patches of 14.
+MANY_TOKENS = [(1025, 72, "cls"), (1370, 64, "mean"), (2305, 72, "mean"), (4097, 64, "mean")]
 # (0, 1, 2, 3, 4) packs queries, keys and values; the others lie in memory in any order.
 ORDERS = pytest.mark.parametrize("order", [(0, 2, 3, 1, 4), (0, 3, 1, 2, 4), (2, 1, 0, 3, 4), (0, 1, 2, 3, 4)])
 
@@ -48,6 +52,14 @@ class AttentionContract(Contract):
         if tokens <= 197:  # of longer rows the worst single entry is beyond what float32 sums can promise
             assert relative_error(out, expected_out) <= OP_FLOAT32
         assert torch.equal(qkv, before)
+
+    @pytest.mark.parametrize(("tokens", "head_dim", "row"), MANY_TOKENS)
+    def test_attention_of_many_tokens(self, tokens: int, head_dim: int, row: reference.Row) -> None:
+        qkv = self.draw(0, 1, tokens, 3, 1, head_dim)
+        out, alpha = self.attention(qkv, row)
+        expected_out, expected_alpha = reference.attention(qkv.double(), row)
+        assert relative_norm(out, expected_out) <= OP_FLOAT32
+        assert relative_error(alpha, expected_alpha) <= OP_FLOAT32
 
     @EITHER_ROW
     @pytest.mark.parametrize("head_dim", OTHER_HEAD_DIMS)
@@ -166,6 +178,11 @@ class AttentionContract(Contract):
     )
     def test_weighted_rows(self, tokens: int, head_dim: int) -> None:
         self.assert_weighted_rows(*self.draw_weighted(tokens, head_dim, 3, images=IMAGES if tokens < 100 else 1))
+
+    @pytest.mark.parametrize(("tokens", "head_dim", "groups"), [(1025, 64, 3), (4097, 72, 1)])
+    def test_weighted_rows_of_many_tokens(self, tokens: int, head_dim: int, groups: int) -> None:
+        qkv, weights = self.draw_weighted(tokens, head_dim, groups, images=1)
+        self.assert_weighted_rows(qkv[:, :, :, :1], weights)
 
     @pytest.mark.parametrize("groups", [1, 2, 5, 12, 16, 17, 40])
     def test_weighted_rows_of_any_number_of_weightings(self, groups: int) -> None:

@@ -11,6 +11,7 @@ from clipfast.kernels import ops, reference
 
 EXTRA = 3  # entries of a code that all heads share: 1, μ and σ
 CODES = [(1, 1, 64), (3, 2, 64), (33, 2, 64), (8, 2, 80), (5, 1, 104), (2, 3, 1)]  # images, heads, entries of a code
+CODES += [(4, 2, 65), (4, 1, 72), (3, 1, 88), (3, 1, 112), (3, 1, 113)]
 SPANS = [
     (1, 1, 1),
     (2, 3, 5),

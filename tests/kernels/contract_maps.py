@@ -18,7 +18,7 @@ SHAPES = [
     *[(tokens, head_dim, texts) for tokens in (1, 2, 17, 50) for head_dim in (64, 80, 104) for texts in (1, 3, 100)],
     *[(tokens, head_dim, 3) for tokens in (197, 257) for head_dim in (64, 80, 104)],
     *[(197, 80, 100), (257, 64, 100), (577, 80, 1), (577, 64, 33)],
-    *[(5, head_dim, 3) for head_dim in (1, 8, 17, 48, 88, 96, 112, 128)],
+    *[(5, head_dim, 3) for head_dim in (1, 8, 17, 48, 65, 72, 88, 96, 112, 113, 128)],
     *[(3, 64, 1000), (17, 80, 129)],
 ]
 FEW = [(1, 64, 3), (2, 80, 1), (17, 104, 100), (50, 80, 3), (197, 64, 1), (257, 80, 3), (577, 64, 1), (5, 64, 1000)]
@@ -105,7 +105,7 @@ class MapsContract(Contract):
         assert listed or torch.equal(out, before)
 
     @pytest.mark.parametrize("dtype", LOW)
-    @pytest.mark.parametrize(("head_dim", "texts"), [(64, 100), (80, 3), (104, 20)])
+    @pytest.mark.parametrize(("head_dim", "texts"), [(64, 100), (72, 3), (80, 3), (104, 20), (113, 3)])
     @pytest.mark.parametrize("name", WEIGHTED)
     def test_values_in_low_precision(self, name: str, head_dim: int, texts: int, dtype: torch.dtype) -> None:
         arguments = self.draw_weighted_values(50, head_dim, texts, dtype)
@@ -221,7 +221,11 @@ class MapsContract(Contract):
         assert relative_error(have, reference.token_contributions(*in_double(*arguments), *doubled)) <= OP_FLOAT32
 
     @pytest.mark.parametrize(
-        ("tokens", "head_dim", "columns"), [(257, 80, 33), (577, 104, 7), (50, 80, 130), (7, 88, 1), (5, 128, 200)]
+        ("tokens", "head_dim", "columns"),
+        [
+            *[(257, 80, 33), (577, 104, 7), (50, 80, 130), (7, 88, 1), (5, 128, 200)],
+            *[(9, 65, 33), (9, 72, 20), (9, 112, 7), (9, 113, 33)],
+        ],
     )
     def test_token_contributions_of_other_shapes(self, tokens: int, head_dim: int, columns: int) -> None:
         arguments = self.draw_weighted_values(tokens, head_dim, columns, torch.float32)

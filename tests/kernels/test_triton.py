@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from contract import OpsContract
+from contract_attention import MANY_TOKENS
 from contracting import DEVICES
+
+from clipfast.kernels import reference
 
 DRIVER = Path("/dev/nvidiactl")
 
@@ -15,6 +18,14 @@ class TestTriton(OpsContract):
     device = DEVICES.get("triton", "cpu")
     float64 = False
     grad_modes = (False, True) if device == "cuda" else (True,)  # interpreted, one mode takes minutes already
+
+    @pytest.mark.parametrize(
+        ("tokens", "head_dim", "row"),
+        [pytest.param(*case, marks=[pytest.mark.slow] if case[0] > 2000 else []) for case in MANY_TOKENS],
+    )
+    def test_attention_of_many_tokens(self, tokens: int, head_dim: int, row: reference.Row) -> None:
+        """The longest take the interpreter half a minute."""
+        super().test_attention_of_many_tokens(tokens, head_dim, row)
 
 
 @pytest.mark.skipif(torch.version.cuda is None or not DRIVER.exists(), reason="no GPU: the contract is interpreted")
