@@ -148,6 +148,8 @@ def _replaced(model: nn.Module, vision: nn.Module) -> Iterator[tuple[str, str]]:
     projection = getattr(model, "visual_projection", None)
     if projection is not None and type(projection) is not nn.Linear:
         yield replacement(projection), f"visual_projection: {type(projection).__name__}"
+    if (attention := _foreign_attention(vision)) is not None:
+        yield "replaced", f"attention by {attention}"
     parts = Parts(vision)
     if parts.has_random_positions:
         yield "training", "rope_embeddings: random positions"
@@ -161,11 +163,23 @@ def _replaced(model: nn.Module, vision: nn.Module) -> Iterator[tuple[str, str]]:
         used = activation(own.activation)
         if used is None:
             yield "activation", f"{place}: {_kind(own.activation)}"
+        if own.scale and abs(own.scale * (own.out.in_features / own.heads) ** 0.5 - 1) > 1e-9:
+            yield "replaced", f"{place}: its attention is scaled by {own.scale:.4g}"
         settings.add((own.heads, used))
     if len(settings) > 1:
         yield "replaced", "layers with different heads or activations"
     if parts.head is not None:
         yield from _replaced_in_pool(parts.head)
+
+
+def _foreign_attention(vision: Any) -> str | None:
+    """The attention function that a model is set to, where it is neither of transformers nor a kernel on the hub."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    name = str(getattr(vision.config, "_attn_implementation", None))
+    function = ALL_ATTENTION_FUNCTIONS.get(name)
+    home = getattr(function, "__module__", None) or "transformers"
+    return name if home.partition(".")[0] != "transformers" and "/" not in name else None
 
 
 def _replaced_in_pool(head: Any) -> Iterator[tuple[str, str]]:

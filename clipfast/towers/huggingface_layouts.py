@@ -206,6 +206,7 @@ class Layer:
         self.query, self.key, self.value = (first(inner, short, long) for short, long in _PROJECTIONS)
         self.out: Any = first(attention, "out_proj", "o_proj") or attention.output.dense
         self.heads = int(first(inner, "num_heads", "num_attention_heads"))
+        self.scale = float(first(inner, "scaling", "scale", "attention_scale") or 0)  # of logits, 0 for none named
         self.ln_1: Any = first(layer, "layer_norm1", "norm1", "layernorm_before")
         self.ln_2: Any = first(layer, "layer_norm2", "norm2", "layernorm_after")
         mlp: Any = getattr(layer, "mlp", None)

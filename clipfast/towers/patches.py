@@ -33,10 +33,16 @@ CHANGED: dict[str, str] = {
 }
 """Why a module of any package is refused that is not as its class makes it, by a short key."""
 
-METHODS = ("forward", "__call__", "attention", "get_weight_dtype", "_embeds", "_pool", "_global_pool")
+METHODS = (
+    *("forward", "__call__", "attention", "get_weight_dtype", "_embeds", "_pool", "_global_pool"),
+    *("interpolate_pos_encoding", "resize_positional_embeddings"),  # of transformers
+)
 """Methods of a tower's modules that a forward pass runs."""
 
-SETTINGS = ("eps", "num_heads", "pool_type", "final_ln_after_pool", "approximate", "scaled_cosine", "dropout", "p")
+SETTINGS = (
+    *("eps", "num_heads", "pool_type", "final_ln_after_pool", "approximate", "scaled_cosine", "dropout", "p"),
+    *("num_attention_heads", "scale", "scaling", "use_head"),  # of transformers
+)
 """Attributes of a tower's modules that a decomposition depends on."""
 
 QUANTISED = ("torch.ao.nn.", "torch.nn.quantized.", "bitsandbytes.", "torchao.", "optimum.quanto.", "quanto.")
@@ -137,7 +143,10 @@ class Signature:
 
 def _drops(state: dict[str, Any]) -> bool:
     """Whether a module, given its attributes, drops values at random in training mode."""
-    return any(isinstance(state.get(name), float) and state[name] > 0 for name in ("dropout", "p", "prob"))
+    return any(isinstance(state.get(name), float) and state[name] > 0 for name in _RATES)
+
+
+_RATES = ("dropout", "p", "prob", "attention_dropout", "drop_prob")
 
 
 def drops_now(root: nn.Module) -> bool:
@@ -196,6 +205,7 @@ def _replaced_methods(kind: type) -> list[str]:
 def _globals(function: Any, module: str) -> dict[str, Any] | None:
     """The globals of a method, without decorators that the class's own package puts around it."""
     package = module.partition(".")[0]
+    function = function.__func__ if isinstance(function, staticmethod) else function
     while hasattr(function, "__wrapped__") and str(function.__module__).partition(".")[0] == package:
         if str(function.__globals__.get("__name__")).partition(".")[0] != package:
             break

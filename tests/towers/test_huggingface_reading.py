@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from measures import error
+from measures import relative_error
 from torch import nn
 
 from clipfast.errors import InputError, UnsupportedTower
@@ -35,7 +35,7 @@ def test_the_fields_give_the_modules_own_embedding(name: str, size: tuple[int, i
         own = encode_image(model, images(*size))
     # SigLIP 2 interpolates positions in float32, and rounds otherwise for two images than for one.
     tolerance = 1e-7 if name.startswith("Siglip2") and size != SIZES[0] else 1e-12
-    assert error(embedding(tower, images(*size)), own) <= tolerance
+    assert relative_error(embedding(tower, images(*size)), own) <= tolerance
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -49,7 +49,7 @@ def test_the_flags_of_public_models(name: str) -> None:
     assert {norm.eps for block in tower.blocks for norm in (block.ln_1, block.ln_2)} == {flags["layer_norm_eps"]}
     with torch.no_grad():
         own = encode_image(model, images(size, size))
-    assert error(embedding(tower, images(size, size)), own) <= 1e-12
+    assert relative_error(embedding(tower, images(size, size)), own) <= 1e-12
 
 
 def test_every_class_has_a_model() -> None:
@@ -87,7 +87,9 @@ def test_padding_of_naflex_influences_nothing(name: str) -> None:
         with torch.no_grad():
             out = getattr(model, "get_image_features", model)(**padded(model, pixels, length))
         for size, image, own in zip(sizes, pixels, out.pooler_output, strict=True):
-            assert error(embedding(read(model, image_size=size), image[None])[0], own) <= 1e-7  # positions in float32
+            assert (
+                relative_error(embedding(read(model, image_size=size), image[None])[0], own) <= 1e-7
+            )  # positions in float32
     with pytest.raises(InputError, match="images of 20 × 24 pixels are not whole patches of 8 × 8"):
         read(model, image_size=(20, 24))
     with pytest.raises(InputError, match="images of 4 × 24 pixels are smaller than a patch, 8 × 8"):
@@ -144,6 +146,37 @@ def test_random_positions_in_training_mode_are_refused() -> None:
     assert torch.equal(state, torch.get_rng_state())
     model.eval()
     read(model)
+
+
+def test_dropped_paths_and_attention_in_training_mode_are_refused() -> None:
+    for flag in ("drop_path_rate", "attention_probs_dropout_prob"):
+        config = transformers.Dinov2Config(
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=24, patch_size=8, **{flag: 0.1}
+        )
+        assert "dropout in training mode" in refusal(transformers.Dinov2Model(config).train()), flag
+        read(transformers.Dinov2Model(config).eval())
+
+
+def test_another_attention_is_refused() -> None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    model: Any = build("SiglipVisionModel")
+    ALL_ATTENTION_FUNCTIONS.register("of the user", lambda *arguments, **options: None)
+    implementation, model.config._attn_implementation = model.config._attn_implementation, "of the user"
+    assert "attention by of the user" in refusal(model)
+    model.config._attn_implementation = implementation
+    model.encoder.layers[1].self_attn.scale *= 2
+    assert "layer 1: its attention is scaled by 0.5" in refusal(model)
+
+
+def test_replaced_interpolation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, method in (("ViTModel", "interpolate_pos_encoding"), ("Siglip2Model", "resize_positional_embeddings")):
+        model: Any = build(name)
+        kind = type(vision_transformer(model).embeddings)
+        with monkeypatch.context() as patched:
+            patched.setattr(kind, method, lambda *arguments, **options: None)
+            assert f"({kind.__name__}.{method})" in refusal(model)
+        read(model)
 
 
 def test_a_changed_pool_is_refused() -> None:
