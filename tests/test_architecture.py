@@ -160,7 +160,12 @@ ANYONE_MAY_ASK_THE_VERSION = {"clipfast.cli", "clipfast.commands"}  # `import cl
 
 # Packages that models come from → the only modules that may import them.
 HOMES = {
-    "open_clip": ("clipfast.towers.openclip", "clipfast.towers.openclip_models", "clipfast.scenes"),
+    "open_clip": (
+        "clipfast.towers.openclip",
+        "clipfast.towers.openclip_models",
+        "clipfast.towers.openai_models",
+        "clipfast.scenes",
+    ),
     "timm": ("clipfast.towers.timm",),
     "transformers": tuple(f"clipfast.towers.huggingface{part}" for part in ("", "_layouts", "_models", "_processors")),
 }
