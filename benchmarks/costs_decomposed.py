@@ -1,7 +1,7 @@
 """The cost of a decomposed forward, kernel by kernel, in the conventions of :mod:`benchmarks.costs`.
 
 :func:`decomposed` follows :func:`clipfast.forward.decompose` with fused kernels: products add themselves to the
-residual stream where :class:`clipfast.stream.Stream` lets them, else the sum and LayerNorm are one kernel, the
+residual stream where :class:`clipfast.forward.stream.Stream` lets them, else the sum and LayerNorm are one kernel, the
 activation is an epilogue of the first MLP product, attention is split into class token and patches and
 writes alpha, and the last block is computed for the class token alone, without keys and values:
 ``q·(W_K x) = (W_Kᵀ q)·x`` and ``Σ_n α_n W_V x_n = W_V (Σ_n α_n x_n)``.

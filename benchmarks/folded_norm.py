@@ -24,10 +24,10 @@ from benchmarks.costs import Batch
 from benchmarks.costs_decomposed import decomposed
 from benchmarks.roofline import DEVICES, shape_of
 from clipfast.forward import embed
+from clipfast.forward.stream import Stream
 from clipfast.kernels import ops, reference
 from clipfast.scenes.drawing import render
 from clipfast.scenes.scene import sample_scene
-from clipfast.stream import Stream
 from clipfast.towers.tower import LayerNorm, Tower
 
 LOW = torch.bfloat16

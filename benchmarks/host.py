@@ -30,8 +30,8 @@ import clipfast
 from benchmarks.launchless import triton_everywhere
 from clipfast import forward, graphs
 from clipfast.bench import machine
+from clipfast.forward.stream import Stream
 from clipfast.kernels import ops
-from clipfast.stream import Stream
 
 MICROSECONDS_PER_OPERATION = 25.0
 MILLISECONDS_PER_CALL = 0.3

@@ -1,8 +1,8 @@
 """What a decomposed forward returns: every term of the embedding, as codes that are expanded on request.
 
 Axes are always in the order images, layers, heads, tokens, (width | texts): ``B`` images, ``L`` layers kept, ``H``
-heads, ``N`` tokens (class token first, then registers, then patches row by row), ``E`` head_dim, ``D`` embed_dim,
-``T`` texts.
+heads, ``N`` tokens (class token first, then registers, then patches row by row), ``E`` numbers of a code (most often
+head_dim), ``D`` embed_dim, ``T`` texts.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from clipfast import storage
-from clipfast.basis import Basis, StoredBasis, autocast_disabled
+from clipfast.basis import Basis, Depth, StoredBasis, autocast_disabled
 from clipfast.errors import InputError, NotKept
 from clipfast.indices import resolve_head, resolve_heads, resolve_layer
 from clipfast.kernels import ops
@@ -102,7 +102,8 @@ class Contributions:
         codes: ``[B, L, H, E]``, each head's output before its output projection, divided by ``std · norm``.
         start: ``[B, D]``, the residual stream before the first layer.
         mlps: ``[B, layers of the model, D]``, the MLP of every layer.
-        rest: ``[B, D]``, the attention of the layers that were not kept, summed; zero when all were.
+        rest: ``[B, D]``, what is no other term, summed: the attention of the layers that were not kept and, of the
+            blocks before an attention pool, the pool's MLP.
         layers: which layers of the model ``codes`` and the other per-layer results hold, ascending.
         grid: rows and columns of patches.
         basis: turns codes into contributions.
@@ -196,14 +197,26 @@ class Contributions:
     def terms(self) -> tuple[str, ...]:
         """The name of every term, in the order of the sum: ``start``, ``L0.attn.H0``, …, ``L0.mlp``, ``L1.attn.H0``, ….
 
-        ``rest`` is the last one where layers were left out.
+        ``rest`` is the last one where layers were left out, and of the blocks before an attention pool. The terms of a
+        pooling alone are ``start``, which is zero, ``pool.H0``, … and ``pool.mlp``.
         """
+        if self.basis.kind == "pool":
+            return ("start", *(f"pool.H{head}" for head in range(self.basis.heads)), "pool.mlp")
         names = ["start"]
         for layer in range(self.basis.layers):
             if layer in self.layers:
                 names += [f"L{layer}.attn.H{head}" for head in range(self.basis.heads)]
             names.append(f"L{layer}.mlp")
-        return (*names, "rest") if len(self.layers) < self.basis.layers else tuple(names)
+        return (*names, "rest") if self._has_rest else tuple(names)
+
+    @property
+    def _has_rest(self) -> bool:
+        return len(self.layers) < self.basis.layers or self.basis.kind == "upstream"
+
+    @property
+    def depth(self) -> Depth:
+        """What the heads are: ``"all"``, those of the blocks; ``"pool"``, those of the pooling alone."""
+        return "pool" if self.basis.kind == "pool" else "all"
 
     def stack(self) -> tuple[Tensor, tuple[str, ...]]:
         """Every term in one tensor.
@@ -217,7 +230,7 @@ class Contributions:
             if layer in self.layers:
                 parts.append(heads[:, self.layers.index(layer)])
             parts.append(self.mlps[:, layer : layer + 1])
-        if len(self.layers) < self.basis.layers:
+        if self._has_rest:
             parts.append(self.rest[:, None])
         return torch.cat(parts, 1), self.terms
 
@@ -532,12 +545,9 @@ class Contributions:
             "layers": self.layers,
             "grid": self.grid,
             "prefix_tokens": self.prefix_tokens,
-            "heads": self.basis.heads,
-            "centring": self.basis.centring,
-            "fingerprint": self.fingerprint,
             "texts": self.texts,
         }
-        storage.write(path, header, self._tensors() | self.basis.tensors(self.layers))
+        storage.write(path, header | self.basis.header(), self._tensors() | self.basis.tensors(self.layers))
 
     @classmethod
     def load(cls, path: str | PathLike[str], device: str | torch.device = "cpu") -> "Contributions":
@@ -556,7 +566,7 @@ class Contributions:
                 layers=layers,
                 grid=(header["grid"][0], header["grid"][1]),
                 prefix_tokens=int(header["prefix_tokens"]),
-                basis=StoredBasis.of(tensors, layers, header["heads"], header["centring"], header["fingerprint"]),
+                basis=StoredBasis.of(tensors, layers, header),
                 texts=None if header["texts"] is None else tuple(header["texts"]),
                 _values=values or None,
             )

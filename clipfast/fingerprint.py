@@ -19,7 +19,7 @@ import xxhash
 from torch import Tensor
 
 from clipfast.errors import InputError
-from clipfast.towers.tower import Block, Tower, weights_version
+from clipfast.towers.tower import Tower, weights_version
 
 SECONDS_BETWEEN_CHECKS = 1.0
 """How often bytes on a GPU are read, which waits for it. On the CPU they are read at every call."""
@@ -107,20 +107,15 @@ def basis_checksum(tower: Tower) -> int:
 
 def basis_weights(tower: Tower) -> list[Tensor]:
     """The weights that a basis is made of."""
-    projection = [] if tower.projection is None else [tower.projection]
-    frame = [*projection, *(() if tower.ln_post is None else tower.ln_post.tensors())]
-    return [*frame, *(tensor for block in tower.blocks for tensor in output_weights(block))]
+    frame = [part for part in (tower.projection, tower.projection_bias) if part is not None]
+    for part in (tower.ln_post, tower.pool):
+        frame += [] if part is None else part.tensors()
+    return [*frame, *(tensor for block in tower.blocks for tensor in block.output().tensors())]
 
 
 def _is_plain(tensor: Tensor) -> bool:
     """Whether its bytes can be read where they are."""
     return tensor.is_contiguous() and not tensor.is_neg()
-
-
-def output_weights(block: Block) -> list[Tensor]:
-    """The weights of a block that a basis is made of."""
-    scale = [] if block.attention_scale is None else [block.attention_scale]
-    return [block.out_weight, block.out_bias, *scale]
 
 
 class Weights:

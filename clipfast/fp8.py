@@ -53,6 +53,7 @@ def feed_forward(normed: Tensor, block: Block, mlp: Mlp, activation: Activation,
     """What a block's MLP adds to the residual stream, ``[..., W] → [..., W]``, its products in float8."""
     rows = ops.quantize_rows(normed, backend=backend)
     hidden = ops.scaled_linear(*rows, mlp.in_values, mlp.in_scale, block.mlp_in_bias, backend=backend)
+    assert activation != "silu"  # see unsupported_reasons
     rows = ops.quantize_rows(hidden, activation, backend=backend)
     del hidden  # four times as wide as the stream
     added = ops.scaled_linear(*rows, mlp.out_values, mlp.out_scale, block.mlp_out_bias, backend=backend)
@@ -64,7 +65,7 @@ def unsupported_reasons(tower: Tower, backend: str) -> list[str]:
 
     A CPU emulates them when ``backend="eager"`` asks for it: slowly, to see their error before a GPU is there.
     """
-    reasons = []
+    reasons = [f"the tower has {words}" for words in tower.special()]
     if tower.device.type == "cuda":
         reasons += gpu_reasons(tower.device)
     elif tower.device.type != "cpu" or backend != "eager":

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from clipfast import fp8
-from clipfast.basis import Basis, Centring, FoldedTower, check_centring, fold
+from clipfast.basis import Basis, Centring, Depth, TowerBasis, check_centring, fold
 from clipfast.contributions import Contributions, refuse_gradients
 from clipfast.errors import InputError, ModelError
 from clipfast.fingerprint import Weights, fingerprint
@@ -28,7 +28,7 @@ from clipfast.reading import ImageBatches, OnError, Picture, computing, prepared
 from clipfast.towers import huggingface_models, openclip_models
 from clipfast.towers.packages import package_of
 from clipfast.towers.patches import Signature
-from clipfast.towers.tower import Tower
+from clipfast.towers.tower import Tower, weights_version
 from clipfast.towers.wrappers import unwrap
 from clipfast.transfer import Upload
 from clipfast.verification import Verification, verify
@@ -79,6 +79,7 @@ class Model:
         self._wrapped = module
         self._ignore_hooks = ignore_hooks
         self._tower = self._read()
+        self._sources = weights_version(self._tower.sources)
         self._signature = Signature(visual)
         self._weights, self._text_weights = Weights(), Weights()
         self.preprocess = preprocess
@@ -88,8 +89,8 @@ class Model:
         self._check_precision(self._tower)
         self.pretrained = pretrained
         self._tokenize = tokenize
-        self._bases: dict[tuple[Centring, int, int], FoldedTower] = {}
-        self._text_basis: tuple[Tensor, Centring, tuple[int, int], Basis] | None = None
+        self._bases: dict[tuple[Centring, Depth, int, int], TowerBasis] = {}
+        self._text_basis: tuple[Tensor, tuple[Centring, Depth, tuple[int, int]], Basis] | None = None
         self._graphs = _graphs(cuda_graphs, self._tower.device)
         self._compiled: set[Hashable] = set()
         self._text_features: tuple[tuple[str, ...], int, Tensor] | None = None
@@ -100,7 +101,7 @@ class Model:
         usable = (
             backend.name
             for backend in dispatch.BACKENDS
-            if not backend.unsupported_reasons() and not backend.auto_skip_reasons(tower.patch_weight)
+            if not backend.unsupported_reasons() and not backend.auto_skip_reasons(next(iter(tower.tensors())))
         )
         backends = f"auto ({', '.join(usable)})" if self.backend == "auto" else self.backend
         size = f"{tower.layers} layers of {tower.heads} heads, {tower.width} → {tower.embed_dim}"
@@ -116,7 +117,7 @@ class Model:
             raise InputError(f"weights of {self.name} are on the meta device and have no values: load them first")
         if len(devices) > 1:
             raise InputError(f"weights of {self.name} are on {', '.join(sorted(devices))}: move them to one device")
-        factors = (tensor for tensor in tower.tensors() if tensor.ndim > 1 and tensor is not tower.positional_embedding)
+        factors = _factors(tower)
         dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in factors})
         if len(dtypes) > 1:
             raise InputError(f"weights of {self.name} are in {' and '.join(dtypes)}: convert them to one dtype")
@@ -135,9 +136,11 @@ class Model:
         if torch.compiler.is_compiling():  # compiled code is guarded by the tensors themselves
             return self._tower
         visual = self._package.vision_module(self._wrapped)
-        if visual is not self._signature.root or self._signature.changed():
+        derived = self._tower.sources and weights_version(self._tower.sources) != self._sources
+        if derived or visual is not self._signature.root or self._signature.changed():
             signature = Signature(visual)
             self._tower, self._signature = self._read(), signature
+            self._sources = weights_version(self._tower.sources)
             self._bases, self._text_basis = {}, None  # they hold on to the weights that were replaced
             self._graphs.forget()
         return self._tower
@@ -166,23 +169,43 @@ class Model:
         """
         return fingerprint(self.tower)
 
-    def basis(self, centring: Centring = "uniform") -> FoldedTower:
-        """The model's part of every contribution, made once per centring and again when weights change."""
-        if torch.compiler.is_compiling():  # made anew in the graph: its weights may change between calls
-            return fold(self.tower, check_centring(centring))
+    @property
+    def depth(self) -> Depth:
+        """Whose heads a decomposition has by default: ``"pool"``, an attention pool's; ``"all"``, the blocks'."""
+        return _default_depth(self.tower)
+
+    @property
+    def layers(self) -> int:
+        """Layers of a decomposition by default, ``L``: 1 for :attr:`depth` ``"pool"``."""
         tower = self.tower
-        return self._basis(tower, check_centring(centring), self._weights_state(tower))
+        return 1 if _default_depth(tower) == "pool" else tower.layers
+
+    @property
+    def heads(self) -> int:
+        """Heads per layer of a decomposition by default, ``H``."""
+        tower = self.tower
+        if _default_depth(tower) == "all":
+            return tower.heads
+        return 1 if tower.pool is None else tower.pool.heads
+
+    def basis(self, centring: Centring = "uniform", depth: Depth | None = None) -> TowerBasis:
+        """The model's part of every contribution, made once per centring and depth and again when weights change."""
+        tower = self.tower
+        depth = _depth(tower, depth)
+        if torch.compiler.is_compiling():  # made anew in the graph: its weights may change between calls
+            return fold(tower, check_centring(centring), depth=depth)
+        return self._basis(tower, check_centring(centring), depth, self._weights_state(tower))
 
     def _weights_state(self, tower: Tower) -> tuple[int, int]:
         """Two numbers, one of which changes when a vision weight does."""
         return self._weights.of_tower(tower)
 
-    def _basis(self, tower: Tower, centring: Centring, state: tuple[int, int]) -> FoldedTower:
-        key = (centring, *state)
+    def _basis(self, tower: Tower, centring: Centring, depth: Depth, state: tuple[int, int]) -> TowerBasis:
+        key = (centring, depth, *state)
         if key not in self._bases:
-            self._bases = {old: basis for old, basis in self._bases.items() if old[1:] == state}
+            self._bases = {old: basis for old, basis in self._bases.items() if old[2:] == state}
             read_fingerprint = partial(_fingerprint_of, tower, self._weights, state[1])
-            self._bases[key] = fold(tower, centring, read_fingerprint=read_fingerprint)
+            self._bases[key] = fold(tower, centring, None, read_fingerprint, depth)
         return self._bases[key]
 
     def _check_precision(self, tower: Tower) -> None:
@@ -203,24 +226,28 @@ class Model:
             self._mlps = state, fp8.quantize(tower, self.backend)
         return self._mlps[1]
 
-    def text_basis(self, text_features: Tensor, centring: Centring = "uniform") -> Basis:
+    def text_basis(self, text_features: Tensor, centring: Centring = "uniform", depth: Depth | None = None) -> Basis:
         """:meth:`basis` with texts as columns; the last one is kept, for the next batch with the same texts.
 
         Args:
             text_features: ``[T, D]``.
             centring: as for :meth:`decompose`.
+            depth: as for :meth:`decompose`.
         """
-        if torch.compiler.is_compiling():
-            return fold(self.tower, check_centring(centring), text_features)
         tower = self.tower
-        return self._folded_texts(tower, text_features, check_centring(centring), self._weights_state(tower))
+        depth = _depth(tower, depth)
+        if torch.compiler.is_compiling():
+            return fold(tower, check_centring(centring), text_features, depth=depth)
+        return self._folded_texts(tower, text_features, check_centring(centring), depth, self._weights_state(tower))
 
-    def _folded_texts(self, tower: Tower, text_features: Tensor, centring: Centring, state: tuple[int, int]) -> Basis:
-        kept = self._text_basis
-        if kept is None or kept[1:3] != (centring, state) or not _same(kept[0], text_features):
-            basis = fold(tower, centring, text_features)
-            self._text_basis = kept = (text_features.clone(), centring, state, basis)
-        return kept[3]
+    def _folded_texts(
+        self, tower: Tower, text_features: Tensor, centring: Centring, depth: Depth, state: tuple[int, int]
+    ) -> Basis:
+        kept, key = self._text_basis, (centring, depth, state)
+        if kept is None or kept[1] != key or not _same(kept[0], text_features):
+            basis = fold(tower, centring, text_features, depth=depth)
+            self._text_basis = kept = (text_features.clone(), key, basis)
+        return kept[2]
 
     def prepare(self, images: Images) -> Tensor:
         """Preprocesses images into the tower's input, ``[B, 3, height, width]`` on its device and in its dtype.
@@ -352,6 +379,7 @@ class Model:
         class_token: bool = False,
         layers: Sequence[int] | None = None,
         centring: Centring = "uniform",
+        depth: Depth | None = None,
     ) -> Contributions:
         """Takes image embeddings apart into layers, heads and tokens, in one forward pass.
 
@@ -366,6 +394,10 @@ class Model:
             layers: which layers to keep per head, negative from the end; default all. The others' attention is kept
                 as one sum.
             centring: how the final mean is split over the terms: ``"uniform"`` (the paper's code) or ``"termwise"``.
+            depth: which heads. ``"all"``: those of the blocks. ``"pool"``: those of the pooling, as one layer; a mean
+                is one head. Default ``"all"``, but ``"pool"`` where an attention pool reads the tokens. Before such a
+                pool, or a mean of the tokens' final LayerNorms, ``"all"`` keeps what every block wrote until the end:
+                two tensors ``[B, N, W]`` per layer, five where attention or maps are asked for.
 
         Raises:
             ImageError: a file that cannot be read.
@@ -385,14 +417,17 @@ class Model:
         names = None if labels is None else _strings(labels)
         if features is not None and names is not None and len(names) != len(features):
             raise InputError(f"{len(names)} labels for {len(features)} texts: give one per text")
-        count, text_basis, state = tower.layers, self.text_basis, (0, 0)
+        depth = _depth(tower, depth)
+        _check_request(tower, depth, tokens=tokens, class_token=class_token)
+        count, state = 1 if depth == "pool" else tower.layers, (0, 0)
+        text_basis = partial(self.text_basis, depth=depth)
         if torch.compiler.is_compiling():
-            basis = self.basis(centring)
+            basis = self.basis(centring, depth)
             mlps = None if self.precision is None else fp8.quantize(tower, self.backend)
         else:  # weights are read for changes once
             state = self._weights_state(tower)
-            basis, mlps = self._basis(tower, check_centring(centring), state), self._quantized(tower, state[1])
-            text_basis = partial(self._folded_texts, tower, state=state)
+            basis, mlps = self._basis(tower, check_centring(centring), depth, state), self._quantized(tower, state[1])
+            text_basis = partial(self._folded_texts, tower, depth=depth, state=state)
         request = Request(
             layers=tuple(range(count)) if layers is None else resolve_layers(layers, count),
             text_basis=None if features is None else text_basis(features, centring),
@@ -403,6 +438,7 @@ class Model:
             centring=check_centring(centring),
             backend=self.backend,
             mlps=mlps,
+            depth=depth,
         )
         result = self._run(tower, pixels, request, basis, state)
         return result if names is None else replace(result, texts=names)
@@ -439,7 +475,7 @@ class Model:
         )
 
     def _run(
-        self, tower: Tower, images: Tensor, request: Request, basis: FoldedTower, state: tuple[int, int]
+        self, tower: Tower, images: Tensor, request: Request, basis: TowerBasis, state: tuple[int, int]
     ) -> Contributions:
         if torch.compiler.is_compiling() or not images.is_cuda:
             if torch.compiler.is_compiling() or tower.device.type != "cpu":
@@ -452,7 +488,7 @@ class Model:
         return self._replayed(tower, images, request, basis, state)
 
     def _replayed(
-        self, tower: Tower, images: Tensor, request: Request, basis: FoldedTower, state: tuple[int, int]
+        self, tower: Tower, images: Tensor, request: Request, basis: TowerBasis, state: tuple[int, int]
     ) -> Contributions:
         """A forward as a CUDA graph, from the second of its kind on."""
         # A basis is made anew when weights change. Its number stands for it: a key must not keep it.
@@ -460,7 +496,7 @@ class Model:
         key = (replace(request, text_basis=None), texts, basis.serial, state)
         return self._graphs.run(images, key, lambda static: decompose(tower, static, request, basis))
 
-    def _compile_ahead(self, tower: Tower, images: Tensor, request: Request, basis: FoldedTower) -> None:
+    def _compile_ahead(self, tower: Tower, images: Tensor, request: Request, basis: TowerBasis) -> None:
         """Compiles the kernels of a kind of forward side by side, before its first call times them one by one."""
         texts = None if request.text_basis is None else request.text_basis.columns
         kind = (images.shape, images.dtype, images.device, replace(request, text_basis=None), texts)
@@ -490,6 +526,41 @@ class Model:
         if kept is None or kept[:2] != (texts, version):
             self._text_features = kept = (texts, version, self.encode_text(texts))
         return kept[2]
+
+
+def _factors(tower: Tower) -> list[Tensor]:
+    """The weights that multiply, which must be of one dtype."""
+    tables = [tower.positional_embedding, tower.registers]
+    for block in tower.blocks:
+        tables += [] if block.rotary is None else [*block.rotary.tensors()]
+    left_out = {id(table) for table in (*tables, *tower.sources) if table is not None}
+    return [tensor for tensor in tower.tensors() if tensor.ndim > 1 and id(tensor) not in left_out]
+
+
+def _default_depth(tower: Tower) -> Depth:
+    return "pool" if tower.pool is not None or not tower.blocks else "all"
+
+
+def _depth(tower: Tower, depth: Depth | None) -> Depth:
+    """The depth that is asked for, or an :class:`InputError` where a tower has none such."""
+    if depth is None:
+        return _default_depth(tower)
+    if depth not in get_args(Depth):
+        raise InputError(f"depth is {depth!r}: choose 'all' or 'pool'")
+    if depth == "pool" and tower.pooling == "cls":
+        raise InputError("depth='pool' needs a pooling over tokens, and this model reads its class token alone")
+    if depth == "all" and not tower.blocks:
+        raise InputError("depth='all' needs transformer blocks, and this model has none: leave it out")
+    return depth
+
+
+def _check_request(tower: Tower, depth: Depth, *, tokens: bool, class_token: bool) -> None:
+    """Raises :class:`InputError` where a tower does not have what is asked for."""
+    if class_token and not tower.prefix_tokens:
+        raise InputError("class_token=True needs a class token, and this model has none")
+    if depth == "all" and tower.pool is not None and (tokens or class_token):
+        name = "tokens" if tokens else "class_token"
+        raise InputError(f"{name}=True is not kept before an attention pool: ask for maps of texts, or depth='pool'")
 
 
 def _pictures(images: Iterable[Picture]) -> list[Picture]:

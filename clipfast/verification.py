@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipfast.basis import autocast_disabled
-from clipfast.forward import embed
+from clipfast.forward.blocks import project_in
+from clipfast.forward.embedding import embed
+from clipfast.forward.pooling import read_tokens
+from clipfast.forward.stream import Stream
 from clipfast.fp8 import Mlps
 from clipfast.kernels import ops
-from clipfast.stream import Stream, pool, project_in, readout
 from clipfast.towers.tower import Block, Tower
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
@@ -111,7 +113,8 @@ def verify(
         last = own_stream[-1]
         projection = float("nan")
         if last is not None:
-            projection = _error(readout(tower, pool(tower, last).to(tower.dtype), backend), own_embedding)
+            own = last.to(tower.dtype, memory_format=torch.contiguous_format)
+            projection = _error(read_tokens(tower, own, backend).embedding, own_embedding)
     by_dtype = TOLERANCES[tower.dtype] if mlps is None else FP8_TOLERANCE
     return Verification(
         max_error=_error(embedding, own_embedding),
@@ -127,9 +130,10 @@ def _after(tower: Tower, block: Block, before: Tensor, mlps: Mlps | None, backen
     """The residual stream after a block, ``[B, N, W]``."""
     x = before.to(tower.dtype, copy=True, memory_format=torch.contiguous_format)
     stream = Stream(tower, x, (block,), mlps, backend=backend)
-    out, _ = ops.attention(project_in(tower, stream.norm(block.ln_1), block, backend), None, backend=backend)
+    normed = stream.norm(block.ln_1)
+    out, _ = ops.attention(project_in(tower, normed, block, backend), None, backend=backend)
     stream.add_attention(0, out.flatten(2))
-    stream.add_mlp(0, stream.norm(block.ln_2))
+    stream.add_mlp(0, normed if block.parallel else stream.norm(block.ln_2))
     return stream.whole()
 
 

@@ -66,7 +66,7 @@ def test_a_layer_that_was_not_kept_is_refused() -> None:
 
 def test_a_basis_of_its_own_tensors() -> None:
     basis = stored_basis()
-    read = StoredBasis.of(basis.tensors([1]), [1], 2, "uniform", "b")
+    read = StoredBasis.of(basis.tensors([1]), [1], basis.header())
     for name in ("biases", "mean_row", "std_row"):
         assert torch.equal(getattr(read, name), getattr(basis, name))
     assert torch.equal(read.values(1), basis.values(1))
@@ -75,7 +75,7 @@ def test_a_basis_of_its_own_tensors() -> None:
 
 def test_an_unknown_centring_is_refused() -> None:
     with pytest.raises(InputError, match=r"^centring is 'none': choose one of uniform, termwise$"):
-        StoredBasis.of(stored_basis().tensors([1]), [1], 2, "none", "b")
+        StoredBasis.of(stored_basis().tensors([1]), [1], stored_basis().header() | {"centring": "none"})
 
 
 def test_another_dtype_is_made_once() -> None:

@@ -11,7 +11,7 @@ from tolerances import FLOAT64, SUM_BFLOAT16
 from clipfast import NotKept, wrap
 from clipfast.basis import fold
 from clipfast.forward import Request, decompose
-from clipfast.stream import _running_sums
+from clipfast.forward.stream import _running_sums
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,9 @@ def test_products_that_add_themselves_give_the_same_terms(changes: dict[str, obj
 @POOLING
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_products_that_add_themselves_round_no_more(changes: dict[str, object], dtype: torch.dtype) -> None:
-    """Of a random tower errors are random, too: over 16 images their norm may be a tenth larger, not more."""
+    """Of a random tower errors are random, too: over 256 images their norm is no larger."""
     visual = vision_tower(dtype=torch.float64, **changes).to(dtype)
-    images = pixels(visual, 16, dtype=dtype)
+    images = pixels(visual, 256, dtype=dtype)
     exactly = wrap(vision_tower(**changes).to(dtype).double()).decompose(images.double())
     tower = wrap(visual).tower
     off = []
@@ -116,7 +116,7 @@ def test_products_that_add_themselves_round_no_more(changes: dict[str, object], 
         have = decompose(tower, images, request, fold(tower, "uniform"))
         assert have.max_error() <= SUM_BFLOAT16
         off.append({name: relative_norm(getattr(have, name), getattr(exactly, name)) for name in ("embedding", "mlps")})
-    assert all(off[1][name] <= 1.1 * off[0][name] for name in off[0]), off
+    assert all(off[1][name] <= off[0][name] for name in off[0]), off
 
 
 def test_a_layer_scale_stands_between_product_and_sum() -> None:

@@ -14,7 +14,14 @@ sys.path.insert(0, str(SAVED))
 import results  # noqa: E402
 
 # Another CPU's instructions round differently: the norm of the difference over the norm of the saved array.
+# The bundled model computes in float32: what is summed up in float64 from its codes is as close as these are.
 CLOSE = {torch.int64: 0.0, torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2e-2}
+
+
+def bar(name: str, dtype: torch.dtype) -> float:
+    if "/bfloat16/" in name:
+        return CLOSE[torch.bfloat16]
+    return CLOSE[torch.float32 if name.startswith("scenes/") and dtype == torch.float64 else dtype]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +54,7 @@ def test_values_are_close_to_the_saved_ones(made: dict[str, torch.Tensor]) -> No
     wrong = {}
     for name, expected in arrays.items():
         have = made[name]
-        bar = CLOSE[torch.bfloat16 if "/bfloat16/" in name else have.dtype]
         away = float((have.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30))
-        if not away <= bar:
+        if not away <= bar(name, have.dtype):
             wrong[name] = away
     assert wrong == {}

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from clipfast.analyses.ablation import Means, check_basis, kept_terms
 from clipfast.analyses.moments import Moments
-from clipfast.analyses.protocols import Sizes
 from clipfast.analyses.terms import Terms, as_terms
 from clipfast.basis import Basis, Centring
 from clipfast.contributions import Contributions
@@ -29,8 +28,12 @@ class Decomposes(Protocol):
     preprocess: Callable[[Image.Image], Tensor]
 
     @property
-    def tower(self) -> Sizes:
-        """The vision tower."""
+    def layers(self) -> int:
+        """Layers of a decomposition, ``L``."""
+
+    @property
+    def heads(self) -> int:
+        """Heads per layer, ``H``."""
 
     def basis(self, centring: Centring = "uniform") -> Basis:
         """The model's part of every contribution, the same object until weights change."""
@@ -66,7 +69,7 @@ class Ablated(nn.Module):
         super().__init__()
         self.module = model.module
         self.training = model.module.training
-        self.terms = as_terms(terms, model.tower)
+        self.terms = as_terms(terms, model)
         self._model = model
         self._centring = moments.basis.centring
         self._moments_basis = moments.basis

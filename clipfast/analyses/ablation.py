@@ -56,6 +56,7 @@ def kept_terms(contributions: Contributions, terms: Terms) -> Tensor:
         constants = _constants(contributions, basis)
         stays = [not terms.start, *(layer not in terms.mlps for layer in range(basis.layers))]
         total = contributions.start_and_mlps()[:, stays].sum(1)
+        _check_rest(gone, basis)
         if not gone.rest.any():
             total = total + contributions.rest
         for position, layer in enumerate(contributions.layers):
@@ -74,6 +75,11 @@ def check_basis(mine: Basis, theirs: Basis) -> None:
     """Raises :class:`InputError` unless moments and contributions are of one model, wherever they are kept."""
     if not mine.same_as(theirs):
         raise InputError("the moments are of another model, of other weights or of another centring")
+
+
+def _check_rest(gone: "_Masks", basis: Basis) -> None:
+    if basis.kind == "upstream" and gone.rest.any():  # it holds the MLP of the pool, too
+        raise InputError("layers that were not kept cannot be ablated before an attention pool: keep every layer")
 
 
 @dataclass(frozen=True)
@@ -193,6 +199,7 @@ class Ablations:
             logits = base + (self._means.to(classifier) @ classifier.T)[:, None]  # [S, B, C]
             if gone.residual.any():
                 logits -= _sum(gone.residual, contributions.start_and_mlps() @ classifier.T)
+            _check_rest(gone, contributions.basis)
             if gone.rest.any():
                 logits -= _sum(gone.rest, (contributions.rest @ classifier.T)[:, None])
             for position, layer in enumerate(contributions.layers):

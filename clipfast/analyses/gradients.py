@@ -137,6 +137,10 @@ def own_gradients(
 
 def check_images(tower: Tower, images: Tensor) -> Tensor:
     """Images on the tower's device and in its dtype, or an :class:`InputError` if their shape is another."""
+    if special := tower.special():
+        raise InputError(
+            f"this method takes vision transformers as CLIP's alone, and this one has {', '.join(special)}"
+        )
     height, width = tower.image_size
     if images.ndim != 4 or tuple(images.shape[1:]) != (3, height, width) or not images.is_floating_point():
         shape = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
@@ -190,6 +194,9 @@ def _own(tensor: Tensor) -> Tensor:
 
 def embed(tower: Tower, images: Tensor) -> Tensor:
     """Pixels to the start of the residual stream, ``[B, 3, height, width] → [B, N, W]``."""
+    assert tower.patch_weight is not None
+    assert tower.class_embedding is not None
+    assert tower.positional_embedding is not None
     patches = F.conv2d(images, tower.patch_weight, tower.patch_bias, stride=tower.patch_size)
     patches = patches.flatten(2).transpose(1, 2)  # [B, N − 1, W]
     start = tower.class_embedding.to(images.dtype).expand(len(images), 1, -1)
@@ -235,7 +242,8 @@ def similarity(embedding: Tensor, targets: Tensor) -> Tensor:
     return (F.normalize(embedding.to(acc_dtype), dim=1) * targets).sum(1)
 
 
-def _norm(x: Tensor, norm: LayerNorm) -> Tensor:
+def _norm(x: Tensor, norm: LayerNorm | None) -> Tensor:
+    assert norm is not None  # see check_images
     acc_dtype = torch.promote_types(x.dtype, norm.weight.dtype)  # a norm may be kept in float32 where the rest is not
     weight, bias = norm.weight.to(acc_dtype), norm.bias.to(acc_dtype)
     return F.layer_norm(x.to(acc_dtype), weight.shape, weight, bias, norm.eps).to(x.dtype)

@@ -410,12 +410,9 @@ class Moments:
             "format": FORMAT,
             "count": self.count,
             "layers": self.layers,
-            "heads": self.basis.heads,
-            "centring": self.basis.centring,
-            "fingerprint": self.fingerprint,
             "dtype": str(self._state.dtype).removeprefix("torch."),
         }
-        storage.write(path, header, {**self._sums} | self.basis.tensors(self.layers))
+        storage.write(path, header | self.basis.header(), {**self._sums} | self.basis.tensors(self.layers))
 
     @classmethod
     def load(cls, path: str | PathLike[str], *, backend: str = "auto") -> "Moments":
@@ -432,7 +429,7 @@ class Moments:
             moments._latest = _State(
                 count=header["count"],
                 layers=layers,
-                basis=StoredBasis.of(tensors, layers, header["heads"], header["centring"], header["fingerprint"]),
+                basis=StoredBasis.of(tensors, layers, header),
                 dtype=getattr(torch, header["dtype"]),
                 sums={name: tensor for name, tensor in tensors.items() if not name.startswith("basis/")},
             )

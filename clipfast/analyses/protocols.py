@@ -1,12 +1,12 @@
 """What analyses need of a model. Anything that has it will do: analyses import neither the model nor its towers."""
 
-from typing import Protocol, TypeAlias, cast
+from typing import Protocol, TypeAlias
 
 from clipfast.basis import Basis
 
 
 class Sizes(Protocol):
-    """Layers and heads per layer: those of a tower or a basis."""
+    """Layers and heads per layer: those of a model's decomposition, of a tower or of a basis."""
 
     @property
     def layers(self) -> int:
@@ -17,15 +17,7 @@ class Sizes(Protocol):
         """Heads per layer, ``H``."""
 
 
-class HasTower(Protocol):
-    """A model whose vision tower says how many layers and heads it has."""
-
-    @property
-    def tower(self) -> Sizes:
-        """The vision tower."""
-
-
-Source: TypeAlias = HasTower | Sizes
+Source: TypeAlias = Sizes
 """A model, or its tower or basis."""
 
 
@@ -40,5 +32,4 @@ class HasBasis(Protocol):
 
 def sizes(model: Source) -> tuple[int, int]:
     """Layers and heads per layer of a model, or of its tower or basis."""
-    source = cast(Sizes, getattr(model, "tower", model))
-    return source.layers, source.heads
+    return model.layers, model.heads

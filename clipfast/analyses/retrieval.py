@@ -277,13 +277,7 @@ class Index:
         """
         if self._basis is None or not len(self):
             raise InputError("the index is empty: add contributions first")
-        header = {
-            "format": FORMAT,
-            "retrieved by": self.heads,
-            "heads": self._basis.heads,
-            "centring": self._basis.centring,
-            "fingerprint": self._basis.fingerprint,
-        }
+        header = {"format": FORMAT, "retrieved by": self.heads} | self._basis.header()
         tensors = {"rows": self._all(), "total": self._total, "axes": self._axes, "fold": self._fold}
         if self.names:
             tensors["names"] = torch.frombuffer(
@@ -303,7 +297,7 @@ class Index:
         with storage.as_damage(path):
             index = cls([(layer, head) for layer, head in header["retrieved by"]])
             layers = sorted({layer for layer, _ in index.heads})
-            index._basis = StoredBasis.of(tensors, layers, header["heads"], header["centring"], header["fingerprint"])
+            index._basis = StoredBasis.of(tensors, layers, header)
             index._parts, index._total = [tensors["rows"]], tensors["total"]
             index._axes, index._fold = tensors["axes"], tensors["fold"]
             if "names" in tensors:

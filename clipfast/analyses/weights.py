@@ -21,7 +21,7 @@ from clipfast.analyses.textspan import Method, TextSpan
 from clipfast.basis import Basis
 from clipfast.errors import InputError
 from clipfast.indices import resolve_heads
-from clipfast.towers.tower import Tower
+from clipfast.towers.tower import Block, Tower
 
 
 class HasWeights(Protocol):
@@ -56,13 +56,16 @@ def weight_spans(
     """
     if rank is not None and rank < 1:
         raise InputError(f"rank is {rank}, expected at least 1")
-    tower, basis = model.tower, model.basis()
+    tower = model.tower
+    if special := tower.special():
+        raise InputError(f"spans of weights are for vision transformers as CLIP's, and this has {', '.join(special)}")
+    basis = model.basis()
     pairs = _resolve(tower, heads)
     share = spanning.noise(tower.dtype)
     spans = {}
     for layer in sorted({layer for layer, _ in pairs}):
         block = tower.blocks[layer]
-        values = block.query_key_value()[2].weight.detach().double() * block.ln_1.weight.detach().double()
+        values = block.query_key_value()[2].weight.detach().double() * _norm_weight(block)
         values = values - values.mean(1, keepdim=True)  # the LayerNorm before takes every token's mean away
         codes = values.unflatten(0, (tower.heads, -1))  # [H, E, W]
         covariance = codes @ codes.transpose(1, 2)
@@ -112,6 +115,11 @@ def weight_textspan(
     pairs = _resolve(model.tower, heads)
     spans = weight_spans(model, pairs, rank)
     return dict(zip(pairs, pursuit.pursue(spans, text_features, size, method, model.backend), strict=True))
+
+
+def _norm_weight(block: Block) -> Tensor:
+    assert block.ln_1 is not None
+    return block.ln_1.weight.detach().double()
 
 
 def _resolve(tower: Tower, heads: Sequence[tuple[int, int]] | None) -> list[tuple[int, int]]:

@@ -302,8 +302,8 @@ def _settings(options: InputOptions, entries: Sequence[Entry], model: Model) -> 
         "label_checksum": _digest(labels),
         "sources": len(entries),
         "images": _digest(images),
-        "layers": model.tower.layers,
-        "heads": model.tower.heads,
+        "layers": model.layers,
+        "heads": model.heads,
         "clipfast": versions()["clipfast"],
     }
 

@@ -91,6 +91,34 @@ class Linear(NamedTuple):
     bias: Tensor | None
 
 
+class Output(NamedTuple):
+    """How heads' outputs become one term: ``λ·post_norm(W·inner_norm(heads) + b)``.
+
+    Attributes:
+        weight: ``[W, H·E]``.
+        bias: ``[W]``.
+        scale: λ, ``[W]``.
+        inner_norm: over all heads' outputs.
+        post_norm: over the sum.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor | None = None
+    inner_norm: LayerNorm | None = None
+    post_norm: LayerNorm | None = None
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor."""
+        yield self.weight
+        yield self.bias
+        if self.scale is not None:
+            yield self.scale
+        for norm in (self.inner_norm, self.post_norm):
+            if norm is not None:
+                yield from norm.tensors()
+
+
 @dataclass(frozen=True)
 class Rotary(_Axes):
     """Rotary positions: ``x·cos + rotated(x)·sin`` for the queries and keys of all patches, not of prefix tokens.
@@ -176,9 +204,9 @@ class Block(_Axes):
         query, key, value = (Linear(*pair) for pair in zip(weights, biases, strict=True))
         return query, key, value
 
-    def scaled_out_bias(self) -> Tensor:
-        """What the attention's bias adds to the residual stream, ``λ₁·b_O [width]``."""
-        return self.out_bias if self.attention_scale is None else self.out_bias * self.attention_scale
+    def output(self) -> "Output":
+        """How its heads' outputs enter the residual stream."""
+        return Output(self.out_weight, self.out_bias, self.attention_scale, self.inner_norm, self.attention_post_norm)
 
 
 @dataclass(frozen=True)
@@ -362,6 +390,16 @@ class Tower(_Axes):
         return self.width if self.pool is None else len(self.pool.out_weight)
 
     @property
+    def pooled_from(self) -> int:
+        """The first token that a mean is over."""
+        return 0 if self.prefix_pooled else self.prefix_tokens
+
+    @property
+    def code_width(self) -> int:
+        """Numbers per head in a code: ``E``, and one more where a norm after the attention scales its bias."""
+        return self.head_dim + any(block.attention_post_norm is not None for block in self.blocks)
+
+    @property
     def terms(self) -> int:
         """Terms of the residual stream, ``K = 2L + 1``: the start, L attentions, L MLPs."""
         return 2 * self.layers + 1
@@ -383,6 +421,30 @@ class Tower(_Axes):
             return self.embedder.weights[0]
         assert self.patch_weight is not None
         return self.patch_weight
+
+    def special(self) -> list[str]:
+        """What it has beyond a vision transformer of CLIP, in words: for methods that take no other."""
+        blocks = self.blocks
+        checks = {
+            "no transformer blocks": not blocks,
+            "layers before the blocks that are no convolution": self.embedder is not None,
+            "no class token": self.prefix_tokens == 0,
+            "pooling after the final norm": self.pooling in ("normed_mean", "attention"),
+            "a mean over more or fewer than all patches": self.pooling == "mean" and self.pooled_from != 1,
+            "no final norm": self.ln_post is None,
+            "RMS norms": any(norm is not None and norm.rms for b in blocks for norm in (b.ln_1, b.ln_2, self.ln_post)),
+            "a bias of the projection": self.projection_bias is not None,
+            "rotary positions": any(b.rotary is not None for b in blocks),
+            "norms of queries or keys": any(b.query_norm is not None or b.key_norm is not None for b in blocks),
+            "gated MLPs": any(b.mlp_gate_weight is not None for b in blocks) or self.activation == "silu",
+            "norms inside or after a block's parts": any(
+                norm is not None
+                for b in blocks
+                for norm in (b.inner_norm, b.attention_post_norm, b.mlp_in_norm, b.mlp_norm, b.mlp_post_norm)
+            ),
+            "parts that no norm comes before": any(b.ln_1 is None or b.ln_2 is None for b in blocks),
+        }
+        return [words for words, holds in checks.items() if holds]
 
     def version(self) -> int:
         """A number that changes when any weight is replaced, moved, or changed in place."""

@@ -68,18 +68,21 @@ SUITES = {
             "kernels/test_maps_by_hand.py",
         ),
     ),
-    "clipfast/forward.py": Suite(
-        "clipfast.forward",
-        60,
-        (
-            "test_golden.py",
-            "test_by_hand.py",
-            "test_forward.py",
-            "test_contributions.py",
-            "test_model.py",
-            "test_definition.py",
-        ),
-    ),
+    **{
+        f"clipfast/forward/{name}.py": Suite(
+            f"clipfast.forward.{name}",
+            30,
+            (
+                "test_golden.py",
+                "test_by_hand.py",
+                "test_forward.py",
+                "test_contributions.py",
+                "test_model.py",
+                "test_definition.py",
+            ),
+        )
+        for name in ("rows", "collector")
+    },
     "clipfast/basis.py": Suite(
         "clipfast.basis",
         50,

@@ -94,13 +94,13 @@ def _content(options: Options, collected: Collected, findings: Findings, texts: 
 
 
 def _facts(options: Options, collected: Collected, findings: Findings, texts: int) -> list[Fact]:
-    header, tower = collected.collection.header, collected.model.tower
+    header, model = collected.collection.header, collected.model
     moments, entries = collected.collection.moments, collected.collection.entries
     labelled = sum(entry.label is not None for entry in entries)
     facts = [
         Fact("model", Path(header["model"]).name or header["model"], header["pretrained"] or ""),
         Fact("images", f"{moments.count:,}", f"{labelled:,} with labels" if labelled else "without labels"),
-        Fact("layers × heads", f"{tower.layers} × {tower.heads}", f"embedding of {tower.embed_dim}"),
+        Fact("layers × heads", f"{model.layers} × {model.heads}", f"embedding of {model.tower.embed_dim}"),
         Fact("texts", f"{texts:,}", f"pool {Path(options.naming.pool).name}, up to {options.size} per head"),
     ]
     ablated = findings.ablated

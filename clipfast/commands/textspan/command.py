@@ -97,7 +97,7 @@ def _by_weights(options: Options, texts: Sequence[str], method: Method) -> _Name
     if inputs.images:
         raise InputError("--weights names heads without images: leave the images out")
     model = load_model_of(inputs)
-    heads = chosen_heads(options.heads, model.basis(), range(model.tower.layers))
+    heads = chosen_heads(options.heads, model.basis(), range(model.layers))
     pool = options.naming
     kept = fitting(model, texts, pool.pool)
     features = pool_features(model, kept, pool)

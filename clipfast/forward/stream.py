@@ -9,55 +9,11 @@ import torch
 from torch import Tensor
 
 from clipfast import fp8
-from clipfast.kernels import buffers, ops
+from clipfast.forward.blocks import mlp_in, mlp_out, normalise, project_out
+from clipfast.forward.pooling import pool
+from clipfast.kernels import ops
 from clipfast.kernels.reference import accumulation_dtype
-from clipfast.towers.tower import Activation, Block, LayerNorm, Tower
-
-
-def add_norm(x: Tensor, delta: Tensor | None, norm: LayerNorm, backend: str) -> Tensor:
-    """Adds a term to the residual stream ``x [..., W]`` in place and returns the stream's LayerNorm."""
-    return ops.add_layer_norm(x, delta, norm.weight, norm.bias, norm.eps, backend=backend)
-
-
-def project_in(tower: Tower, normed: Tensor, block: Block, backend: str) -> Tensor:
-    """A block's queries, keys and values of normed tokens, ``[B, N, W] → [B, N, 3, H, E]``."""
-    packed = block.packed()
-    if packed is not None:
-        qkv = ops.linear(normed, *packed, backend=backend)
-    else:
-        qkv = buffers.empty(normed, *normed.shape[:2], 3 * tower.width)
-        for part, layer in zip(qkv.chunk(3, -1), block.query_key_value(), strict=True):
-            part.copy_(ops.linear(normed, *layer, backend=backend))
-    return qkv.view(*normed.shape[:2], 3, tower.heads, tower.head_dim)
-
-
-def mlp_in(normed: Tensor, block: Block, activation: Activation, backend: str) -> Tensor:
-    """A block's hidden layer, ``[..., W] → [..., M]``."""
-    return ops.linear_activation(normed, block.mlp_in_weight, block.mlp_in_bias, activation, backend=backend)
-
-
-def mlp_out(hidden: Tensor, block: Block, backend: str) -> Tensor:
-    """What a block's MLP adds to the residual stream, ``[..., M] → [..., W]``."""
-    added = ops.linear(hidden, block.mlp_out_weight, block.mlp_out_bias, backend=backend)
-    return added if block.mlp_scale is None else added.mul_(block.mlp_scale)
-
-
-def project_out(out: Tensor, block: Block, backend: str) -> Tensor:
-    """What a block's attention adds to the residual stream, ``[..., H·E] → [..., W]``."""
-    added = ops.linear(out, block.out_weight, block.out_bias, backend=backend)
-    return added if block.attention_scale is None else added.mul_(block.attention_scale)
-
-
-def readout(tower: Tower, pooled: Tensor, backend: str) -> Tensor:
-    """The final LayerNorm and the projection, ``[B, W] → [B, D]``."""
-    normed = add_norm(pooled, None, tower.ln_post, backend)
-    return normed if tower.projection is None else normed @ tower.projection
-
-
-def pool(tower: Tower, x: Tensor) -> Tensor:
-    """The row that the embedding reads, ``[B, N, ...] → [B, ...]``, in the dtype sums are carried in."""
-    acc_dtype = accumulation_dtype(x.dtype)
-    return x[:, 0].to(acc_dtype) if tower.pooling == "cls" else x[:, 1:].to(acc_dtype).mean(1)
+from clipfast.towers.tower import Block, LayerNorm, Tower
 
 
 class Stream:
@@ -67,9 +23,9 @@ class Stream:
     ``x``, rounded once with the sum instead of twice, and saves writing and reading it. Its bias is carried: it never
     enters ``x``, and LayerNorm adds the sum of all biases so far to what it reads.
 
-    Two kinds of products do not add themselves. With a layer scale there is a step between product and sum. The term of
-    an MLP is recorded; for the class token it is computed again, one row of a product, but for the mean of all patches
-    reading the hidden layer again would take longer than what is saved. And float8's products cannot.
+    Two kinds of products do not add themselves. With a layer scale or a norm there is a step between product and sum.
+    The term of an MLP is recorded; for the class token it is computed again, one row of a product, but for the mean of
+    all patches reading the hidden layer again would take longer than what is saved. And float8's products cannot.
 
     Attributes:
         x: ``[B, N, W]``, changed in place.
@@ -100,8 +56,7 @@ class Stream:
         self._added: Tensor | None = None  # [B, N, W]
         self._carried: Tensor | None = None  # [W]
         adds = x.is_cuda if adds_products is None else adds_products
-        scaled = any(block.attention_scale is not None or block.mlp_scale is not None for block in blocks)
-        self._adds_attention = adds and not scaled
+        self._adds_attention = adds and all(map(_is_plain, blocks))
         self._adds_mlps = self._adds_attention and tower.pooling == "cls" and mlps is None
         biases = [
             bias
@@ -120,8 +75,12 @@ class Stream:
             self._added = project_out(out, block, self._backend)
 
     def add_mlp(self, layer: int, normed: Tensor) -> Tensor:
-        """Adds the MLP of one of the blocks, from ``[B, N, W]``; returns the pooled row of it, ``[B, W]``."""
+        """Adds the MLP of one of the blocks, from ``[B, N, W]``; returns the pooled row of it, ``[B, W]``.
+
+        Without products that add themselves, :attr:`added` is then the whole of it.
+        """
         block, activation = self._blocks[layer], self._tower.activation
+        attended, self._added = self._added, None  # of a parallel block: both read the same norm
         if self._mlps is not None:
             self._added = fp8.feed_forward(normed, block, self._mlps.layers[layer], activation, self._backend)
             return pool(self._tower, self._added)
@@ -129,7 +88,10 @@ class Stream:
         del normed
         if not self._adds_mlps:
             self._added = mlp_out(hidden, block, self._backend)
-            return pool(self._tower, self._added)
+            row = pool(self._tower, self._added)
+            if attended is not None:
+                self.x += attended
+            return row
         self._add_product(hidden, block.mlp_out_weight)
         row = hidden[:, 0]
         return ops.linear_unrounded(row, block.mlp_out_weight, block.mlp_out_bias, backend=self._backend)
@@ -138,11 +100,16 @@ class Stream:
         ops.add_linear(self.x, h, weight, backend=self._backend)
         self._carried = self._sums.pop(0)
 
-    def norm(self, norm: LayerNorm) -> Tensor:
-        """The LayerNorm of the stream, ``[B, N, W]``."""
+    def norm(self, norm: LayerNorm | None) -> Tensor:
+        """The norm of the stream, ``[B, N, W]``; the stream itself for None."""
         added, self._added = self._added, None  # nothing as wide as the stream lives longer than it must
-        backend, carried = self._backend, self._carried
-        return ops.add_layer_norm(self.x, added, norm.weight, norm.bias, norm.eps, carried, backend=backend)
+        return normalise(self.x, added, norm, self._backend, self._carried)
+
+    @property
+    def added(self) -> Tensor:
+        """The last term, before the stream has it, ``[B, N, W]``."""
+        assert self._added is not None
+        return self._added
 
     def class_token(self) -> Tensor:
         """The class token's row of the stream, after :meth:`norm`, ``[B, W]``."""
@@ -160,6 +127,12 @@ class Stream:
         """The row that the embedding reads, ``[B, W]``, in the dtype sums are carried in."""
         row = pool(self._tower, self.x if self._added is None else self.x.add_(self._added))
         return row if self._carried is None else row + self._carried
+
+
+def _is_plain(block: Block) -> bool:
+    """Whether nothing stands between a block's products and the residual stream."""
+    steps = (block.attention_scale, block.mlp_scale, block.attention_post_norm, block.mlp_post_norm)
+    return block.ln_1 is not None and block.ln_2 is not None and all(step is None for step in steps)
 
 
 def _running_sums(vectors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
