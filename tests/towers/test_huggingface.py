@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from measures import error
+from measures import error, relative_error
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -17,8 +17,7 @@ from clipfast.errors import UnsupportedTower
 pytest.importorskip("transformers", reason="transformers is not installed")
 from huggingface_models import MODELS, build, pixels
 
-OTHER = ("Siglip", "IJepa", "DINOv3", "Dinov2Model, SwiGLU", "Dinov2WithRegistersModel, SwiGLU", "DeiT")
-every_model = pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith(OTHER)])
+every_model = pytest.mark.parametrize("name", MODELS)
 
 
 def vision(model: nn.Module) -> Any:
@@ -28,80 +27,122 @@ def vision(model: nn.Module) -> Any:
 
 
 def layers(model: nn.Module) -> list[Any]:
-    encoder = vision(model).encoder if hasattr(vision(model), "encoder") else vision(model)
+    tower = vision(model)
+    encoder = next((getattr(tower, name) for name in ("encoder", "model") if hasattr(tower, name)), tower)
     return list(encoder.layers if hasattr(encoder, "layers") else encoder.layer)
 
 
+def own_embedding(model: Any, images: Tensor) -> Tensor:
+    """Whatever a user of transformers takes as the embedding."""
+    inputs = patches_of(images) if "Siglip2" in type(model).__name__ else {"pixel_values": images}
+    result = model.get_image_features(**inputs) if hasattr(model, "get_image_features") else model(**inputs)
+    if "IJepa" in type(model).__name__ or not getattr(vision(model), "use_head", True):
+        return result.last_hidden_state.mean(1)  # there is no pooled output
+    if type(model).__name__ in ("ViTModel", "DeiTModel", "ViTMSNModel", "Dinov2Model", "Dinov2WithRegistersModel"):
+        return result.last_hidden_state[:, 0]  # ViT's pooled output has a tanh
+    return result.image_embeds if hasattr(result, "image_embeds") else result.pooler_output
+
+
+def patches_of(images: Tensor) -> dict[str, Tensor]:
+    """Images of 24 × 24 pixels as SigLIP 2's own input."""
+    patches = images.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 4, 5, 1).reshape(len(images), 9, -1)
+    return {
+        "pixel_values": patches,
+        "pixel_attention_mask": torch.ones(len(images), 9, dtype=torch.int32),
+        "spatial_shapes": torch.full((len(images), 2), 3),
+    }
+
+
 @torch.no_grad()
-def brute_force(model: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The embedding ``[B, D]`` and its terms: start ``[B, D]``, heads ``[B, L, H, D]``, MLPs ``[B, L, D]``.
+def brute_force(model: Any, images: Tensor) -> dict[str, Tensor]:
+    """The embedding ``[B, D]`` and its terms: start ``[B, D]``, heads ``[B, L, H, D]``, MLPs ``[B, L, D]``, rest.
 
     From forward hooks alone: what goes into every output projection, what comes out of every MLP, and the stream before
-    the first layer. The final LayerNorm is frozen at the class token's own statistics, centred term by term.
+    the first layer, of all tokens. Each token's final LayerNorm is frozen at its own statistics, centred term by term;
+    a pool's attention is frozen, too.
     """
     records: dict[str, Tensor] = {}
 
-    def record(key: str, of_input: bool) -> Any:
+    def record(key: str, argument: int | None) -> Any:
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-            value = inputs[0] if of_input else output
-            value = value[0] if isinstance(value, tuple) else value
-            records[key] = value[:, 0] if value.ndim == 3 else value
+            value = output if argument is None else inputs[argument]
+            records[key] = value[0] if isinstance(value, tuple) else value
 
         return hook
 
     tower, blocks = vision(model), layers(model)
     attentions = [block.self_attn if hasattr(block, "self_attn") else block.attention for block in blocks]
     outs = [attention.out_proj if hasattr(attention, "out_proj") else attention.o_proj for attention in attentions]
-    norm = tower.post_layernorm if hasattr(tower, "post_layernorm") else tower.layernorm
-    handles = []
-    for index, (block, out) in enumerate(zip(blocks, outs, strict=True)):
-        handles.append(out.register_forward_hook(record(f"heads {index}", True)))
-        handles.append(block.mlp.register_forward_hook(record(f"mlp {index}", False)))
+    norm = next(getattr(tower, name) for name in ("post_layernorm", "layernorm", "norm") if hasattr(tower, name))
     start = tower.pre_layrnorm if hasattr(tower, "pre_layrnorm") else tower.embeddings
-    handles.append(start.register_forward_hook(record("start", False)))
-    handles.append(norm.register_forward_hook(record("final", True)))
-    if hasattr(model, "get_image_features"):
-        embedding = model.get_image_features(pixel_values=images).pooler_output
-    else:
-        result = model(pixel_values=images)
-        embedding = result.image_embeds if hasattr(result, "image_embeds") else result.last_hidden_state[:, 0]
-        if type(model).__name__.endswith("VisionModel"):
-            embedding = result.pooler_output
+    hooked = [(start, "start", None), (blocks[-1], "final", None)]
+    for index, (block, out) in enumerate(zip(blocks, outs, strict=True)):
+        hooked += [(out, f"heads {index}", 0), (block.mlp, f"mlp {index}", None)]
+    head = getattr(tower, "head", None)
+    if head is not None:
+        hooked += [(head.attention, "pool", 1), (head.mlp, "rest", None)]
+    handles = [module.register_forward_hook(record(key, argument)) for module, key, argument in hooked]
+    embedding = own_embedding(model, images)
     for handle in handles:
         handle.remove()
 
-    final = records["final"]
+    final = records["final"]  # [B, N, W]
     std = (final.var(-1, correction=0) + norm.eps).sqrt()
     matrix = model.visual_projection.weight.T if hasattr(model, "visual_projection") else torch.eye(32).to(final)
-    terms = 2 * len(blocks) + 1
+    terms, tokens = 2 * len(blocks) + 1, final.shape[1]
+    weights = final.new_zeros(len(images), 1, tokens)  # of the tokens, for each head of the pool
+    if head is not None:
+        in_weights, in_biases = head.attention.in_proj_weight.chunk(3), head.attention.in_proj_bias.chunk(3)
+        query = (head.probe @ in_weights[0].T + in_biases[0]).view(2, -1)
+        key = (records["pool"] @ in_weights[1].T + in_biases[1]).unflatten(-1, (2, -1))
+        weights = (torch.einsum("ge,bnge->bgn", query, key) / 4).softmax(-1)
+    elif "IJepa" in type(model).__name__ or not getattr(tower, "use_head", True):
+        weights += 1 / tokens
+    else:
+        weights[:, :, 0] = 1
 
     def readout(term: Tensor, count: float) -> Tensor:
-        """A term of the stream ``[B, ..., W]`` that is ``count`` of the equal parts of β."""
-        scale = std.view(-1, *[1] * (term.ndim - 1))
-        return ((term - term.mean(-1, keepdim=True)) / scale * norm.weight + norm.bias * count / terms) @ matrix
+        """A term of the stream ``[B, ..., N, W]`` that is ``count`` of the equal parts of all constants."""
+        share = count / terms
+        scale = std.view(len(std), *[1] * (term.ndim - 3), tokens, 1)
+        normed = (term - term.mean(-1, keepdim=True)) / scale * norm.weight + norm.bias * share
+        rows = torch.einsum("bgn,b...nw->b...gw", weights, normed)
+        if head is None:
+            return rows[..., 0, :] @ matrix
+        values = torch.einsum("...gw,gew->...ge", rows, in_weights[2].unflatten(0, (2, -1))).flatten(-2)
+        out = head.attention.out_proj
+        return (values + in_biases[2] * share) @ out.weight.T + out.bias * share
 
     heads, mlps = [], []
     for index, (block, out) in enumerate(zip(blocks, outs, strict=True)):
         first, second = (getattr(getattr(block, f"layer_scale{i}", None), "lambda1", 1.0) for i in (1, 2))
-        z = records[f"heads {index}"].unflatten(-1, (2, -1))  # [B, H, E]
+        z = records[f"heads {index}"].unflatten(-1, (2, -1))  # [B, N, H, E]
         weight = out.weight.unflatten(1, (2, -1))  # [W, H, E]
-        added = torch.einsum("bhe,whe->bhw", z, weight) + out.bias / 2
+        added = torch.einsum("bnhe,whe->bhnw", z, weight) + (0 if out.bias is None else out.bias / 2)
         heads.append(readout(added * first, 1 / 2))
         mlps.append(readout(records[f"mlp {index}"] * second, 1))
-    return embedding, readout(records["start"], 1), torch.stack(heads, 1), torch.stack(mlps, 1)
+    rest = records["rest"][:, 0] if head is not None else torch.zeros_like(embedding)
+    return {
+        "embedding": embedding,
+        "start": readout(records["start"], 1),
+        "heads": torch.stack(heads, 1),
+        "mlps": torch.stack(mlps, 1),
+        "rest": rest,
+    }
 
 
 @every_model
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-10)])
 def test_every_term_is_that_of_the_modules_own_layers(name: str, dtype: torch.dtype, tolerance: float) -> None:
     model, images = build(name, dtype), pixels(dtype=dtype)
-    embedding, start, heads, mlps = brute_force(model, images)
-    contributions = clipfast.wrap(model).decompose(images, centring="termwise")
-    norm = embedding.norm(dim=-1, keepdim=True)
-    assert error(contributions.embedding / norm, embedding / norm) <= tolerance
-    assert error(contributions.start, start / norm) <= tolerance
-    assert error(contributions.heads(), heads / norm[..., None, None]) <= tolerance
-    assert error(contributions.mlps, mlps / norm[..., None]) <= tolerance
+    expected = brute_force(model, images)
+    contributions = clipfast.wrap(model).decompose(images, centring="termwise", depth="all")
+    norm = expected["embedding"].norm(dim=-1, keepdim=True)
+    assert relative_error(contributions.embedding, expected["embedding"]) <= tolerance
+    assert error(contributions.start, expected["start"] / norm) <= tolerance
+    assert error(contributions.heads(), expected["heads"] / norm[..., None, None]) <= tolerance
+    assert error(contributions.mlps, expected["mlps"] / norm[..., None]) <= tolerance
+    assert error(contributions.rest, expected["rest"] / norm) <= tolerance
     assert contributions.max_error() <= tolerance
 
 
@@ -123,7 +164,8 @@ def test_a_model_is_left_as_it_is(name: str) -> None:
     modes = [part.training for part in model.modules()]
     random = torch.get_rng_state()
     wrapped = clipfast.wrap(model)
-    wrapped.decompose(images, texts=torch.eye(wrapped.tower.embed_dim)).heads()
+    for depth in {wrapped.depth, "all"}:
+        wrapped.decompose(images, texts=torch.eye(wrapped.tower.embed_dim), depth=depth).heads()
     assert torch.equal(random, torch.get_rng_state())
     assert {path: set(vars(part)) for path, part in model.named_modules()} == attributes
     assert [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules()] == hooks

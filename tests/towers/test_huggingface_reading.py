@@ -8,6 +8,7 @@ import torch
 from measures import relative_error
 from torch import nn
 
+import clipfast
 from clipfast.errors import InputError, UnsupportedTower
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -50,6 +51,19 @@ def test_the_flags_of_public_models(name: str) -> None:
     with torch.no_grad():
         own = encode_image(model, images(size, size))
     assert relative_error(embedding(tower, images(size, size)), own) <= 1e-12
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_public_models_decompose(name: str) -> None:
+    module, size = small(name)
+    module = randomised(module).eval()
+    model, pixels = clipfast.wrap(module), images(size, size).float()
+    contributions = model.decompose(pixels)
+    with torch.no_grad():
+        own = encode_image(module, pixels)
+    assert relative_error(contributions.embedding, own) <= 1e-5
+    assert contributions.max_error() <= 1e-5
+    assert model.verify(pixels).ok
 
 
 def test_every_class_has_a_model() -> None:
