@@ -67,6 +67,7 @@ class Model:
         name: str | None = None,
         ignore_hooks: bool = False,
         precision: Precision | None = None,
+        image_size: tuple[int, int] | None = None,
     ) -> None:
         try:
             dispatch.check(backend)
@@ -78,6 +79,7 @@ class Model:
         self.name = name or type(self.module if isinstance(visual, nn.ModuleDict) else visual).__name__
         self._wrapped = module
         self._ignore_hooks = ignore_hooks
+        self._image_size = image_size
         self._tower = self._read()
         self._sources = weights_version(self._tower.sources)
         self._signature = Signature(visual)
@@ -111,7 +113,8 @@ class Model:
         return f"Model({self.name}, {tower.device}, {dtype}, {size}, backend {backends})"
 
     def _read(self) -> Tower:
-        tower = self._package.read(self.module, ignore_hooks=self._ignore_hooks)
+        size: dict[str, tuple[int, int]] = {} if self._image_size is None else {"image_size": self._image_size}
+        tower = self._package.read(self.module, ignore_hooks=self._ignore_hooks, **size)
         devices = {str(tensor.device) for tensor in tower.tensors()}
         if "meta" in devices:
             raise InputError(f"weights of {self.name} are on the meta device and have no values: load them first")
@@ -673,6 +676,7 @@ def load(
         name=name,
         ignore_hooks=ignore_hooks,
         precision=precision,
+        image_size=loaded.image_size,
     )
 
 

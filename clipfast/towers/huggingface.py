@@ -13,6 +13,7 @@ there is no padding: pixels are ``[B, 3, height, width]`` as for all other model
 module's own forward gets their patches with a mask of ones. What padding cannot influence is then not computed.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -35,6 +36,8 @@ from clipfast.towers.huggingface_layouts import (
 from clipfast.towers.patches import CHANGED, drops_now, patches, replacement, sentence
 from clipfast.towers.tower import Activation, Tower
 from clipfast.towers.wrappers import unwrap
+
+logger = logging.getLogger("clipfast")
 
 REFUSALS: dict[str, str] = {
     "class": "not one of the classes that are read",
@@ -318,11 +321,21 @@ def default_tokenizer(module: nn.Module) -> Callable[[Sequence[str]], Tensor] | 
 def default_preprocess(module: nn.Module) -> Callable[[Image.Image], Tensor]:
     """That of the folder or hub name which the model was loaded from, where its files are on this machine.
 
-    Else the one that models of its class are trained with, at the tower's image size.
+    Where there are none, or they are for images of another size than the positions, it is the one that models of its
+    class are trained with.
     """
     source, parts = _origin(module), Parts(vision_transformer(module))
     own = processors.preprocess(source, parts) if source else None
-    return own or processors.of_class(unwrap(module), parts)
+    size = None if own is None else own.image_size
+    if own is not None and size in (None, parts.image_size):
+        return own
+    if size is not None:
+        logger.warning(
+            "the image processor in %s gives %d × %d pixels, and the model is for %d × %d: images are prepared for the "
+            "latter, and clipfast.load reads the model for the former",
+            *(source, *size, *parts.image_size),
+        )
+    return processors.of_class(unwrap(module), parts)
 
 
 def _origin(module: nn.Module) -> str:

@@ -25,8 +25,11 @@ class Package(Protocol):
     def vision_module(self, module: nn.Module) -> nn.Module:
         """The part that computes image embeddings: what is watched for changes."""
 
-    def read(self, module: nn.Module, *, ignore_hooks: bool = False) -> Tower:
-        """The vision tower as plain tensors; :class:`clipfast.errors.UnsupportedTower` with every reason."""
+    def read(self, module: nn.Module, *, ignore_hooks: bool = False, image_size: tuple[int, int] = ...) -> Tower:
+        """The vision tower as plain tensors; :class:`clipfast.errors.UnsupportedTower` with every reason.
+
+        ``image_size`` is given where a loader said one, :attr:`clipfast.towers.loaded.Loaded.image_size`, and not else.
+        """
 
     def encode_image(self, module: nn.Module, images: Tensor) -> Tensor:
         """The module's own image embeddings, ``[B, 3, height, width] → [B, D]``."""

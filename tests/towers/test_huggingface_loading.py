@@ -130,14 +130,30 @@ def test_a_wrapped_model_brings_what_stands_where_it_was_loaded_from(tmp_path: P
         clipfast.wrap(build("SiglipModel")).encode_text(texts)
 
 
-def test_a_processor_of_another_size_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["Dinov2Model", "DINOv3ViTModel", "SiglipModel", "ViTModel"])
+def test_positions_are_resampled_for_the_size_that_the_processor_gives(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """DINOv2's models are made for 518 × 518 pixels, and their processors give 224 × 224."""
-    build("Dinov2Model").save_pretrained(tmp_path)  # type: ignore[operator]
-    transformers.BitImageProcessor(size={"shortest_edge": 20}, crop_size=16).save_pretrained(tmp_path)
-    loaded = create(str(tmp_path), torch.device("cpu"), torch.float32)
-    assert loaded.image_size == (16, 16)
-    assert loaded.preprocess(PHOTOS[0]).shape == (3, 16, 16)
-    transformers.BitImageProcessor(size={"shortest_edge": 28}, crop_size=24).save_pretrained(tmp_path)
+    own: Any = build(name)
+    own.save_pretrained(tmp_path)
+    processor = transformers.BitImageProcessor(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16})
+    processor.save_pretrained(tmp_path)
+    model = clipfast.load(str(tmp_path), device="cpu")
+    assert model.tower.image_size == (16, 16)
+    small = model.prepare(PHOTOS)
+    assert torch.equal(small, processor(images=PHOTOS, return_tensors="pt")["pixel_values"])
+    result = model.verify(small)
+    assert result.ok
+    assert result.max_error <= 1e-5
+    assert model.decompose(small).max_error() <= 1e-5
+    with pytest.raises(InputError, match=r"expected \[images, 3, 16, 16\]"):
+        model.decompose(pixels())
+    wrapped = clipfast.wrap(type(own).from_pretrained(tmp_path).eval())
+    assert "gives 16 × 16 pixels, and the model is for 24 × 24" in caplog.text
+    assert wrapped.prepare(PHOTOS[2]).shape == (1, 3, 24, 24)
+    processor.crop_size = {"height": 24, "width": 24}
+    processor.save_pretrained(tmp_path)
     assert create(str(tmp_path), torch.device("cpu"), torch.float32).image_size is None
 
 
