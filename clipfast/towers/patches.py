@@ -146,7 +146,7 @@ def _drops(state: dict[str, Any]) -> bool:
     return any(isinstance(state.get(name), float) and state[name] > 0 for name in _RATES)
 
 
-_RATES = ("dropout", "p", "prob", "attention_dropout", "drop_prob")
+_RATES = ("dropout", "p", "prob", "attention_dropout", "drop_prob", "dropout_prob")
 
 
 def drops_now(root: nn.Module) -> bool:

@@ -179,7 +179,7 @@ def test_another_attention_is_refused() -> None:
     implementation, model.config._attn_implementation = model.config._attn_implementation, "of the user"
     assert "attention by of the user" in refusal(model)
     model.config._attn_implementation = implementation
-    model.encoder.layers[1].self_attn.scale *= 2
+    vision_transformer(model).encoder.layers[1].self_attn.scale *= 2
     assert "layer 1: its attention is scaled by 0.5" in refusal(model)
 
 
