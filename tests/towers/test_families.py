@@ -1,0 +1,101 @@
+"""Every term of one model per family against forward hooks and frozen norms, see :mod:`hooked`."""
+
+import copy
+
+import hooked
+import pytest
+import torch
+from families import FAMILIES
+from hooked import Hooked, Terms
+from torch import Tensor
+
+import clipfast
+from clipfast import InputError, Model
+from clipfast.basis import Centring
+
+Case = tuple[Hooked, Tensor, Terms]
+
+TERM_FLOAT64 = 1e-10  # of terms that are divided by the embedding's norm
+TERM_FLOAT32 = 2e-5
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def case(request: pytest.FixtureRequest) -> Case:
+    model = FAMILIES[request.param]()
+    images = torch.randn(3, 3, 24, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return model, images, hooked.terms(model, images)
+
+
+def away(have: Tensor, expected: Tensor) -> float:
+    return float((have.double() - expected).abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_every_term(case: Case, dtype: torch.dtype) -> None:
+    family, images, expected = case
+    bar = TERM_FLOAT64 if dtype == torch.float64 else TERM_FLOAT32
+    module = copy.deepcopy(family.module).to(dtype)
+    have = clipfast.wrap(module).decompose(images.to(dtype), depth="all", centring="termwise")
+    assert away(have.start, expected.start) <= bar
+    assert away(have.heads(), expected.heads) <= bar
+    assert away(have.mlps, expected.mlps) <= bar
+    other = torch.zeros_like(expected.start) if expected.other is None else expected.other
+    assert away(have.rest, other) <= bar
+    assert away(have.embedding, expected.embedding) <= bar * float(expected.embedding.norm(dim=-1).max())
+    assert have.max_error() <= bar
+
+
+def _model(case: Case) -> Model:
+    return clipfast.wrap(case[0].module)
+
+
+@pytest.mark.parametrize("centring", ["uniform", "termwise"])
+def test_what_is_kept_adds_up(case: Case, centring: Centring) -> None:
+    """Maps, tokens and attention of some layers, against the heads they are of."""
+    _, images, expected = case
+    model, texts = _model(case), torch.randn(4, expected.embedding.shape[1], dtype=torch.float64)
+    before_pool = model.tower.pool is not None
+    for depth in ("all", "pool"):
+        if depth == "pool" and model.tower.pooling == "cls":
+            continue
+        keep_tokens = not before_pool or depth == "pool"
+        layers = [0, 2] if depth == "all" else None
+        summed, by_head = (
+            model.decompose(
+                images,
+                texts=texts,
+                maps=maps,
+                attention=True,
+                tokens=keep_tokens,
+                layers=layers,
+                centring=centring,
+                depth=depth,
+            )
+            for maps in ("summed", "per_head")
+        )
+        scores = by_head.scores(texts)
+        assert summed.max_error() <= TERM_FLOAT64
+        assert away(scores.total(), (expected.embedding / expected.embedding.norm(dim=-1)[:, None]) @ texts.T) <= 1e-9
+        assert away(by_head.maps.sum(3), scores.heads) <= 1e-9
+        assert away(summed.maps, by_head.maps.sum((1, 2))) <= 1e-9
+        assert away(summed.attention.sum(-1), torch.ones(())) <= TERM_FLOAT64
+        if keep_tokens:
+            for position, layer in enumerate(by_head.layers):
+                assert away(by_head.tokens(layer).sum(1), by_head.heads()[:, position]) <= TERM_FLOAT64
+
+
+def test_the_pool_alone_is_all_of_the_embedding(case: Case) -> None:
+    """What the blocks give through a pool adds up to what its heads give."""
+    _, images, expected = case
+    model = _model(case)
+    if model.tower.pooling == "cls":
+        with pytest.raises(InputError, match="reads its class token alone"):
+            model.decompose(images, depth="pool")
+        return
+    have = model.decompose(images, depth="pool")
+    unit = expected.embedding / expected.embedding.norm(dim=-1)[:, None]
+    assert away(have.total(), unit) <= TERM_FLOAT64
+    assert have.layers == (0,)
+    assert away(have.start, torch.zeros(())) == 0
+    other = torch.zeros_like(unit) if expected.other is None else expected.other
+    assert away(have.mlps[:, 0], other) <= TERM_FLOAT64
