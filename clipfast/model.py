@@ -25,10 +25,10 @@ from clipfast.graphs import ANY_BATCH, Graphs
 from clipfast.indices import resolve_layers
 from clipfast.kernels import dispatch, tuning
 from clipfast.reading import ImageBatches, OnError, Picture, computing, prepared
-from clipfast.towers import huggingface_models, openclip_models
+from clipfast.towers import folding, huggingface_models, openclip_models
 from clipfast.towers.packages import package_of
 from clipfast.towers.patches import Signature
-from clipfast.towers.tower import Tower, weights_version
+from clipfast.towers.tower import Tower
 from clipfast.towers.wrappers import unwrap
 from clipfast.transfer import Upload
 from clipfast.verification import Verification, verify
@@ -81,9 +81,9 @@ class Model:
         self._ignore_hooks = ignore_hooks
         self._image_size = image_size
         self._tower = self._read()
-        self._sources = weights_version(self._tower.sources)
         self._signature = Signature(visual)
-        self._weights, self._text_weights = Weights(), Weights()
+        self._weights, self._text_weights, self._source_weights = Weights(), Weights(), Weights()
+        self._sources = self._source_weights.all(self._tower.sources)
         self.preprocess = preprocess
         self.backend = backend
         self.precision = precision
@@ -139,11 +139,11 @@ class Model:
         if torch.compiler.is_compiling():  # compiled code is guarded by the tensors themselves
             return self._tower
         visual = self._package.vision_module(self._wrapped)
-        derived = self._tower.sources and weights_version(self._tower.sources) != self._sources
+        derived = self._tower.sources and self._source_weights.all(self._tower.sources) != self._sources
         if derived or visual is not self._signature.root or self._signature.changed():
             signature = Signature(visual)
             self._tower, self._signature = self._read(), signature
-            self._sources = weights_version(self._tower.sources)
+            self._sources = self._source_weights.all(self._tower.sources)
             self._bases, self._text_basis = {}, None  # they hold on to the weights that were replaced
             self._graphs.forget()
         return self._tower
@@ -524,7 +524,7 @@ class Model:
             return texts.to(tower.device)
         if torch.compiler.is_compiling():
             raise InputError("compiled code reads no strings: pass texts=model.encode_text(texts)")
-        version = self._text_weights.all(self.module.parameters())
+        version = hash((self._text_weights.all(self.module.parameters()), folding.state_of_all(self.module)))
         kept = self._text_features
         if kept is None or kept[:2] != (texts, version):
             self._text_features = kept = (texts, version, self.encode_text(texts))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from clipfast.errors import InputError, UnsupportedTower
 from clipfast.towers import huggingface_processors as processors
+from clipfast.towers.folding import folded
 from clipfast.towers.huggingface_layouts import (
     CLASSES,
     SIGLIP_LIKE,
@@ -76,6 +77,8 @@ def vision_module(module: nn.Module) -> nn.Module:
     return kept
 
 
+_TEXT = ("text_model", "text_projection")
+"""Parts of a model that no image reaches."""
 _VISION_PARTS: WeakKeyDictionary[nn.Module, nn.ModuleDict] = WeakKeyDictionary()
 
 
@@ -95,8 +98,9 @@ def read(module: nn.Module, *, ignore_hooks: bool = False, image_size: tuple[int
     reasons = [text for _, text in refusals(module, ignore_hooks=ignore_hooks)]
     if reasons:
         raise UnsupportedTower(type(unwrap(module)).__name__, reasons)
-    projection = getattr(unwrap(module), "visual_projection", None)
-    parts = Parts(vision_transformer(module))
+    plain, computed = folded(unwrap(module), _TEXT)
+    projection = getattr(plain, "visual_projection", None)
+    parts = Parts(vision_transformer(plain))
     size = parts.image_size if image_size is None else image_size
     layers = [Layer(layer) for layer in parts.layers]
     with torch.no_grad():
@@ -117,7 +121,7 @@ def read(module: nn.Module, *, ignore_hooks: bool = False, image_size: tuple[int
         image_size=size,
         patch_size=parts.patch_size,
         pool=pool,
-        sources=parts.sources(positions),
+        sources=(*parts.sources(positions), *computed),
     )
 
 
@@ -133,7 +137,8 @@ def refusals(module: nn.Module, *, ignore_hooks: bool = False) -> list[tuple[str
     reasons: Reasons = {}
     if drops_now(vision):
         reasons["training"] = []
-    for key, place in _replaced(inner, vision):
+    plain = folded(inner, _TEXT).module
+    for key, place in _replaced(plain, vision_transformer(plain)):
         reasons.setdefault(key, []).append(place)
     for patch in patches(vision_module(inner), ignore_hooks=ignore_hooks):
         reasons.setdefault(patch.reason, []).append(patch.place)

@@ -88,7 +88,7 @@ class Parts:
             side = isqrt(embeddings.num_patches)
             self.image_size = (side * self.patch_size[0], side * self.patch_size[1])
         else:
-            self.patch_size = pair(self.patches.kernel_size)
+            self.patch_size = pair(getattr(self.patches, "base_layer", self.patches).kernel_size)  # within peft's LoRA
             size = first(embeddings, "image_size") or getattr(patches, "image_size", None) or vision.config.image_size
             self.image_size = pair(size)
 

@@ -25,6 +25,7 @@ from open_clip.transformer import LayerNorm as OpenClipLayerNorm
 from torch import Tensor, nn
 
 from clipfast.errors import UnsupportedTower
+from clipfast.towers.folding import folded
 from clipfast.towers.patches import CHANGED, drops_now, patches, plain_type, replacement, sentence
 from clipfast.towers.tower import Activation, Block, LayerNorm, Pooling, Tower
 from clipfast.towers.wrappers import unwrap
@@ -75,7 +76,7 @@ def read(module: nn.Module, *, ignore_hooks: bool = False) -> Tower:
     reasons = [text for _, text in refusals(visual, ignore_hooks=ignore_hooks)] + _replaced_encoder(unwrap(module))
     if reasons:
         raise UnsupportedTower(type(visual).__name__, reasons)
-    vit = cast(Any, visual)
+    vit, sources = folded(visual)
     blocks = tuple(_block(block) for block in vit.transformer.resblocks)
     first = vit.transformer.resblocks[0]
     pooling: Pooling = "mean" if vit.pool_type == "avg" else "cls"
@@ -94,6 +95,7 @@ def read(module: nn.Module, *, ignore_hooks: bool = False) -> Tower:
         pooling=pooling,
         image_size=tuple(vit.image_size),
         patch_size=tuple(vit.patch_size),
+        sources=sources,
     )
 
 
@@ -148,7 +150,7 @@ def refusals(visual: nn.Module, *, ignore_hooks: bool = False) -> list[tuple[str
         return [("timm", f"{REFUSALS['timm']} ({type(visual.trunk).__name__})")]
     if kind is not VisionTransformer:
         return [("class", f"{REFUSALS['class']} but {kind.__module__}.{kind.__qualname__}")]
-    vit = cast(Any, visual)
+    vit = folded(visual).module
     reasons: dict[str, list[str]] = {}  # key → places
     if vit.attn_pool is not None:
         reasons["attentional_pool"] = []
@@ -158,7 +160,7 @@ def refusals(visual: nn.Module, *, ignore_hooks: bool = False) -> list[tuple[str
         reasons["norm_before_pool"] = []
     if vit.proj is None:
         reasons["projection"] = []
-    if drops_now(vit):
+    if drops_now(visual):
         reasons["training"] = []
     blocks = list(vit.transformer.resblocks)
     for index, block in enumerate(blocks):

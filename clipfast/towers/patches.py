@@ -14,19 +14,16 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
+
+from clipfast.towers import folding
 
 CHANGED: dict[str, str] = {
     "training": "dropout in training mode: call .eval() first",
     "replaced": "a layer that is not the one its class comes with",
-    "adapter": "an adapter such as LoRA: merge it into the weights first (in peft: merge_and_unload)",
+    "adapter": "an adapter other than peft's LoRA: merge it into the weights first (in peft: merge_and_unload)",
     "quantised": "quantised weights: load the model in floating point",
-    "parametrization": "a parametrised weight: fold it in with torch.nn.utils.parametrize.remove_parametrizations",
-    "weight_norm": "weight_norm: fold it in with torch.nn.utils.remove_weight_norm",
-    "spectral_norm": "spectral_norm: fold it in with torch.nn.utils.remove_spectral_norm",
-    "pruning": "a pruned weight: make the pruning permanent with torch.nn.utils.prune.remove",
+    "spectral_norm": "spectral_norm in training mode, which changes with every call: call .eval() first",
+    "not_run": "a computed weight that nn.MultiheadAttention does not compute: remove it, or fold it into the weight",
     "hook": "a forward hook, which may change activations: remove it, or pass ignore_hooks=True if it only reads",
     "global_hook": "a forward hook on all modules: remove it, or pass ignore_hooks=True if it only reads",
     "forward": "a replaced method, which the decomposition does not run: restore that of the class",
@@ -49,8 +46,6 @@ QUANTISED = ("torch.ao.nn.", "torch.nn.quantized.", "bitsandbytes.", "torchao.",
 ADAPTERS = ("peft.", "loralib.", "adapters.")
 READ_ONLY = ("torch.utils.module_tracker", "transformers.utils.output_capturing")
 """Modules whose hooks change nothing: of ``torch.utils.flop_counter.FlopCounterMode``, and of ``output_attentions``."""
-_OLD_STYLE = {WeightNorm: "weight_norm", SpectralNorm: "spectral_norm", BasePruningMethod: "pruning"}
-"""Forward pre-hooks that compute a weight → the reason for refusing them."""
 
 
 class Patch(NamedTuple):
@@ -117,6 +112,7 @@ class Signature:
         kinds = {plain_type(module): None for module in modules}
         self._settings = [(state, name) for state in self._states for name in SETTINGS if name in state]
         self._settings += [(state, "training") for state in self._states if _drops(state)]
+        self._computing = [module for module in modules if folding.has_state(module)]
         self._methods = [(kind, name) for kind in kinds for name in METHODS if hasattr(kind, name)]
         self._known = self._current()
 
@@ -137,6 +133,7 @@ class Signature:
             list(map(len, map(itemgetter("_forward_pre_hooks"), states))),
             [state.get(name) for state, name in self._settings],
             [getattr(kind, name) for kind, name in self._methods],
+            list(map(folding.state_of, self._computing)),
             [self.root.training, len(torch_module._global_forward_hooks), len(torch_module._global_forward_pre_hooks)],
         ]
 
@@ -169,16 +166,10 @@ def _global_hooks() -> list[Patch]:
 def _of_instance(path: str, module: nn.Module, ignore_hooks: bool) -> list[Patch]:
     place = path or type(module).__name__
     listed = []
-    if parametrize.is_parametrized(module):
-        for name, chain in module.parametrizations.items():  # type: ignore[union-attr, operator]
-            steps = ", ".join(type(step).__name__.lstrip("_") for step in chain)
-            listed.append(Patch("parametrization", f"{_join(path, name)}: {steps}"))
+    listed += [Patch(*found) for found in folding.unreadable(module, place)]
     for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-        reason = next((reason for kind, reason in _OLD_STYLE.items() if isinstance(hook, kind)), "hook")
-        if reason != "hook":
-            weight = str(getattr(hook, "name", None) or getattr(hook, "_tensor_name", "weight"))
-            listed.append(Patch(reason, _join(path, weight)))
-        elif not ignore_hooks and getattr(hook, "__module__", "") not in READ_ONLY:
+        reads_only = ignore_hooks or getattr(hook, "__module__", "") in READ_ONLY
+        if not reads_only and not isinstance(hook, folding.COMPUTING_HOOKS):
             listed.append(Patch("hook", f"{place}: {_name(hook)}"))
     for name in METHODS:
         if name in vars(module) and callable(getattr(type(module), name, None)):

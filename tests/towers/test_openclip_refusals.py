@@ -15,7 +15,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import LayerNorm, QuickGELU, VisionTransformer
 from tolerances import EMBEDDING_FLOAT32
 from torch import nn
-from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+from torch.nn.utils import spectral_norm, weight_norm
 
 from clipfast import UnsupportedTower, wrap
 from clipfast.towers import huggingface
@@ -112,10 +112,8 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "replaced": replaced,
     "adapter": partial(changed, adapt),
     "quantised": partial(changed, quantise),
-    "parametrization": partial(changed, lambda block: parametrizations.weight_norm(block.mlp.c_fc)),
-    "weight_norm": partial(changed, lambda block: weight_norm(block.mlp.c_fc)),
-    "spectral_norm": partial(changed, lambda block: spectral_norm(block.mlp.c_fc)),
-    "pruning": partial(changed, lambda block: prune.l1_unstructured(block.mlp.c_fc, "weight", 0.5)),
+    "spectral_norm": lambda: changed(lambda block: spectral_norm(block.mlp.c_fc)).train(),
+    "not_run": partial(changed, lambda block: weight_norm(block.attn.out_proj)),
     "hook": partial(changed, lambda block: block.register_forward_hook(lambda module, inputs, output: 2 * output)),
     "global_hook": global_hook,
     "forward": partial(changed, override_forward),
