@@ -30,6 +30,7 @@ import clipfast
 from benchmarks.launchless import triton_everywhere
 from clipfast import forward, graphs
 from clipfast.bench import machine
+from clipfast.forward import rows
 from clipfast.forward.stream import Stream
 from clipfast.kernels import ops
 
@@ -194,7 +195,7 @@ def as_on_a_gpu(model: clipfast.Model, path: str) -> Iterator[None]:
 
         patch(weights, "of_tower", weights._once_a_second)
         patch(forward.buffers, "reuse", lambda device: nullcontext())
-        patch(forward, "Stream", _adding_stream)
+        patch(rows, "Stream", _adding_stream)
         patch(graphs, "current_stream", lambda device: 0)
         patch(graphs, "new_pool", lambda: None)
         patch(graphs, "reserved", lambda device: 0)

@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import roofline
 from benchmarks.costs import Batch, Shape, Steps, Tile, moved, padded_scores, plain_eager, plain_fused, products
 from benchmarks.costs_decomposed import Options, decomposed, plain_same_kernels, saved_by_last_block
-from clipfast import basis, contributions, forward, stream
-from clipfast.forward import Maps
+from clipfast import basis, contributions, forward
+from clipfast.forward import Maps, blocks, collector, embedding, pooling, rows, stream
 from clipfast.kernels.dispatch import EAGER
 from clipfast.towers import openclip, openclip_models
 from clipfast.towers.tower import Tower
@@ -233,7 +233,7 @@ class Eager:
 @pytest.fixture
 def transparent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the operations of a decomposition visible to the counter, also on meta tensors."""
-    for module in (forward, contributions, stream):
+    for module in (contributions, blocks, collector, embedding, pooling, rows, stream):
         monkeypatch.setattr(module, "ops", Eager())
     for module in (forward, basis, contributions):  # autocast does not know meta tensors
         monkeypatch.setattr(module, "autocast_disabled", lambda like: contextlib.nullcontext(), raising=False)
