@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clipfast.kernels.attention import triton as attention
+from clipfast.kernels.attention import kernel as attention
+from clipfast.kernels.attention import sdpa, tiles
 from clipfast.kernels.fp8 import triton as fp8
 from clipfast.kernels.launch import Launch
 from clipfast.kernels.layer_norm import triton as layer_norm
@@ -71,16 +72,16 @@ def _attention(capability: int) -> Iterator[Specimen]:
     cases += [(197, 80, LOW), (257, 64, torch.float16), (257, 64, FULL), (197, 64, FULL), (257, 80, FULL)]
     for tokens, head_dim, dtype in cases:
         qkv = _meta(IMAGES, tokens, 3, 16, head_dim, dtype=dtype)
-        for config in attention.configs(qkv, capability):
+        for config in tiles.configs(qkv, capability):
             launches, _, _ = attention.plan(qkv, "cls", config)
             for launch in launches:
                 yield Specimen("attention", f"N={tokens} E={head_dim} {_name(dtype)}", launch, dtype != FULL)
     for head_dim in (64, 80):
         qkv = _meta(IMAGES, 257, 3, 16, head_dim)
-        launches, _, _ = attention.plan(qkv, "mean", attention.configs(qkv, capability)[0])
+        launches, _, _ = attention.plan(qkv, "mean", tiles.configs(qkv, capability)[0])
         for launch in launches:
             yield Specimen("attention", f"N=257 E={head_dim} bf16, mean row", launch, True)
-        launch, _ = attention.plan_mean(_meta(IMAGES, 197, 3, 16, head_dim), _meta(IMAGES, 16, 197, dtype=FULL))
+        launch, _ = sdpa.plan_mean(_meta(IMAGES, 197, 3, 16, head_dim), _meta(IMAGES, 16, 197, dtype=FULL))
         yield Specimen("attention", f"N=197 E={head_dim} bf16, mean row from logarithms", launch, True)
 
 

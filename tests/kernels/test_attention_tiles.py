@@ -5,8 +5,8 @@ import torch
 from contracting import DEVICES
 
 from clipfast.kernels import dispatch, ops, reference
-from clipfast.kernels.attention import mean_row
-from clipfast.kernels.attention import triton as tiles
+from clipfast.kernels.attention import kernel, mean_row, tiles
+from clipfast.kernels.attention import triton as attention
 from clipfast.kernels.launch import AMD, DTYPES, Config
 
 SQUARE = Config({"BLOCK_M": 64, "BLOCK_N": 64})
@@ -20,7 +20,8 @@ def qkv(tokens: int, head_dim: int = 64, dtype: torch.dtype = torch.bfloat16) ->
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What would be timed on a GPU, whether there is one or not."""
-    monkeypatch.setattr(tiles, "INTERPRETED", False)
+    for module in (tiles, attention):
+        monkeypatch.setattr(module, "INTERPRETED", False)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_where_the_class_tokens_row_is_computed(
     tokens: int, head_dim: int, row: reference.Row | None, with_tile: int, expected: int
 ) -> None:
     config = Config({"BLOCK_M": 64, "BLOCK_N": 64, "DESCRIPTORS": 1, "WITH_TILE": with_tile})
-    (launch, *_), _, _ = tiles.plan(qkv(tokens, head_dim), row, config)
+    (launch, *_), _, _ = kernel.plan(qkv(tokens, head_dim), row, config)
     assert launch.constants["ROW"] == expected
     of_tiles = -(-(tokens - tiles.apart(tokens, config)) // 64)
     assert launch.grid == (2 * 2 * (of_tiles + (expected == tiles.OWN_PROGRAM)),)
@@ -131,7 +132,7 @@ def test_descriptors_need_steps_of_16_bytes() -> None:
 @pytest.mark.usefixtures("on_gpu")
 def test_cudnn_is_not_asked_for_float32() -> None:
     """It refuses, so timing it would fail."""
-    labels = {dtype: [name for name, _ in tiles.variants(qkv(257, dtype=dtype), "cls")] for dtype in DTYPES}
+    labels = {dtype: [name for name, _ in attention.variants(qkv(257, dtype=dtype), "cls")] for dtype in DTYPES}
     assert all("sdpa" in names for names in labels.values())
     assert [dtype for dtype in DTYPES if "sdpa-cudnn" in labels[dtype]] == [torch.float16, torch.bfloat16]
 
@@ -145,7 +146,7 @@ def test_offsets_within_a_tile_have_32_bits(row: str) -> None:
     far = 2**31 // tiles.LARGEST_TILE
     for step, expected in ((far - 1, far - 1), (far, 3 * 2 * 64)):
         wide = torch.empty_strided((1, 5, 3, 2, 64), (5 * step, step, 128, 64, 1), dtype=torch.float16, device="meta")
-        launches, _, _ = tiles.plan(wide, row)
+        launches, _, _ = kernel.plan(wide, row)
         assert [launch.arguments["s_n"] for launch in launches] == [expected] * len(launches)
 
 
@@ -163,7 +164,7 @@ def test_offsets_within_a_tile_have_32_bits(row: str) -> None:
 def test_torchs_attention_is_timed_for_the_mean_row_where_no_token_is_apart(
     tokens: int, head_dim: int, dtype: torch.dtype, expected: list[str]
 ) -> None:
-    labels = [label for label, _ in tiles.variants(qkv(tokens, head_dim, dtype), "mean")]
+    labels = [label for label, _ in attention.variants(qkv(tokens, head_dim, dtype), "mean")]
     assert [label for label in labels if label.startswith("sdpa")] == expected
     assert len(labels) > len(expected)
 

@@ -8,7 +8,7 @@ from tolerances import LOW_PRECISION_FACTOR, OP_FLOAT32
 from torch.nn.attention import SDPBackend
 
 from clipfast.kernels import dispatch, reference
-from clipfast.kernels.attention import mean_row
+from clipfast.kernels.attention import mean_row, sdpa, tiles
 from clipfast.kernels.attention import triton as attention
 from clipfast.kernels.launch import INTERPRETED, Config
 from clipfast.kernels.query_row import triton as query_row
@@ -49,7 +49,7 @@ def test_attention(tokens: int, head_dim: int, blocks: dict[str, int], row: refe
     if row == "mean" and tokens == 1:
         return
     config = Config(blocks, warps=4, stages=2)
-    assert attention.apart(tokens, config) == (tokens in (33, 49, 17))
+    assert tiles.apart(tokens, config) == (tokens in (33, 49, 17))
     qkv = draw(0, 2, tokens, 3, 2, head_dim).to(DEVICE)
     out, alpha = attention.run(qkv, row, config)
     expected_out, expected_alpha = reference.attention(qkv.double(), row or "cls")
@@ -96,7 +96,7 @@ def test_extreme_logits_in_several_tiles(sign: int, blocks: dict[str, int]) -> N
 @pytest.mark.parametrize("head_dim", [64, 80])
 def test_torchs_own_attention_with_a_row_of_ours(head_dim: int, row: reference.Row | None) -> None:
     qkv = draw(0, 2, 33, 3, 2, head_dim).to(DEVICE)
-    out, alpha = attention.through_torch(qkv, row)
+    out, alpha = sdpa.through_torch(qkv, row)
     expected_out, expected_alpha = reference.attention(qkv.double())
     assert relative_error(out, expected_out) <= OP_FLOAT32
     assert out.is_contiguous()
@@ -110,7 +110,7 @@ def test_torchs_own_attention_with_a_row_of_ours(head_dim: int, row: reference.R
 def test_the_mean_row_from_torchs_logarithms(tokens: int, head_dim: int, dtype: torch.dtype) -> None:
     """The attention as exact as the definition in this dtype, and the row as exact as the logarithms are."""
     qkv = draw(0, 1, tokens, 3, 2, head_dim, dtype=dtype).to(DEVICE)
-    out, alpha = attention.mean_through_torch(qkv, "mean", SDPBackend.FLASH_ATTENTION)
+    out, alpha = sdpa.mean_through_torch(qkv, "mean", SDPBackend.FLASH_ATTENTION)
     exact = reference.attention(qkv.double(), "mean")
     for got, plain, expected in zip((out, alpha), reference.attention(qkv, "mean"), exact, strict=True):
         assert error(got, expected) <= LOW_PRECISION_FACTOR * error(plain, expected) + floor(expected)
@@ -118,7 +118,7 @@ def test_the_mean_row_from_torchs_logarithms(tokens: int, head_dim: int, dtype: 
     assert out.is_contiguous()
     query, key, _ = qkv.double().transpose(1, 3).unbind(2)  # [B, H, N, E]
     logarithm = torch.logsumexp(query @ key.transpose(-1, -2) * head_dim**-0.5, -1)
-    launch, alpha = attention.plan_mean(qkv, logarithm.float())
+    launch, alpha = sdpa.plan_mean(qkv, logarithm.float())
     launch.run()
     assert alpha.dtype == torch.float32
     assert relative_error(alpha, exact[1]) <= OP_FLOAT32
@@ -128,7 +128,7 @@ def test_logarithms_are_natural_and_of_scaled_scores() -> None:
     """Scores of 8 and 16 over √16: ln(e² + e⁴); every query's."""
     qkv = torch.zeros(1, 2, 3, 1, 16, dtype=torch.bfloat16)
     qkv[..., 0, :, 0], qkv[0, :, 1, 0, 0] = 4, torch.tensor([2.0, 4.0])
-    _, logarithm = attention.with_logsumexp(qkv.to(DEVICE), SDPBackend.FLASH_ATTENTION)
+    _, logarithm = sdpa.with_logsumexp(qkv.to(DEVICE), SDPBackend.FLASH_ATTENTION)
     expected = torch.logsumexp(torch.tensor([2.0, 4.0]), 0).expand(1, 1, 2)
     assert relative_error(logarithm.cpu(), expected) <= OP_FLOAT32
 

@@ -9,8 +9,7 @@ from contracting import draw
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from clipfast.kernels import launch
-from clipfast.kernels.attention import sdpa
-from clipfast.kernels.attention import triton as attention
+from clipfast.kernels.attention import sdpa, tiles
 from clipfast.kernels.launch import Launch
 from clipfast.kernels.layer_norm import triton as layer_norm
 
@@ -91,7 +90,7 @@ def test_an_assumed_gpu_counts_for_tensors_that_are_on_none() -> None:
         assert launch.capability(qkv) == 80
         with launch.assume(100):
             assert launch.capability(qkv) == 100
-        assert not any(config.blocks["DESCRIPTORS"] for config in attention.configs(qkv)) or launch.INTERPRETED
+        assert not any(config.blocks["DESCRIPTORS"] for config in tiles.configs(qkv)) or launch.INTERPRETED
     assert launch.capability(qkv) == 90
 
 
