@@ -25,6 +25,7 @@ _HOME = {
     "Moments": "clipfast.analyses.moments",
     "TextSpan": "clipfast.analyses.textspan",
     "textspan": "clipfast.analyses.textspan",
+    "Summary": "clipfast.summary",
     "Verification": "clipfast.verification",
     "ClipfastError": "clipfast.errors",
     "ImageError": "clipfast.errors",
@@ -47,6 +48,7 @@ __all__ = [
     "ModelError",
     "Moments",
     "NotKept",
+    "Summary",
     "Terms",
     "TextSpan",
     "UnsupportedTower",
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
         UnsupportedTower,
     )
     from clipfast.model import Model, load, wrap
+    from clipfast.summary import Summary
     from clipfast.verification import Verification
 
 

@@ -25,6 +25,7 @@ from clipfast.graphs import ANY_BATCH, Graphs
 from clipfast.indices import resolve_layers
 from clipfast.kernels import dispatch, tuning
 from clipfast.reading import ImageBatches, OnError, Picture, computing, prepared
+from clipfast.summary import Summary, summarise
 from clipfast.towers import folding, huggingface_models, openclip_models
 from clipfast.towers.packages import package_of
 from clipfast.towers.patches import Signature
@@ -171,6 +172,18 @@ class Model:
         Every byte is read each time, about 13 ms for ViT-B-32 on a CPU.
         """
         return fingerprint(self.tower)
+
+    def describe(self) -> Summary:
+        """What the model is: its sizes, images, texts, and what a decomposition takes; printed, it is a table."""
+        return summarise(
+            self.tower,
+            self.module,
+            name=self.name,
+            pretrained=self.pretrained,
+            depth=self.depth,
+            preprocess=self.preprocess,
+            tokenize=self._tokenize,
+        )
 
     @property
     def depth(self) -> Depth:

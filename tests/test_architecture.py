@@ -20,6 +20,7 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.contributions",
         "clipfast.errors",
         "clipfast.model",
+        "clipfast.summary",
         "clipfast.verification",
     },
     "clipfast.errors": set(),
@@ -70,8 +71,10 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.forward",
         "clipfast.kernels",
     },
+    "clipfast.summary": {"clipfast.towers", "clipfast.basis", "clipfast.kernels"},
     "clipfast.model": {
         "clipfast.towers",
+        "clipfast.summary",
         "clipfast.fingerprint",
         "clipfast.verification",
         "clipfast.forward",

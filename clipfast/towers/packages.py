@@ -54,8 +54,28 @@ class Package(Protocol):
         """PIL image → ``[3, height, width]``."""
 
 
+def package_name(module: nn.Module) -> str:
+    """The name of the package that a module's class, or one that it inherits from, is defined in."""
+    homes = _homes(module)
+    return next((name for name in _FILES if name in homes), "open_clip")
+
+
+def _homes(module: nn.Module) -> set[str]:
+    return {kind.__module__.partition(".")[0] for kind in type(unwrap(module)).__mro__}
+
+
+def classes_of(module: nn.Module) -> tuple[str, ...]:
+    """The classes of a model, of its image tower and, where that has one, of the trunk in it, by name."""
+    visual = package_of(module).vision_module(module)
+    parts = [unwrap(module), *(visual.values() if isinstance(visual, nn.ModuleDict) else [visual])]
+    trunk = getattr(parts[-1], "trunk", None)
+    parts += [trunk] if isinstance(trunk, nn.Module) else []
+    named = [type(part).__name__ for part in parts if not isinstance(part, nn.Linear)]
+    return tuple(dict.fromkeys(named))
+
+
 def package_of(module: nn.Module) -> Package:
     """The package that a module's class, or one that it inherits from, is defined in."""
-    homes = {kind.__module__.partition(".")[0] for kind in type(unwrap(module)).__mro__}
+    homes = _homes(module)
     file = next((file for name, file in _FILES.items() if name in homes), _OPEN_CLIP)
     return cast(Package, import_module(file))
