@@ -24,7 +24,7 @@ def decompose_pool(tower: Tower, images: Tensor, request: Request, basis: TowerB
         out, _ = ops.attention(project_in(tower, normed, block, backend), None, backend=backend)
         stream.add_attention(layer, out.flatten(2))
         del out
-        stream.add_mlp(layer, normed if block.parallel else stream.norm(block.ln_2))
+        stream.pass_mlp(layer, normed if block.parallel else stream.norm(block.ln_2))
     x = stream.whole()
     pooled = read_tokens(tower, x, backend, values=request.tokens or request.maps is not None)
     values, weights = pooled.values, pooled.weights

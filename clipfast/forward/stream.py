@@ -75,26 +75,36 @@ class Stream:
             self._added = project_out(out, block, self._backend)
 
     def add_mlp(self, layer: int, normed: Tensor) -> Tensor:
-        """Adds the MLP of one of the blocks, from ``[B, N, W]``; returns the pooled row of it, ``[B, W]``.
+        """Adds the MLP of one of the blocks, from ``[B, N, W]``; returns the pooled row of it, ``[B, W]``."""
+        hidden = self._add_mlp(layer, normed)
+        if hidden is None:
+            return pool(self._tower, self.added)
+        block = self._blocks[layer]
+        return ops.linear_unrounded(hidden[:, 0], block.mlp_out_weight, block.mlp_out_bias, backend=self._backend)
 
-        Without products that add themselves, :attr:`added` is then the whole of it.
+    def pass_mlp(self, layer: int, normed: Tensor) -> None:
+        """:meth:`add_mlp` where nothing asks for the pooled row.
+
+        Without products that add themselves, :attr:`added` is then the whole term.
         """
+        self._add_mlp(layer, normed)
+
+    def _add_mlp(self, layer: int, normed: Tensor) -> Tensor | None:
+        """Gives the hidden layer ``[B, N, M]`` where the product adds itself to the stream."""
         block, activation = self._blocks[layer], self._tower.activation
-        attended, self._added = self._added, None  # of a parallel block: both read the same norm
+        if self._added is not None:  # the attention of a parallel block, which reads the same norm
+            self.x += self._added
+            self._added = None
         if self._mlps is not None:
             self._added = fp8.feed_forward(normed, block, self._mlps.layers[layer], activation, self._backend)
-            return pool(self._tower, self._added)
+            return None
         hidden = mlp_in(normed, block, activation, self._backend)
         del normed
         if not self._adds_mlps:
             self._added = mlp_out(hidden, block, self._backend)
-            row = pool(self._tower, self._added)
-            if attended is not None:
-                self.x += attended
-            return row
+            return None
         self._add_product(hidden, block.mlp_out_weight)
-        row = hidden[:, 0]
-        return ops.linear_unrounded(row, block.mlp_out_weight, block.mlp_out_bias, backend=self._backend)
+        return hidden
 
     def _add_product(self, h: Tensor, weight: Tensor) -> None:
         ops.add_linear(self.x, h, weight, backend=self._backend)

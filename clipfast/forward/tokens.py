@@ -32,7 +32,7 @@ def _run_blocks(tower: Tower, x: Tensor, request: Request, needs_rows: Sequence[
         qkv = project_in(tower, normed, block, backend)
         out, _ = ops.attention(qkv, None, backend=backend)
         stream.add_attention(layer, out.flatten(2))
-        stream.add_mlp(layer, normed if block.parallel else stream.norm(block.ln_2))
+        stream.pass_mlp(layer, normed if block.parallel else stream.norm(block.ln_2))
         frozen = freeze(block, out.flatten(2), backend)
         kept.append(Kept(out, stream.added, frozen, qkv if layer in needs_rows else None))
     return stream.whole(), kept
