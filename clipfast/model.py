@@ -26,7 +26,7 @@ from clipfast.indices import resolve_layers
 from clipfast.kernels import dispatch, tuning
 from clipfast.reading import ImageBatches, OnError, Picture, computing, prepared
 from clipfast.summary import Summary, summarise
-from clipfast.towers import folding, huggingface_models, openclip_models
+from clipfast.towers import folding, huggingface_models, openclip_models, timm_models
 from clipfast.towers.packages import package_of
 from clipfast.towers.patches import Signature
 from clipfast.towers.tower import Tower
@@ -652,9 +652,9 @@ def load(
 
     Args:
         name: any open_clip name, ``"scenes"`` (bundled), ``local-dir:FOLDER`` or a folder, ``hf-hub:REPOSITORY`` with
-            an open_clip model, ``hf:REPOSITORY`` or a folder with a model of transformers.
-        pretrained: a tag open_clip knows, or a checkpoint's path (safetensors, or a pickle holding weights only).
-            None gives random weights, with a warning.
+            an open_clip model, ``hf:REPOSITORY`` or a folder with a model of transformers, ``timm:NAME`` of timm.
+        pretrained: a tag that open_clip or timm knows (of timm also ``"default"``), or a checkpoint's path
+            (safetensors, or a pickle holding weights only). None gives random weights, with a warning.
         device: where to put it; CUDA when there is one, else the CPU. The logger ``clipfast`` says which at INFO.
         dtype: float32, bfloat16, float16 or float64.
         backend: which kernels compute; ``"auto"`` chooses.
@@ -675,6 +675,8 @@ def load(
         if pretrained is not None:
             raise ModelError(f"{name} brings its own weights: leave pretrained={pretrained!r} out")
         loaded = huggingface_models.create(name, place, dtype)
+    elif name.startswith(timm_models.PREFIX):
+        loaded = timm_models.create(name, pretrained, place, dtype)
     else:
         source = f"local-dir:{BUNDLED[name]}" if name in BUNDLED else name
         loaded = openclip_models.create(source, pretrained, place, dtype)

@@ -25,14 +25,14 @@ from open_clip.transformer import LayerNorm as OpenClipLayerNorm
 from torch import Tensor, nn
 
 from clipfast.errors import UnsupportedTower
+from clipfast.towers import timm_towers
 from clipfast.towers.folding import folded
-from clipfast.towers.patches import CHANGED, drops_now, patches, plain_type, replacement, sentence
+from clipfast.towers.patches import drops_now, patches, plain_type, replacement, sentence
 from clipfast.towers.tower import Activation, Block, LayerNorm, Pooling, Tower
 from clipfast.towers.wrappers import unwrap
 
 REFUSALS: dict[str, str] = {
     "resnet": "a ModifiedResNet: convolutions are no sum over heads and patches",
-    "timm": "a timm trunk: not read yet",
     "class": "not open_clip's VisionTransformer",
     "attentional_pool": "attentional pooling: it reads the residual stream through a LayerNorm per token",
     "norm_before_pool": "average pooling after the final LayerNorm: every token has a mean and variance of its own",
@@ -45,8 +45,8 @@ REFUSALS: dict[str, str] = {
     "scale_fc": "a LayerNorm inside the MLP",
     "activation": "an activation other than GELU and QuickGELU",
     "projection": "no linear projection to the joint space",
-} | CHANGED
-"""Why a tower is refused, by a short key."""
+} | timm_towers.REFUSALS
+"""Why a tower is refused, by a short key; those of its trunks of timm, too."""
 
 
 def vision_module(module: nn.Module) -> nn.Module:
@@ -76,6 +76,8 @@ def read(module: nn.Module, *, ignore_hooks: bool = False) -> Tower:
     reasons = [text for _, text in refusals(visual, ignore_hooks=ignore_hooks)] + _replaced_encoder(unwrap(module))
     if reasons:
         raise UnsupportedTower(type(visual).__name__, reasons)
+    if isinstance(visual, TimmModel):
+        return cast(Tower, _timm(visual, ignore_hooks)[0])
     vit, sources = folded(visual)
     blocks = tuple(_block(block) for block in vit.transformer.resblocks)
     first = vit.transformer.resblocks[0]
@@ -112,6 +114,8 @@ def own_forward(module: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor 
         run.
     """
     visual = cast(Any, vision_module(module))
+    if isinstance(visual, TimmModel):
+        return timm_towers.own_forward(visual, visual.trunk, images)
     parts = [visual.ln_pre, *visual.transformer.resblocks]
     stream: list[Tensor | None] = [None] * len(parts)
     tokens_first = not getattr(visual.transformer, "batch_first", True)
@@ -141,13 +145,20 @@ def _replaced_encoder(module: nn.Module) -> list[str]:
     return []
 
 
+def _timm(visual: nn.Module, ignore_hooks: bool) -> tuple[Tower | None, list[tuple[str, str]]]:
+    """The tower of a trunk of timm with open_clip's projection after it, or None and every reason against it."""
+    model = cast(Any, visual)
+    size = model.image_size[0], model.image_size[1]
+    return timm_towers.examine(visual, model.trunk, model.head, size, ignore_hooks=ignore_hooks)
+
+
 def refusals(visual: nn.Module, *, ignore_hooks: bool = False) -> list[tuple[str, str]]:
     """Every reason why a vision module cannot be decomposed, as (key of :data:`REFUSALS`, sentence)."""
     kind = plain_type(visual)
     if isinstance(visual, ModifiedResNet):
         return [("resnet", REFUSALS["resnet"])]
-    if isinstance(visual, TimmModel):
-        return [("timm", f"{REFUSALS['timm']} ({type(visual.trunk).__name__})")]
+    if kind is TimmModel:
+        return _timm(visual, ignore_hooks)[1]
     if kind is not VisionTransformer:
         return [("class", f"{REFUSALS['class']} but {kind.__module__}.{kind.__qualname__}")]
     vit = folded(visual).module

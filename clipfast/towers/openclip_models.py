@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from clipfast.errors import InputError, MissingExtra, ModelError, UnsupportedTower
 from clipfast.towers import archives
-from clipfast.towers.loaded import Loaded
+from clipfast.towers.loaded import Loaded, without_weights
 from clipfast.towers.openclip import REFUSALS, encode_image, own_forward, read, refusals, vision_module
 from clipfast.towers.wrappers import unwrap
 
@@ -71,10 +71,8 @@ def supports(name: str) -> list[tuple[str, str]]:
 
 def _config_refusals(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     vision = dict(config["vision_cfg"])
-    with torch.device("meta"), warnings.catch_warnings():
+    with without_weights(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if "timm_model_name" in vision:
-            return [("timm", f"{REFUSALS['timm']} ({vision['timm_model_name']})")]
         if isinstance(vision.get("layers"), list):
             return [("resnet", REFUSALS["resnet"])]
         build = open_clip.model._build_vision_tower

@@ -1,0 +1,153 @@
+"""How timm's models make one row of their last tokens, and the projection after it, as plain tensors."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import AttentionPoolLatent, AttentionPoolPrr, ClassifierHead, Mlp, NormMlpClassifierHead
+from timm.models.eva import Eva
+from torch import nn
+
+from clipfast.towers.patches import plain_type
+from clipfast.towers.timm_parts import IDLE, LINEARS, Parts, apply_norm, halves, zeros
+from clipfast.towers.tower import AttentionPool, PoolMlp
+
+Fields = dict[str, Any]
+"""Arguments of :class:`AttentionPool`, or of :class:`Tower`."""
+
+
+def attention_pool(parts: Parts, pool: Any, place: str, *, reads_prefix: bool) -> AttentionPool | None:
+    """An attention pool; None if anything of it was noted."""
+    before = parts.notes
+    if not parts.expect(pool, (AttentionPoolLatent, AttentionPoolPrr), place):
+        return None
+    read = _latent_pool if isinstance(pool, AttentionPoolLatent) else _refining_pool
+    fields = read(parts, pool, place)
+    return AttentionPool(**fields, reads_prefix=reads_prefix) if parts.notes == before else None
+
+
+def _latent_pool(parts: Parts, pool: Any, place: str) -> Fields:
+    """One learned query."""
+    before = parts.notes
+    if pool.latent_len > 1 and pool.pool != "token":
+        parts.note("queries", place)
+    if pool.pos_embed is not None:
+        parts.note("pool_positions", place)
+    if pool.scale != pool.head_dim**-0.5:
+        parts.note("replaced", f"{place}: a scale of its own")
+    parts.idle(place, proj_drop=pool.proj_drop)
+    packed, out = (parts.linear(getattr(pool, name), f"{place}.{name}") for name in ("kv", "proj"))
+    query_norm, key_norm = (parts.norm(getattr(pool, name), f"{place}.{name}") for name in ("q_norm", "k_norm"))
+    to_query = None if type(pool.q) is nn.Identity else parts.linear(pool.q, f"{place}.q")
+    mlp = _pool_mlp(parts, pool, place)
+    if parts.notes != before:
+        return {}
+    query = pool.latent[0, 0]
+    if to_query is not None:
+        query = F.linear(query, *to_query)
+    if query_norm is not None:
+        query = apply_norm(query.view(pool.num_heads, -1), query_norm).flatten()
+    key, value = halves(packed)
+    return {
+        "query": query,
+        "key_weight": key.weight,
+        "key_bias": key.bias,
+        "value_weight": value.weight,
+        "value_bias": value.bias,
+        "out_weight": out.weight,
+        "out_bias": zeros(out.weight) if out.bias is None else out.bias,
+        "heads": pool.num_heads,
+        "key_norm": key_norm,
+        "mlp": mlp,
+    }
+
+
+def _pool_mlp(parts: Parts, pool: Any, place: str) -> PoolMlp | None:
+    if pool.mlp is None:
+        return None
+    before = parts.notes
+    norm = parts.norm(pool.norm, f"{place}.norm")
+    if norm is None:
+        parts.note("replaced", f"{place}.norm: no norm before the MLP")
+    if not parts.expect(pool.mlp, (Mlp,), f"{place}.mlp"):
+        return None
+    mlp = pool.mlp
+    parts.idle(f"{place}.mlp", drop1=mlp.drop1, drop2=mlp.drop2)
+    parts.expect(mlp.norm, (nn.Identity,), f"{place}.mlp.norm")
+    into, out = (parts.linear(getattr(mlp, name), f"{place}.mlp.{name}") for name in ("fc1", "fc2"))
+    activation = parts.activation(mlp.act, f"{place}.mlp.act")
+    if parts.notes != before or norm is None:
+        return None
+    biases = [zeros(each.weight) if each.bias is None else each.bias for each in (into, out)]
+    return PoolMlp(norm, into.weight, biases[0], out.weight, biases[1], activation)
+
+
+def _refining_pool(parts: Parts, pool: Any, place: str) -> Fields:
+    """Attention of the class token without weights: the tokens themselves are its query, keys and values."""
+    if pool.pool != "token":
+        parts.note("queries", place)
+    for name in ("pre_norm", "post_norm"):
+        parts.expect(getattr(pool, name), (nn.Identity,), f"{place}.{name}")
+    identity = torch.eye(pool.out_features, dtype=parts.like.dtype, device=parts.like.device)
+    names = ("query", "key_weight", "value_weight", "out_weight")
+    biases = {"key_bias": None, "value_bias": None, "out_bias": zeros(identity)}
+    return dict.fromkeys(names, identity) | biases | {"heads": pool.num_heads}
+
+
+def pooling(parts: Parts, vit: Any) -> Fields:
+    """How a transformer's last tokens become one row."""
+    norm, after = parts.norm(vit.norm, "norm"), parts.norm(vit.fc_norm, "fc_norm")
+    pool = getattr(vit, "attn_pool", None)
+    reads_prefix = isinstance(vit, Eva) if pool is not None else False
+    reads_prefix = getattr(vit, "pool_include_prefix", reads_prefix)
+    if norm is not None and after is not None:
+        parts.note("two_norms")
+    if pool is not None:
+        if after is not None:
+            parts.note("two_norms")
+        read = attention_pool(parts, pool, "attn_pool", reads_prefix=reads_prefix)
+        return {"pooling": "attention", "ln_post": norm, "pool": read}
+    if vit.global_pool == "token":
+        return {"pooling": "cls", "ln_post": norm or after}
+    if vit.global_pool == "avg":
+        pooling = "mean" if norm is None else "normed_mean"
+        return {"pooling": pooling, "ln_post": norm or after, "prefix_pooled": reads_prefix}
+    parts.note("max_pool" if "max" in str(vit.global_pool) else "no_pool")
+    return {}
+
+
+def projection(parts: Parts, layers: Iterable[nn.Module]) -> Fields:
+    """The linear map after the pooling, with its bias."""
+    fields: Fields = {"projection": None, "projection_bias": None}
+    for layer in layers:
+        if plain_type(layer) in (*IDLE, nn.Flatten):
+            continue
+        if isinstance(layer, Mlp):
+            parts.note("mlp_head")
+        elif plain_type(layer) in LINEARS:
+            if fields["projection"] is not None:
+                parts.note("projections")
+            linear = parts.linear(layer, "head")
+            fields = {"projection": linear.weight.T, "projection_bias": linear.bias}
+        elif "Pool" in type(layer).__name__:
+            parts.note("head_pool", type(layer).__name__)
+        else:
+            parts.expect(layer, LINEARS, "head")
+    return fields
+
+
+def classifier(parts: Parts, layers: Any, head: list[nn.Module]) -> Fields:
+    """The mean of a feature map, with a norm after it or none, and the projection."""
+    if not parts.expect(layers, (ClassifierHead, NormMlpClassifierHead), "head"):
+        return {}
+    kind = layers.global_pool.pool_type
+    if kind.removeprefix("fast") != "avg" and kind != "fast":
+        parts.note("max_pool" if "max" in kind else "no_pool")
+    ln_post = None
+    if isinstance(layers, NormMlpClassifierHead):
+        ln_post = parts.norm(layers.norm, "head.norm")
+        if type(layers.pre_logits) is not nn.Identity:
+            parts.note("mlp_head")
+    fields = projection(parts, [layers.drop, layers.fc, layers.flatten, *head])
+    return {"pooling": "mean", "ln_post": ln_post} | fields

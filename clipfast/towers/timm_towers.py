@@ -1,0 +1,266 @@
+"""timm's vision models as plain tensors: alone, or as the image tower of open_clip's ``TimmModel``.
+
+Vision transformers (``VisionTransformer``, ``Eva``) are read block by block. Of networks of other kinds (ConvNeXt,
+Swin, FastViT, transformers with relative positions) the pooling is read; their own layers run up to it. The embedding
+is what the module's own forward gives, with its classifier as the projection. What cannot be decomposed exactly is
+refused with every reason at once.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+from timm.layers import (
+    RotaryEmbeddingCat,
+    RotaryEmbeddingDinoV3,
+    RotaryEmbeddingMixed,
+    RotaryEmbeddingMRope,
+)
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from clipfast.errors import UnsupportedTower
+from clipfast.towers.patches import CHANGED, drops_now, patches, plain_type, sentence
+from clipfast.towers.timm_blocks import block as read_block
+from clipfast.towers.timm_blocks import is_differential
+from clipfast.towers.timm_networks import (
+    NETWORKS,
+    NO_PATCHES,
+    as_tokens,
+    held_tensors,
+    is_one_convolution,
+    network,
+    run_start,
+    run_transformer,
+    sizes,
+)
+from clipfast.towers.timm_parts import Parts
+from clipfast.towers.timm_pools import pooling, projection
+from clipfast.towers.tower import Block, Embedder, Rotary, Tower
+from clipfast.towers.wrappers import unwrap
+
+READ = ("VisionTransformer", "Eva", "ConvNeXt", "SwinTransformer", "FastVit", "VisionTransformerRelPos")
+"""Classes that are read."""
+
+REFUSALS: dict[str, str] = {
+    "timm_class": f"not one of timm's classes that are read: {', '.join(READ)}",
+    "no_pool": "no pooling (global_pool=''): there is no single image embedding",
+    "max_pool": "a maximum over tokens, which is no sum of what they hold",
+    "two_norms": "two final norms, one after the other",
+    "mlp_head": "a nonlinear projection after the pooling: wrap the trunk before it (of open_clip: model.visual.trunk)",
+    "head_pool": "a pooling of open_clip's own after a timm trunk: wrap the trunk before it (model.visual.trunk)",
+    "projections": "two projections after the pooling: multiply their weights into one",
+    "distilled": "two classifiers of two tokens (a distilled DeiT): the mean of two embeddings",
+    "differential": "differential attention below a class token: a norm over the difference of two attentions per head",
+    "relative": "relative positions in the attention below a class token",
+    "gate": "a gate on the heads' outputs",
+    "branches": "parallel branches with different heads, or with norms inside them",
+    "queries": "an attention pool that averages several queries",
+    "pool_positions": "an attention pool that adds positions of its own",
+    "timm_activation": "an activation other than GELU, its approximations and SiLU",
+    "channels": "images of other than three channels",
+    "grid": "an image size that is no multiple of the patches'",
+    "batch_norm": "batch normalisation in training mode: call .eval() first",
+} | CHANGED
+"""Why a tower is refused, by a short key."""
+
+ROTARY = (RotaryEmbeddingCat, RotaryEmbeddingMixed, RotaryEmbeddingDinoV3, RotaryEmbeddingMRope)
+_RUN = ("forward", "forward_features", "forward_head", "pool", "_pos_embed")
+Fields = dict[str, Any]
+"""Arguments of :class:`Tower`."""
+
+
+def read(module: nn.Module, *, ignore_hooks: bool = False) -> Tower:
+    """Reads a model of timm into a :class:`Tower` that shares its parameters.
+
+    Args:
+        module: the model.
+        ignore_hooks: accept forward hooks.
+
+    Raises:
+        UnsupportedTower: with every reason.
+    """
+    inner = unwrap(module)
+    tower, reasons = examine(inner, inner, ignore_hooks=ignore_hooks)
+    if tower is None:
+        raise UnsupportedTower(type(inner).__name__, [text for _, text in reasons])
+    return tower
+
+
+def refusals(module: nn.Module, *, ignore_hooks: bool = False) -> list[tuple[str, str]]:
+    """Every reason why a model cannot be decomposed, as (key of :data:`REFUSALS`, sentence)."""
+    inner = unwrap(module)
+    return examine(inner, inner, ignore_hooks=ignore_hooks)[1]
+
+
+@torch.no_grad()
+def examine(
+    root: nn.Module,
+    trunk: nn.Module,
+    head: Iterable[nn.Module] = (),
+    image_size: tuple[int, int] | None = None,
+    *,
+    ignore_hooks: bool = False,
+) -> tuple[Tower | None, list[tuple[str, str]]]:
+    """A model as a tower, or None and every reason why it cannot be one.
+
+    Args:
+        root: the model with everything in it.
+        trunk: the model of timm.
+        head: layers that run after it.
+        image_size: height and width, where the trunk has none of its own.
+        ignore_hooks: accept forward hooks.
+    """
+    trunk = unwrap(trunk)
+    parts = Parts(next(iter(trunk.parameters()), torch.zeros(0)))
+    if drops_now(root) or _shifts_positions(trunk):
+        parts.note("training")
+    if any(part.training for part in root.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)):
+        parts.note("batch_norm")
+    for patch in patches(root, ignore_hooks=ignore_hooks):
+        parts.note(patch.reason, patch.place)
+    fields = _fields(parts, trunk, list(head), image_size)
+    if parts.found:
+        return None, [(key, sentence(REFUSALS[key], places)) for key, places in parts.found.items()]
+    tower = Tower(**fields)
+    return Tower(**fields, sources=_sources(root, tower)), []
+
+
+def _sources(root: nn.Module, tower: Tower) -> tuple[Tensor, ...]:
+    """Parameters and buffers that are not shared: tensors of the tower are views of them, or computed from them."""
+    shared = set(map(id, tower.tensors()))
+    held = [*root.parameters(), *(buffer for buffer in root.buffers() if buffer.is_floating_point())]
+    return tuple(tensor for tensor in held if id(tensor) not in shared)
+
+
+def _fields(parts: Parts, trunk: Any, head: list[nn.Module], image_size: tuple[int, int] | None) -> Fields:
+    """Arguments of a tower; not to be used if anything was noted."""
+    kind = plain_type(trunk)
+    if kind in NETWORKS:
+        return NETWORKS[kind](parts, trunk, head, image_size)
+    if isinstance(trunk, VisionTransformerDistilled):
+        parts.note("distilled")
+        return {}
+    for base in (VisionTransformer, Eva):
+        if isinstance(trunk, base) and all(getattr(kind, name) is getattr(base, name) for name in _RUN):
+            return _transformer(parts, trunk, head)
+    parts.note("timm_class", type(trunk).__name__)
+    return {}
+
+
+# --------------------------------------------------------------------------------------------- vision transformers
+
+
+def _transformer(parts: Parts, vit: Any, head: list[nn.Module]) -> Fields:
+    """A ``VisionTransformer`` or ``Eva``."""
+    fields = pooling(parts, vit) | projection(parts, [vit.head_drop, vit.head, *head])
+    blocks = list(vit.blocks)
+    has_differences = any(map(is_differential, blocks))
+    if has_differences and fields.get("pooling") != "cls":
+        pool = () if vit.attn_pool is None else (vit.attn_pool,)
+        kept = (vit.norm, vit.fc_norm, vit.head, *pool)
+        return fields | network(parts, vit, vit.patch_embed, run_transformer(vit), vit.num_prefix_tokens, kept)
+    rotary = _rotary(parts, vit)
+    read = [read_block(parts, block, f"blocks.{i}", rotary[i]) for i, block in enumerate(blocks)]
+    if len(parts.heads) > 1 or len(parts.activations) > 1:
+        parts.note("replaced", "blocks with different heads or activations")
+    activation = next(iter(parts.activations), "gelu")
+    fields |= {"blocks": cast(tuple[Block, ...], tuple(read)), "heads": next(iter(parts.heads), 1)}
+    return fields | {"activation": activation} | _start(parts, vit)
+
+
+def _start(parts: Parts, vit: Any) -> Fields:
+    """What comes before the first block."""
+    embed = vit.patch_embed
+    fields = sizes(parts, embed)
+    parts.idle("", pos_drop=vit.pos_drop, patch_drop=vit.patch_drop)
+    ln_pre = parts.norm(vit.norm_pre, "norm_pre")
+    if not is_one_convolution(embed):
+        held = (embed, vit.norm_pre)
+        tokens = [token for token in (vit.cls_token, vit.reg_token, vit.pos_embed) if token is not None]
+        weights = (*(tensor for part in held for tensor in held_tensors(part)), *tokens)
+        width = vit.embed_dim
+        return fields | NO_PATCHES | {"embedder": Embedder(run_start(vit), weights, width, vit.num_prefix_tokens)}
+    if embed.proj.in_channels != 3:
+        parts.note("channels")
+    return fields | {
+        "patch_weight": embed.proj.weight,
+        "patch_bias": embed.proj.bias,
+        "class_embedding": None if vit.cls_token is None else vit.cls_token[0, 0],
+        "registers": None if vit.reg_token is None else vit.reg_token[0],
+        "positional_embedding": None if vit.pos_embed is None else vit.pos_embed[0],
+        "ln_pre": ln_pre,
+    }
+
+
+def _rotary(parts: Parts, vit: Any) -> list[Rotary | None]:
+    """The rotary positions of every block."""
+    rope, depth = getattr(vit, "rope", None), len(vit.blocks)
+    if rope is None or not parts.expect(rope, ROTARY, "rope") or parts.like.is_meta:
+        return [None] * depth
+    if any(getattr(block.attn, "num_prefix_tokens", -1) != vit.num_prefix_tokens for block in vit.blocks):
+        parts.note("replaced", "rope: blocks with another number of class tokens and registers")
+    needs_grid = vit.dynamic_img_size or not hasattr(rope, "feat_shape")
+    table = rope.get_embed(shape=list(vit.patch_embed.grid_size)) if needs_grid else rope.get_embed()
+    table = table.to(torch.promote_types(table.dtype, parts.like.dtype))
+    tables = table if vit.rope_mixed else table.expand(depth, 1, *table.shape)
+    halves = [bool(getattr(block.attn, "rotate_half", False)) for block in vit.blocks]
+    rotary = []
+    shared: dict[bool, Rotary] = {}
+    for layer, half in zip(tables, halves, strict=True):
+        sin, cos = layer.tensor_split(2, -1)
+        each = Rotary(cos, sin, half)
+        rotary.append(each if vit.rope_mixed else shared.setdefault(half, each))
+    return list(rotary)
+
+
+def _shifts_positions(trunk: Any) -> bool:
+    """Whether rotary positions are shifted at random, as in training."""
+    rope = getattr(trunk, "rope", None)
+    return isinstance(rope, ROTARY) and rope.training and rope.aug_active
+
+
+# ------------------------------------------------------------------------------------------- the module's own forward
+
+
+@torch.no_grad()
+def own_forward(root: nn.Module, trunk: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+    """A module's own embeddings, and its residual stream as its forward passes.
+
+    Args:
+        root: the module.
+        trunk: the model of timm in it, or the same.
+        images: ``[B, 3, height, width]``.
+
+    Returns:
+        ``[B, D]``, and the stream before the first block and after each, ``[B, N, W]``; None for a part that did not
+        run. Of a network of another kind, its last feature map as tokens.
+    """
+    inner = cast(Any, unwrap(trunk))
+    is_read = isinstance(inner, VisionTransformer | Eva) and not any(map(is_differential, inner.blocks))
+    blocks = list(inner.blocks) if is_read else []
+    stream: list[Tensor | None] = [None] * (1 + len(blocks))
+
+    def after(index: int) -> Callable[[nn.Module, Any, Tensor], None]:
+        def record(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            stream[index] = output.clone()
+
+        return record
+
+    def before(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        stream[0] = as_tokens(inner, inputs[0]).clone()
+
+    if blocks:
+        handles = [part.register_forward_hook(after(index)) for index, part in enumerate([inner.norm_pre, *blocks])]
+    else:
+        last = inner.norm if isinstance(getattr(inner, "norm", None), nn.Module) else inner.head
+        handles = [last.register_forward_pre_hook(before)]
+    try:
+        with torch.autocast(images.device.type, enabled=False):
+            out = cast(Tensor, root._call_impl(images))  # a forward that was compiled in place would not run the hooks
+    finally:
+        for handle in handles:
+            handle.remove()
+    return out, stream

@@ -1,0 +1,98 @@
+"""timm's models as towers: what their fields say gives the module's own embedding, in float64.
+
+The forward here is written out in plain torch, so that a mistake of the reader cannot be mended by one of clipfast's
+own forward.
+"""
+
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from measures import relative_error
+from plain_forward import embedding
+from timm_small import (
+    FLAGS,
+    TRANSFORMERS,
+    build,
+    build_open_clip,
+    flagged,
+    has_network,
+    pixels,
+    trunk_of,
+)
+
+from clipfast.towers import openclip, openclip_models, timm_towers
+from clipfast.towers.tower import Tower
+
+REFUSED = {
+    "deit_base_distilled_patch16_224": "distilled",
+    "deit_base_distilled_patch16_384": "distilled",
+    "deit_small_distilled_patch16_224": "distilled",
+    "deit_tiny_distilled_patch16_224": "distilled",
+}
+REFUSED_TRUNKS = {
+    "convnext_large_d": "mlp_head",
+    "convnext_large_d_320": "mlp_head",
+    "vit_relpos_medium_patch16_cls_224": "relative",
+}
+QUICK = ("vit_small_r26_s32_224", "vit_base_resnet26d_224", "vitamin_small_224", "vit_base_mci_224")
+"""Of the names with a network before the blocks, one of every kind of network."""
+NAMES = [
+    name if not has_network(name) or name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in TRANSFORMERS
+]
+TRUNKS = [name for name in open_clip.list_models() if trunk_of(name) is not None]
+QUICK_TRUNKS = {
+    tuple(sorted((key, str(value)) for key, value in (trunk_of(name) or {}).items() if key != "image_size")): name
+    for name in TRUNKS
+    if not has_network((trunk_of(name) or {})["timm_model_name"]) or name in ("ViTamin-S", "MobileCLIP-B")
+}
+
+
+def expected(refused: dict[str, str], name: str) -> list[str]:
+    return [refused[name]] if name in refused else []
+
+
+def check(module: Any, tower: Tower) -> None:
+    images = pixels(tower.image_size, dtype=torch.float64)
+    with torch.no_grad():
+        own = module(images)
+    assert relative_error(embedding(tower, images), own) <= 1e-11
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_of_the_two_classes_is_read_or_refused(name: str) -> None:
+    module = build(name, torch.float64)
+    keys = [key for key, _ in timm_towers.refusals(module)]
+    assert keys == expected(REFUSED, name)
+    if not keys:
+        check(module, timm_towers.read(module))
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_every_flag_is_read(flag: str) -> None:
+    module = flagged(flag, torch.float64)
+    check(module, timm_towers.read(module))
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_every_trunk_of_open_clip_is_read_or_refused(name: str) -> None:
+    assert [key for key, _ in openclip_models.supports(name)] == expected(REFUSED_TRUNKS, name)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK_TRUNKS.values() else pytest.param(name, marks=pytest.mark.slow) for name in TRUNKS]
+)
+def test_trunks_of_open_clip_give_their_own_embedding(name: str) -> None:
+    module = build_open_clip(name, torch.float64)
+    keys = [key for key, _ in openclip.refusals(module)]
+    assert keys == expected(REFUSED_TRUNKS, name)
+    if not keys:
+        check(module, openclip.read(module))
+
+
+def test_the_well_known_models_are_read() -> None:
+    """The walks above would also pass if everything were refused."""
+    assert len(TRANSFORMERS) - len(REFUSED) >= 267
+    assert len(TRUNKS) - len(REFUSED_TRUNKS) >= 75
