@@ -176,7 +176,9 @@ HOMES = {
         "clipfast.towers.openai_models",
         "clipfast.scenes",
     ),
-    "timm": ("clipfast.towers.timm",),
+    "timm": tuple(
+        f"clipfast.towers.timm_{part}" for part in ("parts", "blocks", "pools", "networks", "towers", "models")
+    ),
     "transformers": tuple(f"clipfast.towers.huggingface{part}" for part in ("", "_layouts", "_models", "_processors")),
 }
 

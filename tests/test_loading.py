@@ -349,7 +349,7 @@ def test_a_folder_whose_config_is_something_else(content: str, folder: Path) -> 
 @pytest.mark.parametrize(
     ("name", "tag", "key"),
     [
-        ("ViT-B-16-SigLIP", "webli", "timm"),
+        ("convnext_large_d", "laion2b_s26b_b102k_augreg", "mlp_head"),
         ("RN50-quickgelu", "openai", "resnet"),
         ("coca_ViT-B-32", "laion2b_s13b_b90k", "attentional_pool"),
     ],

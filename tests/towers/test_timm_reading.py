@@ -1,7 +1,7 @@
-"""timm's models as towers: what their fields say gives the module's own embedding, in float64.
+"""Walks over all names of timm's transformers and of open_clip's trunks: read exactly and decomposed, or refused.
 
-The forward here is written out in plain torch, so that a mistake of the reader cannot be mended by one of clipfast's
-own forward.
+What a tower's fields say must give the module's own embedding in float64. That forward is written out in plain torch,
+so that a mistake of the reader cannot be mended by one of clipfast's own forward.
 """
 
 from typing import Any
@@ -21,7 +21,9 @@ from timm_small import (
     pixels,
     trunk_of,
 )
+from tolerances import EMBEDDING_FLOAT32, SUM_FLOAT32
 
+import clipfast
 from clipfast.towers import openclip, openclip_models, timm_towers
 from clipfast.towers.tower import Tower
 
@@ -59,10 +61,13 @@ def check(module: Any, tower: Tower) -> None:
     with torch.no_grad():
         own = module(images)
     assert relative_error(embedding(tower, images), own) <= 1e-11
+    contributions = clipfast.wrap(module.float()).decompose(images.float())
+    assert contributions.max_error() <= SUM_FLOAT32
+    assert relative_error(contributions.embedding, own) <= EMBEDDING_FLOAT32
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_name_of_the_two_classes_is_read_or_refused(name: str) -> None:
+def test_every_name_of_the_two_classes_decomposes_or_is_refused(name: str) -> None:
     module = build(name, torch.float64)
     keys = [key for key, _ in timm_towers.refusals(module)]
     assert keys == expected(REFUSED, name)
@@ -71,7 +76,7 @@ def test_every_name_of_the_two_classes_is_read_or_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_every_flag_is_read(flag: str) -> None:
+def test_every_flag_is_read_exactly(flag: str) -> None:
     module = flagged(flag, torch.float64)
     check(module, timm_towers.read(module))
 
@@ -84,7 +89,7 @@ def test_every_trunk_of_open_clip_is_read_or_refused(name: str) -> None:
 @pytest.mark.parametrize(
     "name", [name if name in QUICK_TRUNKS.values() else pytest.param(name, marks=pytest.mark.slow) for name in TRUNKS]
 )
-def test_trunks_of_open_clip_give_their_own_embedding(name: str) -> None:
+def test_trunks_of_open_clip_decompose_or_are_refused(name: str) -> None:
     module = build_open_clip(name, torch.float64)
     keys = [key for key, _ in openclip.refusals(module)]
     assert keys == expected(REFUSED_TRUNKS, name)
