@@ -3,11 +3,12 @@
 from typing import Any, cast
 
 import torch
-from timm.layers import Attention, AttentionRope, DiffAttention, GluMlp, Mlp, SwiGLU
+from timm import layers
+from timm.layers import Attention, AttentionRope, GluMlp, Mlp, SwiGLU
+from timm.models import vision_transformer
 from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import (
-    DiffParallelScalingBlock,
     ParallelScalingBlock,
     ParallelThingsBlock,
     ResPostBlock,
@@ -15,11 +16,13 @@ from timm.models.vision_transformer import (
 from timm.models.vitamin import GeGluMlp
 from torch import Tensor, nn
 
-from clipfast.towers.timm_parts import Parts, halves, zeros
+from clipfast.towers.timm_parts import Parts, classes, halves, zeros
 from clipfast.towers.tower import Block, LayerNorm, Linear, Rotary
 
 ATTENTIONS = (Attention, AttentionRope, EvaAttention)
 BLOCKS = (TimmBlock, EvaBlock, ResPostBlock, EvaBlockPostNorm, ParallelScalingBlock, ParallelThingsBlock)
+
+DIFFERENTIAL = (*classes(layers, "DiffAttention"), *classes(vision_transformer, "DiffParallelScalingBlock"))
 
 Fields = dict[str, Any]
 """Arguments of :class:`Block`."""
@@ -27,7 +30,7 @@ Fields = dict[str, Any]
 
 def is_differential(block: nn.Module) -> bool:
     """Whether a block's weights of a token are the difference of two attentions."""
-    return isinstance(block, DiffParallelScalingBlock) or isinstance(getattr(block, "attn", None), DiffAttention)
+    return isinstance(block, DIFFERENTIAL) or isinstance(getattr(block, "attn", None), DIFFERENTIAL)
 
 
 def block(parts: Parts, block: Any, place: str, rotary: Rotary | None = None) -> Block | None:
@@ -78,10 +81,11 @@ def _attention(parts: Parts, attn: Any, place: str) -> Fields:
     parts.idle(place, attn_drop=attn.attn_drop, proj_drop=attn.proj_drop)
     if getattr(attn, "gate", None) is not None:
         parts.note("gate", place)
-    if attn.scale != attn.head_dim**-0.5:
-        parts.note("replaced", f"{place}: a scale of its own")
     before = parts.notes
     out = parts.linear(attn.proj, f"{place}.proj")
+    head_dim = out.weight.shape[1] // attn.num_heads
+    if parts.notes == before and attn.scale != head_dim**-0.5:
+        parts.note("replaced", f"{place}: a scale of its own")
     fields = {
         "query_norm": parts.norm(attn.q_norm, f"{place}.q_norm"),
         "key_norm": parts.norm(attn.k_norm, f"{place}.k_norm"),
@@ -99,7 +103,7 @@ def _attention(parts: Parts, attn: Any, place: str) -> Fields:
     projections = [parts.linear(getattr(attn, name), f"{place}.{name}") for name in names]
     groups = getattr(attn, "num_kv_groups", 1)
     if groups > 1 and parts.notes == before:
-        projections[1:] = [_repeated(layer, attn.head_dim, groups) for layer in projections[1:]]
+        projections[1:] = [_repeated(layer, head_dim, groups) for layer in projections[1:]]
     weights, biases = zip(*projections, strict=True)
     return fields | {"in_weight": weights, "in_bias": biases}
 
@@ -134,7 +138,7 @@ def _parallel_scaling(parts: Parts, block: Any, place: str) -> Fields:
         parts.note("replaced", f"{place}: a scale of its own")
     before = parts.notes
     first = parts.linear(block.in_proj, f"{place}.in_proj")
-    fused = block.out_proj is not None
+    fused = getattr(block, "out_proj", None) is not None
     names = ("out_proj",) if fused else ("attn_out_proj", "mlp_out_proj")
     outs = [parts.linear(getattr(block, name), f"{place}.{name}") for name in names]
     scale = parts.scale(block.ls, f"{place}.ls")
@@ -155,10 +159,15 @@ def _parallel_scaling(parts: Parts, block: Any, place: str) -> Fields:
         inner = block.num_heads * block.head_dim
         outs = [Linear(weight[:, :inner].contiguous(), bias), Linear(weight[:, inner:].contiguous(), None)]
     attention, mlp = outs
-    into = Linear(first.weight[:hidden], block.mlp_bias if first.bias is None else first.bias[:hidden])
+    bias = first.bias
+    if bias is None:
+        rest = zeros(first.weight[hidden:])
+        is_last = getattr(block, "qkv_bias", None) is not None  # in early versions of timm
+        bias = torch.cat((rest, block.mlp_bias) if is_last else (block.mlp_bias, rest))
+    into = Linear(first.weight[:hidden], bias[:hidden])
     return fields | {
         "in_weight": first.weight[hidden:],
-        "in_bias": None if first.bias is None else first.bias[hidden:],
+        "in_bias": bias[hidden:],
         "out_weight": attention.weight,
         "out_bias": zeros(attention.weight) if attention.bias is None else attention.bias,
         **_mlp_fields(into, mlp, None),

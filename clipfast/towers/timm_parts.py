@@ -1,30 +1,31 @@
 """Layers of timm's models as plain tensors, and notes of those that are not what they should be."""
 
+from types import ModuleType
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import (
-    DropPath,
-    LayerNorm2d,
-    LayerScale,
-    PatchDropout,
-    PatchDropoutWithIndices,
-    RmsNorm,
-    RmsNormFp32,
-    activations,
-)
+from timm import layers
+from timm.layers import DropPath, LayerNorm2d, PatchDropout, RmsNorm, RmsNormFp32, activations
 from timm.layers import LayerNorm as TimmLayerNorm
 from timm.layers import LayerNormFp32 as TimmLayerNormFp32
+from timm.models import vision_transformer
 from torch import Tensor, nn
 
 from clipfast.towers.patches import plain_type, replacement
 from clipfast.towers.tower import Activation, LayerNorm, Linear
 
+
+def classes(module: ModuleType, *names: str) -> tuple[type, ...]:
+    """The classes of these names that the installed version of timm has."""
+    return tuple(getattr(module, name) for name in names if hasattr(module, name))
+
+
 LINEARS = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 NORMS = (nn.LayerNorm, TimmLayerNorm, TimmLayerNormFp32, LayerNorm2d, RmsNorm, RmsNormFp32, nn.RMSNorm)
-IDLE = (nn.Dropout, nn.Identity, DropPath, PatchDropout, PatchDropoutWithIndices)
+IDLE = (nn.Dropout, nn.Identity, DropPath, PatchDropout, *classes(layers, "PatchDropoutWithIndices"))
 """Layers that compute nothing in eval mode."""
+SCALES = (*classes(layers, "LayerScale"), *classes(vision_transformer, "LayerScale"))
 ACTIVATIONS: dict[type, Activation] = {
     activations.GELU: "gelu",
     activations.GELUTanh: "gelu_tanh",
@@ -112,7 +113,7 @@ class Parts:
 
     def scale(self, module: Any, place: str) -> Tensor | None:
         """A layer scale; None for none."""
-        if type(module) is nn.Identity or not self.expect(module, (LayerScale,), place):
+        if type(module) is nn.Identity or not self.expect(module, SCALES, place):
             return None
         return cast(Tensor, module.gamma)
 

@@ -5,13 +5,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import AttentionPoolLatent, AttentionPoolPrr, ClassifierHead, Mlp, NormMlpClassifierHead
+from timm import layers as timm_layers
+from timm.layers import AttentionPoolLatent, ClassifierHead, Mlp, NormMlpClassifierHead
 from timm.models.eva import Eva
 from torch import nn
 
 from clipfast.towers.patches import plain_type
-from clipfast.towers.timm_parts import IDLE, LINEARS, Parts, apply_norm, halves, zeros
+from clipfast.towers.timm_parts import IDLE, LINEARS, Parts, apply_norm, classes, halves, zeros
 from clipfast.towers.tower import AttentionPool, PoolMlp
+
+REFINING = classes(timm_layers, "AttentionPoolPrr")
 
 Fields = dict[str, Any]
 """Arguments of :class:`AttentionPool`, or of :class:`Tower`."""
@@ -20,7 +23,7 @@ Fields = dict[str, Any]
 def attention_pool(parts: Parts, pool: Any, place: str, *, reads_prefix: bool) -> AttentionPool | None:
     """An attention pool; None if anything of it was noted."""
     before = parts.notes
-    if not parts.expect(pool, (AttentionPoolLatent, AttentionPoolPrr), place):
+    if not parts.expect(pool, (AttentionPoolLatent, *REFINING), place):
         return None
     read = _latent_pool if isinstance(pool, AttentionPoolLatent) else _refining_pool
     fields = read(parts, pool, place)

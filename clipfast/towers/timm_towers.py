@@ -10,12 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
-from timm.layers import (
-    RotaryEmbeddingCat,
-    RotaryEmbeddingDinoV3,
-    RotaryEmbeddingMixed,
-    RotaryEmbeddingMRope,
-)
+from timm import layers
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
@@ -36,7 +31,7 @@ from clipfast.towers.timm_networks import (
     run_transformer,
     sizes,
 )
-from clipfast.towers.timm_parts import Parts
+from clipfast.towers.timm_parts import Parts, classes
 from clipfast.towers.timm_pools import pooling, projection
 from clipfast.towers.tower import Block, Embedder, Rotary, Tower
 from clipfast.towers.wrappers import unwrap
@@ -66,7 +61,7 @@ REFUSALS: dict[str, str] = {
 } | CHANGED
 """Why a tower is refused, by a short key."""
 
-ROTARY = (RotaryEmbeddingCat, RotaryEmbeddingMixed, RotaryEmbeddingDinoV3, RotaryEmbeddingMRope)
+ROTARY = classes(layers, *(f"RotaryEmbedding{kind}" for kind in ("Cat", "Mixed", "DinoV3", "MRope")))
 _RUN = ("forward", "forward_features", "forward_head", "pool", "_pos_embed")
 Fields = dict[str, Any]
 """Arguments of :class:`Tower`."""
@@ -185,6 +180,12 @@ def _start(parts: Parts, vit: Any) -> Fields:
         return fields | NO_PATCHES | {"embedder": Embedder(run_start(vit), weights, width, vit.num_prefix_tokens)}
     if embed.proj.in_channels != 3:
         parts.note("channels")
+    if vit.pos_embed is None and isinstance(vit, VisionTransformer) and not parts.found:
+        rows, columns = embed.grid_size
+        patches = parts.like.new_zeros(1, rows, columns, vit.embed_dim)
+        x = vit._pos_embed(patches if vit.dynamic_img_size else patches.flatten(1, 2))
+        if x.shape[1] != rows * columns + vit.num_prefix_tokens:  # early versions of timm left it out
+            parts.note("replaced", "pos_embed: without it the class token is left out")
     return fields | {
         "patch_weight": embed.proj.weight,
         "patch_bias": embed.proj.bias,
@@ -218,8 +219,8 @@ def _rotary(parts: Parts, vit: Any) -> list[Rotary | None]:
 
 def _shifts_positions(trunk: Any) -> bool:
     """Whether rotary positions are shifted at random, as in training."""
-    rope = getattr(trunk, "rope", None)
-    return isinstance(rope, ROTARY) and rope.training and rope.aug_active
+    rope: Any = getattr(trunk, "rope", None)
+    return plain_type(rope) in ROTARY and rope.training and getattr(rope, "aug_active", False)
 
 
 # ------------------------------------------------------------------------------------------- the module's own forward
