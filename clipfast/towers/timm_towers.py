@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
-from timm import layers
+from timm import layers as timm_layers
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from clipfast.errors import UnsupportedTower
+from clipfast.towers.folding import folded
 from clipfast.towers.patches import CHANGED, drops_now, patches, plain_type, sentence
 from clipfast.towers.timm_blocks import block as read_block
 from clipfast.towers.timm_blocks import is_differential
@@ -61,7 +62,7 @@ REFUSALS: dict[str, str] = {
 } | CHANGED
 """Why a tower is refused, by a short key."""
 
-ROTARY = classes(layers, *(f"RotaryEmbedding{kind}" for kind in ("Cat", "Mixed", "DinoV3", "MRope")))
+ROTARY = classes(timm_layers, *(f"RotaryEmbedding{kind}" for kind in ("Cat", "Mixed", "DinoV3", "MRope")))
 _RUN = ("forward", "forward_features", "forward_head", "pool", "_pos_embed")
 Fields = dict[str, Any]
 """Arguments of :class:`Tower`."""
@@ -109,6 +110,7 @@ def examine(
         ignore_hooks: accept forward hooks.
     """
     trunk = unwrap(trunk)
+    layers, computed = [folded(layer) for layer in head], folded(trunk)
     parts = Parts(next(iter(trunk.parameters()), torch.zeros(0)))
     if drops_now(root) or _shifts_positions(trunk):
         parts.note("training")
@@ -116,18 +118,18 @@ def examine(
         parts.note("batch_norm")
     for patch in patches(root, ignore_hooks=ignore_hooks):
         parts.note(patch.reason, patch.place)
-    fields = _fields(parts, trunk, list(head), image_size)
+    fields = _fields(parts, computed.module, [layer.module for layer in layers], image_size)
     if parts.found:
         return None, [(key, sentence(REFUSALS[key], places)) for key, places in parts.found.items()]
     tower = Tower(**fields)
-    return Tower(**fields, sources=_sources(root, tower)), []
+    return Tower(**fields, sources=_sources(root, tower, computed.sources)), []
 
 
-def _sources(root: nn.Module, tower: Tower) -> tuple[Tensor, ...]:
+def _sources(root: nn.Module, tower: Tower, others: Iterable[Tensor]) -> tuple[Tensor, ...]:
     """Parameters and buffers that are not shared: tensors of the tower are views of them, or computed from them."""
     shared = set(map(id, tower.tensors()))
-    held = [*root.parameters(), *(buffer for buffer in root.buffers() if buffer.is_floating_point())]
-    return tuple(tensor for tensor in held if id(tensor) not in shared)
+    held = [*root.parameters(), *(buffer for buffer in root.buffers() if buffer.is_floating_point()), *others]
+    return tuple({id(tensor): tensor for tensor in held if id(tensor) not in shared}.values())
 
 
 def _fields(parts: Parts, trunk: Any, head: list[nn.Module], image_size: tuple[int, int] | None) -> Fields:
