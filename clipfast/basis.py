@@ -475,8 +475,9 @@ class UpstreamBasis(TowerBasis):
         read_fingerprint: Callable[[], str] | None = None,
         texts: Tensor | None = None,
     ) -> None:
-        zero = torch.zeros_like(readout.std_row)
-        super().__init__(zero.expand(tower.layers, -1), zero, zero, tower.heads, centring, "upstream")
+        row = readout.std_row
+        nothing = (row.new_zeros(tower.layers, len(row)), torch.zeros_like(row), torch.zeros_like(row))
+        super().__init__(*nothing, tower.heads, centring, "upstream")
         self.readout = readout
         self.texts = texts
         self._tower = tower

@@ -572,7 +572,7 @@ def _depth(tower: Tower, depth: Depth | None) -> Depth:
 
 def _check_request(tower: Tower, depth: Depth, *, tokens: bool, class_token: bool) -> None:
     """Raises :class:`InputError` where a tower does not have what is asked for."""
-    if class_token and not tower.prefix_tokens:
+    if class_token and not tower.has_class_token:
         raise InputError("class_token=True needs a class token, and this model has none")
     if depth == "all" and tower.pool is not None and (tokens or class_token):
         name = "tokens" if tokens else "class_token"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from clipfast.analyses.ablation import Means, check_basis, kept_terms
 from clipfast.analyses.moments import Moments
 from clipfast.analyses.terms import Terms, as_terms
-from clipfast.basis import Basis, Centring
+from clipfast.basis import Basis, Centring, Depth
 from clipfast.contributions import Contributions
 
 Picture: TypeAlias = Image.Image | str | PathLike[str]
@@ -27,18 +27,12 @@ class Decomposes(Protocol):
     module: nn.Module
     preprocess: Callable[[Image.Image], Tensor]
 
-    @property
-    def layers(self) -> int:
-        """Layers of a decomposition, ``L``."""
-
-    @property
-    def heads(self) -> int:
-        """Heads per layer, ``H``."""
-
-    def basis(self, centring: Centring = "uniform") -> Basis:
+    def basis(self, centring: Centring = "uniform", depth: Depth | None = None) -> Basis:
         """The model's part of every contribution, the same object until weights change."""
 
-    def decompose(self, images: Any, *, class_token: bool, layers: Sequence[int], centring: Centring) -> Contributions:
+    def decompose(
+        self, images: Any, *, class_token: bool, layers: Sequence[int], centring: Centring, depth: Depth | None
+    ) -> Contributions:
         """The terms of image embeddings."""
 
     def encode_text(self, texts: Any, normalize: bool = True) -> Tensor:
@@ -69,16 +63,17 @@ class Ablated(nn.Module):
         super().__init__()
         self.module = model.module
         self.training = model.module.training
-        self.terms = as_terms(terms, model)
+        self.terms = as_terms(terms, moments.basis)
         self._model = model
         self._centring = moments.basis.centring
+        self._depth: Depth = "pool" if moments.basis.kind == "pool" else "all"
         self._moments_basis = moments.basis
         self._mean = Means(moments).of(self.terms)  # [D], float64: no buffer, which .half() would round
         self._checked: Basis | None = None
         self._check()
 
     def _check(self) -> None:
-        basis = self._model.basis(self._centring)
+        basis = self._model.basis(self._centring, self._depth)
         if basis is not self._checked:  # weights were moved or changed
             check_basis(basis, self._moments_basis)
             self._checked = basis
@@ -103,6 +98,7 @@ class Ablated(nn.Module):
             layers=self.terms.layers,
             class_token=bool(self.terms.split_layers),
             centring=self._centring,
+            depth=self._depth,
         )
         features = kept_terms(contributions, self.terms) + self._mean.to(contributions.codes)
         features = (features * contributions.norm[:, None]).to(contributions.embedding.dtype)

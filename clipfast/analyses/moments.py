@@ -23,7 +23,7 @@ from clipfast.analyses import textspan as pursuit
 from clipfast.analyses.protocols import HasBasis
 from clipfast.analyses.spans import HeadSpans, noise, of_codes
 from clipfast.analyses.textspan import Method, TextSpan
-from clipfast.basis import Basis, StoredBasis
+from clipfast.basis import Basis, Depth, StoredBasis
 from clipfast.contributions import Contributions
 from clipfast.errors import InputError, NotKept
 from clipfast.indices import resolve_heads
@@ -98,11 +98,14 @@ class Moments:
     Args:
         model: whose heads, anything with a basis; None to take the basis of the first contributions.
         backend: which kernels compute; default the model's.
+        depth: which of its heads, as for :meth:`clipfast.Model.decompose`; default the model's.
     """
 
-    def __init__(self, model: HasBasis | None = None, *, backend: str | None = None) -> None:
+    def __init__(
+        self, model: HasBasis | None = None, *, backend: str | None = None, depth: Depth | None = None
+    ) -> None:
         self.backend = backend or ("auto" if model is None else model.backend)
-        self._latest = _State(basis=None if model is None else model.basis())
+        self._latest = _State(basis=None if model is None else model.basis(depth=depth))
         self._spans: tuple[_State, HeadSpans] | None = None
 
     @property

@@ -2,7 +2,7 @@
 
 from typing import Protocol, TypeAlias
 
-from clipfast.basis import Basis
+from clipfast.basis import Basis, Depth
 
 
 class Sizes(Protocol):
@@ -26,7 +26,7 @@ class HasBasis(Protocol):
 
     backend: str
 
-    def basis(self) -> Basis:
+    def basis(self, *, depth: Depth | None = None) -> Basis:
         """The model's part of every contribution."""
 
 

@@ -228,7 +228,7 @@ class _Pass:
         return False
 
     def _decompose(self, items: Sequence[_Item], pixels: Tensor, failed: list[Failure], position: int | None) -> None:
-        contributions = self._model.decompose(pixels, class_token=True)
+        contributions = self._model.decompose(pixels, class_token=self._model.tower.has_class_token)
         finite = contributions.is_finite().tolist()
         rows = [row for row, is_finite in enumerate(finite) if is_finite]
         if len(rows) < len(items):

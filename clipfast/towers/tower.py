@@ -378,6 +378,13 @@ class Tower(_Axes):
         return (self.class_embedding is not None) + (0 if self.registers is None else len(self.registers))
 
     @property
+    def has_class_token(self) -> bool:
+        """Whether the first token stands for the whole image: a class token, or the mean that a pool's query reads."""
+        if self.embedder is not None:
+            return self.embedder.prefix_tokens > 0
+        return self.class_embedding is not None
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Patches per column and per row."""
         return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]

@@ -1,6 +1,7 @@
 """Every term of one model per family against forward hooks and frozen norms, see :mod:`hooked`."""
 
 import copy
+from pathlib import Path
 
 import hooked
 import pytest
@@ -99,3 +100,45 @@ def test_the_pool_alone_is_all_of_the_embedding(case: Case) -> None:
     assert away(have.start, torch.zeros(())) == 0
     other = torch.zeros_like(unit) if expected.other is None else expected.other
     assert away(have.mlps[:, 0], other) <= TERM_FLOAT64
+
+
+def test_results_are_written_joined_and_converted(case: Case, tmp_path: Path) -> None:
+    _, images, expected = case
+    model = _model(case)
+    for depth in ("all", "pool"):
+        if depth == "pool" and model.tower.pooling == "cls":
+            continue
+        whole = model.decompose(images, attention=True, depth=depth)
+        parts = [model.decompose(images[rows], attention=True, depth=depth) for rows in (slice(2), slice(2, 3))]
+        joined = clipfast.Contributions.cat(parts)
+        joined.save(tmp_path / depth)
+        read = clipfast.Contributions.load(tmp_path / depth)
+        assert (read.depth, read.terms) == (whole.depth, whole.terms) == (depth, joined.terms)
+        stacked, names = read.stack()
+        assert stacked.shape[1] == len(names)
+        assert away(stacked.sum(1), expected.embedding / expected.embedding.norm(dim=-1)[:, None]) <= TERM_FLOAT64
+        assert away(read.heads(), whole.heads()) <= TERM_FLOAT64
+        assert away(read.to(torch.float32).heads(), whole.heads()) <= TERM_FLOAT32
+
+
+def test_moments_texts_and_ablations(case: Case, tmp_path: Path) -> None:
+    """From images alone: the mean of every head, texts that span it, and its ablation."""
+    _, images, expected = case
+    model, texts = _model(case), torch.randn(6, expected.embedding.shape[1], dtype=torch.float64)
+    for depth in ("all", "pool"):
+        if depth == "pool" and model.tower.pooling == "cls":
+            continue
+        moments = clipfast.Moments(model, depth=depth)
+        contributions = model.decompose(images, depth=depth)
+        moments.update(contributions)
+        moments.save(tmp_path / depth)
+        moments = clipfast.Moments.load(tmp_path / depth)
+        assert away(moments.means(), contributions.heads().mean(0)) <= 1e-9
+        picked = moments.textspan(texts, size=2)
+        assert len(picked) == contributions.codes.shape[1] * contributions.codes.shape[2]
+        heads = contributions.heads()
+        head = heads.shape[2] - 1  # a mean has one
+        ablated, missing = clipfast.Ablated(model, f"L0.H{head}", moments), heads[:, 0, head]
+        unit = expected.embedding / expected.embedding.norm(dim=-1)[:, None]
+        features = ablated.encode_image(images, normalize=False) / expected.embedding.norm(dim=-1)[:, None]
+        assert away(features, unit - missing + missing.mean(0)) <= 1e-9

@@ -157,6 +157,7 @@ class _Decomposer:
             tokens=self._options.tokens,
             layers=self._layers,
             centring=check_centring(self._options.centring),
+            depth=self._options.depth,
         )
         rows = contributions.is_finite().nonzero()[:, 0].tolist()
         if len(rows) < len(sources):
@@ -233,6 +234,7 @@ def _finish(
         "dtype": inputs.dtype or DTYPE,
         "device": None if model is None else str(model.device),
         "centring": options.centring,
+        "depth": options.depth if options.depth is not None or model is None else model.depth,
         "layers": options.layers or "all",
         "versions": versions(),
         "texts": texts,

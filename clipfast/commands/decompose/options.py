@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from clipfast.commands.options import Dashed, Flag, ImageOptions, Texts
 
 Centring = Literal["uniform", "termwise"]
+Depth = Literal["all", "pool"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Options:
         per_head: Draw a map per head, too.
         tokens: Keep what every token contributes through every head.
         centring: How the mean of the final LayerNorm is split over the terms.
+        depth: Whose heads: those of the blocks ("all") or those of the pooling ("pool"). Default: "pool" where an
+            attention pool reads the tokens, else "all".
         panels: Draw pictures, or none.
     """
 
@@ -36,4 +39,5 @@ class Options:
     per_head: Flag = False
     tokens: Flag = False
     centring: Centring = "uniform"
+    depth: Depth | None = None
     panels: Annotated[Flag, Parameter(negative="--no-panels")] = True
