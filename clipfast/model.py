@@ -330,6 +330,8 @@ class Model:
         Raises:
             InputError: no tokenizer.
         """
+        if not texts:
+            return []
         tokenize = self._tokenizer()
         long = []
         for position, text in enumerate(texts):
