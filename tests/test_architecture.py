@@ -88,6 +88,7 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.kernels",
         "clipfast.errors",
     },
+    "clipfast.selftest": {"clipfast.model", "clipfast.contributions", "clipfast.basis", "clipfast.scenes"},
     "clipfast.analyses": {
         "clipfast.contributions",
         "clipfast.basis",
@@ -145,6 +146,7 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.fingerprint",
         "clipfast.storage",
         "clipfast.model",
+        "clipfast.selftest",
         "clipfast.contributions",
         "clipfast.basis",
         "clipfast.images",

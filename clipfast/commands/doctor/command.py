@@ -1,4 +1,4 @@
-"""``clipfast doctor``: what this installation has, and why something is missing."""
+"""``clipfast doctor``: what this installation has, why something is missing, and whether a model computes right."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import torch
 
 from clipfast.commands import console
 from clipfast.commands.doctor.options import Options
+from clipfast.commands.doctor.testing import test_model
 from clipfast.commands.loading import versions
 from clipfast.kernels import cuda, examples, native, tuning
 from clipfast.kernels.dispatch import BACKENDS, candidates
@@ -129,7 +130,14 @@ def _operations(choices_by_name: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def run(options: Options) -> int:
-    """Prints the report; returns the exit code."""
+    """Prints the report, or the test of a model; returns the exit code.
+
+    Raises:
+        ClipfastError: a model that cannot be loaded, or images that cannot be read.
+    """
+    options.check()
+    if options.model is not None:
+        return test_model(options, options.model)
     report = examine()
     if options.json:
         console.say(json.dumps(report, indent=2))
