@@ -29,6 +29,7 @@ from clipfast.summary import Summary, summarise
 from clipfast.towers import folding, huggingface_models, openclip_models, timm_models
 from clipfast.towers.packages import package_of
 from clipfast.towers.patches import Signature
+from clipfast.towers.sizes import size_of
 from clipfast.towers.tower import Tower
 from clipfast.towers.wrappers import unwrap
 from clipfast.transfer import Upload
@@ -94,7 +95,7 @@ class Model:
         self._tokenize = tokenize
         self._bases: dict[tuple[Centring, Depth, int, int], TowerBasis] = {}
         self._text_basis: tuple[Tensor, tuple[Centring, Depth, tuple[int, int]], Basis] | None = None
-        self._graphs = _graphs(cuda_graphs, self._tower.device)
+        self._cuda_graphs, self._graphs = cuda_graphs, _graphs(cuda_graphs, self._tower.device)
         self._compiled: set[Hashable] = set()
         self._text_features: tuple[tuple[str, ...], int, Tensor] | None = None
 
@@ -149,10 +150,42 @@ class Model:
             self._graphs.forget()
         return self._tower
 
+    def resized(self, height: int, width: int) -> "Model":
+        """A model of the same module for images of another size, with preprocessing for it.
+
+        Positions are interpolated as the module's own package does it. Weights are shared, and the module stays as it
+        is. A preprocessing that was put in place of the package's own is not taken over.
+
+        Args:
+            height: of the images, in pixels.
+            width: of the images, in pixels.
+
+        Raises:
+            InputError: not whole patches, or a module whose positions its package does not interpolate.
+        """
+        size = size_of((height, width))
+        return Model(
+            self._wrapped,
+            preprocess=self._package.resized_preprocess(self.module, size, self.preprocess),
+            tokenize=self._tokenize,
+            backend=self.backend,
+            cuda_graphs=self._cuda_graphs,
+            pretrained=self.pretrained,
+            name=self.name,
+            ignore_hooks=self._ignore_hooks,
+            precision=self.precision,
+            image_size=size,
+        )
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.tower.device
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images that it reads, in pixels."""
+        return self.tower.image_size
 
     @property
     def dtype(self) -> torch.dtype:
@@ -649,6 +682,7 @@ def load(
     cuda_graphs: bool | int | None = None,
     ignore_hooks: bool = False,
     precision: Precision | None = None,
+    image_size: int | tuple[int, int] | None = None,
 ) -> Model:
     """Loads a model by name.
 
@@ -665,12 +699,14 @@ def load(
             model is on a CUDA device.
         ignore_hooks: accept forward hooks that are registered later, as for :func:`wrap`.
         precision: as for :func:`wrap`.
+        image_size: as for :func:`wrap`.
 
     Raises:
         ModelError: no such model, tag or checkpoint, or one that does not fit.
-        InputError: a precision that is not possible here, with every reason.
+        InputError: a precision that is not possible here, with every reason, or an image size that does not fit.
         UnsupportedTower: a vision tower that cannot be decomposed, with every reason.
     """
+    size = None if image_size is None else size_of(image_size)
     place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     is_huggingface = name.startswith(huggingface_models.PREFIX) or huggingface_models.is_folder(name)
     if is_huggingface and name not in BUNDLED:
@@ -683,9 +719,12 @@ def load(
         source = f"local-dir:{BUNDLED[name]}" if name in BUNDLED else name
         loaded = openclip_models.create(source, pretrained, place, dtype)
     logger.info("%s is loaded on %s in %s", name, place, str(dtype).removeprefix("torch."))
+    preprocess = loaded.preprocess
+    if size is not None:
+        preprocess = package_of(loaded.module).resized_preprocess(loaded.module, size, preprocess)
     return Model(
         loaded.module,
-        preprocess=loaded.preprocess,
+        preprocess=preprocess,
         tokenize=loaded.tokenize,
         backend=backend,
         cuda_graphs=cuda_graphs,
@@ -693,7 +732,7 @@ def load(
         name=name,
         ignore_hooks=ignore_hooks,
         precision=precision,
-        image_size=loaded.image_size,
+        image_size=size or loaded.image_size,
     )
 
 
@@ -705,6 +744,7 @@ def wrap(
     cuda_graphs: bool | int | None = None,
     ignore_hooks: bool = False,
     precision: Precision | None = None,
+    image_size: int | tuple[int, int] | None = None,
 ) -> Model:
     """Wraps an existing open_clip CLIP, or its ``.visual``, as it is: weights are shared, not copied.
 
@@ -725,20 +765,24 @@ def wrap(
             a weight: for bfloat16 on a GPU of compute capability 9.0 (Hopper) or later. The sum of all terms is then
             still the embedding, and the embedding another: :meth:`Model.verify` compares it with the module's own.
             None, the default, keeps the weights' precision.
+        image_size: height and width of the images, or the side of square ones, in pixels, where they are not to be of
+            the size that the model is for: as :meth:`Model.resized`.
 
     Raises:
         UnsupportedTower: a vision tower that cannot be decomposed, with every reason.
-        InputError: weights on the meta device or on several devices, or a precision that is not possible here.
+        InputError: weights on the meta device or on several devices, a precision that is not possible here, or an image
+            size that does not fit.
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"wrap takes a torch.nn.Module, not a {type(module).__name__}: clipfast.load takes names")
-    package = package_of(module)
+    package, size = package_of(module), None if image_size is None else size_of(image_size)
     return Model(
         module,
-        preprocess=package.default_preprocess(module),
+        preprocess=package.resized_preprocess(module, size) if size else package.default_preprocess(module),
         tokenize=tokenize or package.default_tokenizer(module),
         backend=backend,
         cuda_graphs=cuda_graphs,
         ignore_hooks=ignore_hooks,
         precision=precision,
+        image_size=size,
     )

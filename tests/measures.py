@@ -9,12 +9,12 @@ def error(actual: Tensor, expected: Tensor) -> float:
     assert actual.shape == expected.shape, f"{list(actual.shape)} is not {list(expected.shape)}"
     if not actual.numel():
         return 0.0
-    return float((actual.double() - expected.double()).abs().max())
+    return float((actual.detach().double() - expected.detach().double()).abs().max())
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """:func:`error` over the largest expected value."""
-    return error(actual, expected) / max(float(expected.double().abs().max()), torch.finfo(torch.float64).tiny)
+    return error(actual, expected) / max(float(expected.detach().double().abs().max()), torch.finfo(torch.float64).tiny)
 
 
 def relative_norm(have: Tensor, expected: Tensor) -> float:

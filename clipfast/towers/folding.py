@@ -59,10 +59,10 @@ def _fold(module: nn.Module, sources: list[Tensor], without: Collection[str] = (
     weights = dict(_computed(module, sources))
     if not weights and all(child is module._modules[name] for name, child in children.items()):
         return module
-    return _copy(module, weights, children)
+    return copy_with(module, weights, children)
 
 
-def _copy(module: M, weights: dict[str, Tensor], children: dict[str, Any] | None = None) -> M:
+def copy_with(module: M, weights: dict[str, Tensor], children: dict[str, Any] | None = None) -> M:
     """A copy of a module with other weights and children; it shares everything else, and has no hooks that compute."""
     kind = cast(type[M], type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module))
     copy = kind.__new__(kind)
@@ -161,7 +161,7 @@ def _merged(layer: Any, sources: list[Tensor]) -> nn.Module:
     weights = {"weight": weight.to(base.weight.dtype)}
     if bias is not None and bias is not base.bias:
         weights["bias"] = bias.to(base.weight.dtype)
-    return _copy(base, weights)
+    return copy_with(base, weights)
 
 
 def _why_not(layer: Any) -> str | None:

@@ -343,6 +343,16 @@ def default_preprocess(module: nn.Module) -> Callable[[Image.Image], Tensor]:
     return processors.of_class(unwrap(module), parts)
 
 
+def resized_preprocess(
+    module: nn.Module, image_size: tuple[int, int], preprocess: Callable[[Image.Image], Tensor] | None = None
+) -> Callable[[Image.Image], Tensor]:
+    """The image processor that came with the model, else that of :func:`default_preprocess`, at another size."""
+    source, parts = _origin(module), Parts(vision_transformer(module))
+    known = preprocess if isinstance(preprocess, processors.Preprocess) else None
+    known = known or (processors.preprocess(source, parts) if source else None)
+    return processors.resized(known or processors.of_class(unwrap(module), parts), parts, image_size)
+
+
 def _origin(module: nn.Module) -> str:
     """The folder or hub name which a model was loaded from; empty for none."""
     return str(getattr(unwrap(module), "name_or_path", "") or "")

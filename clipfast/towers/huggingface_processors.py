@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import cached_property
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from clipfast.errors import InputError
 from clipfast.towers.huggingface_layouts import Parts
+from clipfast.towers.sizes import check_patches
 
 logger = logging.getLogger("clipfast")
 
@@ -34,6 +36,56 @@ class Preprocess:
         """Height and width of every result; None where they depend on the image."""
         sizes = {tuple(self(Image.new("RGB", size)).shape[1:]) for size in _TRIALS}
         return cast(tuple[int, int], sizes.pop()) if len(sizes) == 1 else None
+
+
+class SizedPreprocess(Preprocess):
+    """An image processor that is called with another size, in the same proportion to its crop as its own.
+
+    Where it resizes the shortest edge and crops a square, images cover a rectangle as closely as they cover the square.
+
+    Args:
+        processor: the image processor.
+        image_size: height and width of every result.
+
+    Raises:
+        InputError: it gives images of another size all the same.
+    """
+
+    def __init__(self, processor: Any, image_size: tuple[int, int]) -> None:
+        super().__init__(processor)
+        self._size = image_size
+        if self.image_size != image_size:
+            height, width = image_size
+            raise InputError(
+                f"{type(processor).__name__} gives no images of {height} × {width} pixels with size={processor.size}"
+            )
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """PIL image → ``[3, height, width]``."""
+        options = {**self._options(image.height, image.width), "return_tensors": "pt"}
+        return cast(Tensor, self.processor(images=image.convert("RGB"), **options)["pixel_values"][0])
+
+    def _options(self, image_height: int, image_width: int) -> dict[str, dict[str, int]]:
+        """What the processor is called with for an image of a height and width."""
+        height, width = self._size
+        size, crop = _sides(self.processor.size), _sides(getattr(self.processor, "crop_size", None))
+        if not getattr(self.processor, "do_center_crop", False) or len(crop) < 2:
+            return {"size": {"height": height, "width": width}}
+        cropped: dict[str, dict[str, int]] = {"crop_size": {"height": height, "width": width}}
+        if "shortest_edge" not in size:
+            zoomed = {side: round(length * size[side] / crop[side]) for side, length in cropped["crop_size"].items()}
+            return {"size": zoomed, **cropped}
+        zoom = size["shortest_edge"] / min(crop.values())
+        if height == width:
+            return {"size": {"shortest_edge": round(height * zoom)}, **cropped}
+        scale = zoom * max(height / image_height, width / image_width)
+        covering = {"height": max(round(image_height * scale), height), "width": max(round(image_width * scale), width)}
+        return {"size": covering, **cropped}
+
+
+def _sides(size: Any) -> dict[str, int]:
+    """A processor's size by the names of its sides."""
+    return {} if size is None else {name: int(length) for name, length in dict(size).items() if length is not None}
 
 
 class PatchPreprocess(Preprocess):
@@ -132,6 +184,25 @@ def of_class(module: nn.Module, parts: Parts) -> Preprocess:
         raise InputError(f"no preprocessing is known for images of {height} × {width} pixels: pass tensors")
     options: dict[str, Any] = {"size": {"shortest_edge": height}, "crop_size": {"height": height, "width": width}}
     return Preprocess(transformers.CLIPImageProcessor(**options, **({} if parts.is_clip else _IMAGENET)))
+
+
+def resized(current: Preprocess, parts: Parts, image_size: tuple[int, int]) -> Preprocess:
+    """The same image processor for images of another size.
+
+    Of SigLIP 2 (NaFlex) it is the number of patches that changes: images that become another grid are refused.
+
+    Raises:
+        InputError: images that are not whole patches, or a processor that cannot be given the size.
+    """
+    if image_size != parts.image_size:
+        check_patches(image_size, parts.patch_size)
+    if isinstance(current, PatchPreprocess):
+        processor = copy(current.processor)
+        (height, width), (high, wide) = image_size, parts.patch_size
+        processor.max_num_patches = (height // high) * (width // wide)
+        return PatchPreprocess(processor, image_size)
+    plain = Preprocess(current.processor)
+    return plain if plain.image_size == image_size else SizedPreprocess(current.processor, image_size)
 
 
 class Tokenize:

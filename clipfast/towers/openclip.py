@@ -27,7 +27,9 @@ from torch import Tensor, nn
 from clipfast.errors import UnsupportedTower
 from clipfast.towers import timm_towers
 from clipfast.towers.folding import folded
+from clipfast.towers.openclip_sizes import sized
 from clipfast.towers.patches import drops_now, patches, plain_type, replacement, sentence
+from clipfast.towers.sizes import of_copy, pixels_of
 from clipfast.towers.tower import Activation, Block, LayerNorm, Pooling, Tower
 from clipfast.towers.wrappers import unwrap
 
@@ -58,31 +60,36 @@ def vision_module(module: nn.Module) -> nn.Module:
 def encode_image(module: nn.Module, images: Tensor) -> Tensor:
     """The module's own image embeddings, ``[B, 3, height, width] → [B, D]``."""
     inner = unwrap(module)  # what is wrapped around the image tower stays
-    out = cast(Any, inner.visual if hasattr(inner, "visual") else module)(images)
+    visual, plain = cast(Any, inner.visual if hasattr(inner, "visual") else module), vision_module(module)
+    resized = sized(plain, pixels_of(images))
+    out = (visual if resized is plain else resized)(images)
     return cast(Tensor, out[0] if isinstance(out, tuple) else out)
 
 
-def read(module: nn.Module, *, ignore_hooks: bool = False) -> Tower:
+def read(module: nn.Module, *, ignore_hooks: bool = False, image_size: tuple[int, int] | None = None) -> Tower:
     """Reads a CLIP model or its ``.visual`` into a :class:`Tower` that shares its parameters.
 
     Args:
         module: the model.
         ignore_hooks: accept forward hooks.
+        image_size: height and width of the images; positions are resampled as open_clip does it. None for the tower's.
 
     Raises:
         UnsupportedTower: with every reason.
+        InputError: an image size that the tower cannot be given.
     """
     visual = vision_module(module)
     reasons = [text for _, text in refusals(visual, ignore_hooks=ignore_hooks)] + _replaced_encoder(unwrap(module))
     if reasons:
         raise UnsupportedTower(type(visual).__name__, reasons)
     if isinstance(visual, TimmModel):
-        return cast(Tower, _timm(visual, ignore_hooks)[0])
-    vit, sources = folded(visual)
+        return timm_towers.read_at(visual, image_size, lambda model, _: _timm(model, ignore_hooks), sized)
+    plain, sources = folded(visual)
+    vit = cast(Any, sized(plain, image_size))
     blocks = tuple(_block(block) for block in vit.transformer.resblocks)
     first = vit.transformer.resblocks[0]
     pooling: Pooling = "mean" if vit.pool_type == "avg" else "cls"
-    return Tower(
+    tower = Tower(
         patch_weight=vit.conv1.weight,
         patch_bias=None,
         class_embedding=vit.class_embedding,
@@ -99,6 +106,7 @@ def read(module: nn.Module, *, ignore_hooks: bool = False) -> Tower:
         patch_size=tuple(vit.patch_size),
         sources=sources,
     )
+    return tower if vit is plain else of_copy(tower, plain, vit)
 
 
 @torch.no_grad()
@@ -113,7 +121,7 @@ def own_forward(module: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor 
         ``[B, D]``, and the stream before the first block and after each, ``[B, N, W]``; None for a part that did not
         run.
     """
-    visual = cast(Any, vision_module(module))
+    visual = cast(Any, sized(vision_module(module), pixels_of(images)))
     if isinstance(visual, TimmModel):
         return timm_towers.own_forward(visual, visual.trunk, images)
     parts = [visual.ln_pre, *visual.transformer.resblocks]

@@ -412,5 +412,16 @@ def check_tokens(module: nn.Module, tokens: object) -> Tensor:
 def default_preprocess(module: nn.Module) -> Callable[[Image.Image], Tensor]:
     """The transform open_clip attached to a model it created, else its default at the tower's image size."""
     visual = vision_module(module)
-    config = getattr(visual, "preprocess_cfg", None) or {"size": getattr(visual, "image_size", 224)}
+    return _transform(getattr(visual, "preprocess_cfg", None) or {"size": getattr(visual, "image_size", 224)})
+
+
+def resized_preprocess(
+    module: nn.Module, image_size: tuple[int, int], preprocess: Callable[[Image.Image], Tensor] | None = None
+) -> Callable[[Image.Image], Tensor]:
+    """The transform open_clip attached to a model it created, else its default, at another image size."""
+    config = getattr(vision_module(module), "preprocess_cfg", None) or {}
+    return _transform({**config, "size": image_size})
+
+
+def _transform(config: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
     return cast(Callable[[Image.Image], Tensor], image_transform_v2(PreprocessCfg(**config), is_train=False))

@@ -28,11 +28,12 @@ class Package(Protocol):
     def read(self, module: nn.Module, *, ignore_hooks: bool = False, image_size: tuple[int, int] = ...) -> Tower:
         """The vision tower as plain tensors; :class:`clipfast.errors.UnsupportedTower` with every reason.
 
-        ``image_size`` is given where a loader said one, :attr:`clipfast.towers.loaded.Loaded.image_size`, and not else.
+        ``image_size`` is given where a user or a loader said one, and not else: positions are then interpolated for it
+        as the package does it.
         """
 
     def encode_image(self, module: nn.Module, images: Tensor) -> Tensor:
-        """The module's own image embeddings, ``[B, 3, height, width] → [B, D]``."""
+        """The module's own image embeddings, ``[B, 3, height, width] → [B, D]``, of images of any size."""
 
     def own_forward(self, module: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """The module's own embeddings, and its residual stream before the first block and after each."""
@@ -52,6 +53,14 @@ class Package(Protocol):
 
     def default_preprocess(self, module: nn.Module) -> Callable[[Image.Image], Tensor]:
         """PIL image → ``[3, height, width]``."""
+
+    def resized_preprocess(
+        self, module: nn.Module, image_size: tuple[int, int], preprocess: Callable[[Image.Image], Tensor] | None = None
+    ) -> Callable[[Image.Image], Tensor]:
+        """The package's own preprocessing for images of another size.
+
+        ``preprocess`` is what came with the model, where it is known: the same with the other size.
+        """
 
 
 def package_name(module: nn.Module) -> str:

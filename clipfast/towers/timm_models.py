@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from clipfast.errors import InputError, ModelError, UnsupportedTower
 from clipfast.towers import timm_towers
 from clipfast.towers.loaded import Loaded, without_weights
+from clipfast.towers.sizes import pixels_of
+from clipfast.towers.timm_sizes import sized
 from clipfast.towers.timm_towers import read, refusals
 from clipfast.towers.wrappers import unwrap
 
@@ -105,10 +107,10 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def preprocess_of(module: nn.Module) -> Callable[[Image.Image], Tensor]:
-    """Timm's own preprocessing for a model, at the size of images that the model takes."""
+def preprocess_of(module: nn.Module, image_size: tuple[int, int] | None = None) -> Callable[[Image.Image], Tensor]:
+    """Timm's own preprocessing for a model, at the size of images that the model takes, or at another."""
     config = resolve_model_data_config(module)
-    size = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    size = image_size or getattr(getattr(module, "patch_embed", None), "img_size", None)
     if size is not None:
         config["input_size"] = (3, *size)
     return Preprocess(create_transform(**config, is_training=False))
@@ -139,12 +141,14 @@ def vision_module(module: nn.Module) -> nn.Module:
 
 def encode_image(module: nn.Module, images: Tensor) -> Tensor:
     """What the module's own forward gives, ``[B, 3, height, width] → [B, D]``."""
-    return cast(Tensor, module(images))
+    inner = unwrap(module)
+    resized = sized(inner, pixels_of(images))
+    return cast(Tensor, module(images) if resized is inner else resized(images))
 
 
 def own_forward(module: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor | None]]:
     """The module's own embeddings, and its residual stream before the first block and after each."""
-    inner = unwrap(module)
+    inner = sized(unwrap(module), pixels_of(images))
     return timm_towers.own_forward(inner, inner, images)
 
 
@@ -166,3 +170,10 @@ def default_tokenizer(module: nn.Module) -> Callable[[Sequence[str]], Tensor] | 
 def default_preprocess(module: nn.Module) -> Callable[[Image.Image], Tensor]:
     """Timm's own preprocessing for the model."""
     return preprocess_of(unwrap(module))
+
+
+def resized_preprocess(
+    module: nn.Module, image_size: tuple[int, int], preprocess: Callable[[Image.Image], Tensor] | None = None
+) -> Callable[[Image.Image], Tensor]:
+    """Timm's own preprocessing for the model, at another image size."""
+    return preprocess_of(unwrap(module), image_size)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from clipfast.errors import UnsupportedTower
 from clipfast.towers.folding import folded
 from clipfast.towers.patches import CHANGED, drops_now, patches, plain_type, sentence
+from clipfast.towers.sizes import Size, check_patches, of_copy
 from clipfast.towers.timm_blocks import block as read_block
 from clipfast.towers.timm_blocks import is_differential
 from clipfast.towers.timm_networks import (
@@ -34,6 +35,7 @@ from clipfast.towers.timm_networks import (
 )
 from clipfast.towers.timm_parts import Parts, classes
 from clipfast.towers.timm_pools import pooling, projection
+from clipfast.towers.timm_sizes import sized
 from clipfast.towers.tower import Block, Embedder, Rotary, Tower
 from clipfast.towers.wrappers import unwrap
 
@@ -68,20 +70,56 @@ Fields = dict[str, Any]
 """Arguments of :class:`Tower`."""
 
 
-def read(module: nn.Module, *, ignore_hooks: bool = False) -> Tower:
+Examined = tuple[Tower | None, list[tuple[str, str]]]
+"""A tower, or None and the reasons against it."""
+
+
+def read(module: nn.Module, *, ignore_hooks: bool = False, image_size: Size | None = None) -> Tower:
     """Reads a model of timm into a :class:`Tower` that shares its parameters.
 
     Args:
         module: the model.
         ignore_hooks: accept forward hooks.
+        image_size: height and width of the images; positions are resampled as timm does it. None for the model's.
 
     Raises:
         UnsupportedTower: with every reason.
+        InputError: an image size that the model cannot be given.
     """
-    inner = unwrap(module)
-    tower, reasons = examine(inner, inner, ignore_hooks=ignore_hooks)
+
+    def examined(model: nn.Module, size: Size | None) -> Examined:
+        return examine(model, model, image_size=size, ignore_hooks=ignore_hooks)
+
+    return read_at(unwrap(module), image_size, examined, sized)
+
+
+def read_at(
+    root: nn.Module,
+    image_size: Size | None,
+    examined: Callable[[nn.Module, Size | None], Examined],
+    resized: Callable[[nn.Module, Size], nn.Module],
+) -> Tower:
+    """The tower of a model for images of a size.
+
+    Args:
+        root: the model.
+        image_size: height and width; None for its own.
+        examined: :func:`examine` of a model, for images of a size where it has none of its own.
+        resized: gives a copy of the model for images of a size.
+
+    Raises:
+        UnsupportedTower: with every reason.
+        InputError: an image size that the model cannot be given.
+    """
+    tower, reasons = examined(root, None)
+    if tower is not None and image_size not in (None, tower.image_size):
+        assert image_size is not None
+        check_patches(image_size, tower.patch_size)
+        copy = resized(root, image_size)
+        tower, reasons = examined(copy, image_size)
+        tower = None if tower is None else of_copy(tower, root, copy)
     if tower is None:
-        raise UnsupportedTower(type(inner).__name__, [text for _, text in reasons])
+        raise UnsupportedTower(type(root).__name__, [text for _, text in reasons])
     return tower
 
 
@@ -99,7 +137,7 @@ def examine(
     image_size: tuple[int, int] | None = None,
     *,
     ignore_hooks: bool = False,
-) -> tuple[Tower | None, list[tuple[str, str]]]:
+) -> Examined:
     """A model as a tower, or None and every reason why it cannot be one.
 
     Args:
