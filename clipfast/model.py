@@ -589,7 +589,8 @@ def _factors(tower: Tower) -> list[Tensor]:
 
 
 def _default_depth(tower: Tower) -> Depth:
-    return "pool" if tower.pool is not None or not tower.blocks else "all"
+    learned = tower.pool is not None and tower.pool.weights is None
+    return "pool" if learned or not tower.blocks else "all"
 
 
 def _depth(tower: Tower, depth: Depth | None) -> Depth:

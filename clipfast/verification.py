@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipfast.basis import autocast_disabled
-from clipfast.forward.blocks import project_in
+from clipfast.forward.blocks import attend, project_in
 from clipfast.forward.embedding import embed
 from clipfast.forward.pooling import read_tokens
 from clipfast.forward.stream import Stream
 from clipfast.fp8 import Mlps
-from clipfast.kernels import ops
 from clipfast.towers.tower import Block, Tower
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
@@ -131,7 +130,7 @@ def _after(tower: Tower, block: Block, before: Tensor, mlps: Mlps | None, backen
     x = before.to(tower.dtype, copy=True, memory_format=torch.contiguous_format)
     stream = Stream(tower, x, (block,), mlps, backend=backend)
     normed = stream.norm(block.ln_1)
-    out, _ = ops.attention(project_in(tower, normed, block, backend), None, backend=backend)
+    out, _ = attend(project_in(tower, normed, block, backend), block, None, backend)
     stream.add_attention(0, out.flatten(2))
     stream.add_mlp(0, normed if block.parallel else stream.norm(block.ln_2))
     return stream.whole()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipfast.kernels import buffers, ops
-from clipfast.kernels.reference import accumulation_dtype
+from clipfast.kernels.reference import Row, accumulation_dtype
 from clipfast.towers.tower import Activation, Block, LayerNorm, Rotary, Tower
 
 
@@ -71,6 +71,37 @@ def _rotate(x: Tensor, rotary: Rotary) -> None:
     else:
         turned = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
     x.mul_(cos).addcmul_(turned, sin)
+
+
+def attend(qkv: Tensor, block: Block, row: Row | None, backend: str) -> tuple[Tensor, Tensor | None]:
+    """Attention of all tokens, ``[B, N, 3, H, E] → [B, N, H, E]``, and the pooled row ``[B, H, N]``."""
+    if block.score_bias is None:
+        out, alpha = ops.attention(qkv, row, backend=backend)
+        return out, alpha
+    query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
+    bias = block.score_bias.to(qkv.dtype)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).contiguous()
+    if row is None:
+        return out, None
+    weights = torch.zeros(1, qkv.shape[1], dtype=accumulation_dtype(qkv.dtype), device=qkv.device)
+    if row == "cls":
+        weights[:, 0] = 1
+    else:
+        weights[:, 1:] = 1 / (qkv.shape[1] - 1)
+    return out, attention_rows(qkv, block, weights.expand(len(qkv), -1, -1), backend)[:, 0]
+
+
+def attention_rows(qkv: Tensor, block: Block, weights: Tensor, backend: str) -> Tensor:
+    """Attention rows added up with weights, ``[B, G, N] → [B, G, H, N]``: :func:`.ops.weighted_rows`."""
+    if block.score_bias is None:
+        rows: Tensor = ops.weighted_rows(qkv, weights.contiguous(), backend=backend)
+        return rows
+    out = []
+    for part, each in zip(qkv, weights, strict=True):  # one image's N × N scores at a time
+        query, key = (part[:, index].transpose(0, 1).to(weights.dtype) for index in (0, 1))
+        logits = (query * query.shape[-1] ** -0.5) @ key.transpose(1, 2) + block.score_bias.to(weights.dtype)
+        out.append((each @ logits.softmax(-1)).transpose(0, 1))
+    return torch.stack(out) if out else weights.new_zeros(0, weights.shape[1], qkv.shape[3], qkv.shape[1])
 
 
 def project_out(out: Tensor, block: Block, backend: str) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clipfast.basis import TowerBasis
 from clipfast.contributions import Contributions
-from clipfast.forward.blocks import Frozen
+from clipfast.forward.blocks import Frozen, attention_rows
 from clipfast.forward.pooling import Pooled, weighted
 from clipfast.forward.request import Request
 from clipfast.kernels import ops
@@ -193,11 +193,10 @@ class Collector:
         )
 
 
-def weighted_row(weights: Tensor, frozen: Frozen | None, qkv: Tensor, backend: str) -> Tensor:
+def weighted_row(weights: Tensor, frozen: Frozen | None, qkv: Tensor, block: Block, backend: str) -> Tensor:
     """The attention row of tokens that count with weights, ``[B, 1, N] → [B, H, N]``; each row sums to 1."""
     factor = weights if frozen is None else weights * frozen.factor[:, None]
-    rows: Tensor = ops.weighted_rows(qkv, factor.contiguous(), backend=backend)[:, 0]
-    return rows / factor.sum(-1)[..., None]
+    return attention_rows(qkv, block, factor, backend)[:, 0] / factor.sum(-1)[..., None]
 
 
 def framed(out: Tensor, frozen: Frozen, weights: Tensor | None, width: int) -> tuple[Tensor, Frame]:

@@ -4,13 +4,12 @@ from torch import Tensor
 
 from clipfast.basis import TowerBasis
 from clipfast.contributions import Contributions
-from clipfast.forward.blocks import project_in
+from clipfast.forward.blocks import attend, project_in
 from clipfast.forward.collector import Collector
 from clipfast.forward.embedding import embed
 from clipfast.forward.pooling import read_tokens, weighted
 from clipfast.forward.request import Request
 from clipfast.forward.stream import Stream
-from clipfast.kernels import ops
 from clipfast.towers.tower import Tower
 
 
@@ -21,7 +20,7 @@ def decompose_pool(tower: Tower, images: Tensor, request: Request, basis: TowerB
     stream = Stream(tower, x, tower.blocks, request.mlps, request.adds_products, backend)
     for layer, block in enumerate(tower.blocks):
         normed = stream.norm(block.ln_1)
-        out, _ = ops.attention(project_in(tower, normed, block, backend), None, backend=backend)
+        out, _ = attend(project_in(tower, normed, block, backend), block, None, backend)
         stream.add_attention(layer, out.flatten(2))
         del out
         stream.pass_mlp(layer, normed if block.parallel else stream.norm(block.ln_2))

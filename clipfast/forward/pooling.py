@@ -119,23 +119,26 @@ def _attend(tower: Tower, x: Tensor, backend: str, needs_values: bool) -> Pooled
     left_out = 0 if pool.reads_prefix else tower.prefix_tokens
     if left_out:
         normed = normed[:, left_out:].contiguous()
-    query = _query(pool, normed)  # [B, G, E]
     by_head = (pool.heads, -1)
     key_weight, value_weight = (weight.unflatten(0, by_head) for weight in (pool.key_weight, pool.value_weight))
     value_bias = pool.value_weight.new_zeros(len(pool.value_weight)) if pool.value_bias is None else pool.value_bias
     value_bias = value_bias.unflatten(0, by_head)
     values = None
-    if needs_values or pool.key_norm is not None:
+    if needs_values or pool.key_norm is not None or pool.weights is not None:
         values = ops.linear(normed, pool.value_weight, pool.value_bias, backend=backend).unflatten(2, by_head)
-    if pool.key_norm is None:  # a key's bias adds the same to every logit
+    if pool.weights is not None:
+        assert values is not None
+        attention = pool.weights.to(accumulation_dtype(x.dtype)).expand(len(x), -1, -1)
+        heads = torch.einsum("bgn,bnge->bge", attention, values.to(attention.dtype))
+    elif pool.key_norm is None:  # a key's bias adds the same to every logit
         heads, attention = ops.query_row_from_tokens(
-            query, normed, key_weight, value_weight, value_bias, backend=backend
+            _query(pool, normed), normed, key_weight, value_weight, value_bias, backend=backend
         )
     else:
         key = ops.linear(normed, pool.key_weight, pool.key_bias, backend=backend).unflatten(2, by_head)
         key = normalise(key.contiguous(), None, pool.key_norm, backend)
         assert values is not None
-        heads, attention = ops.query_row(query, key, values, backend=backend)
+        heads, attention = ops.query_row(_query(pool, normed), key, values, backend=backend)
     if left_out:  # tokens that the pool does not read count nothing
         attention = F.pad(attention, (left_out, 0))
         values = None if values is None else F.pad(values, (0, 0, 0, 0, left_out, 0))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clipfast.basis import TowerBasis
 from clipfast.contributions import Contributions
-from clipfast.forward.blocks import freeze, mlp_in, mlp_out, normalise, project_in, project_out
+from clipfast.forward.blocks import attend, freeze, mlp_in, mlp_out, normalise, project_in, project_out
 from clipfast.forward.collector import Collector, framed, weighted_row, widened
 from clipfast.forward.embedding import embed
 from clipfast.forward.pooling import mean_weights, pool, read_row
@@ -33,7 +33,7 @@ def decompose_row(tower: Tower, images: Tensor, request: Request, basis: TowerBa
         both = normed if block.parallel else None
         del normed
         row = _row(tower, block) if collector.needs_attention_row(layer) else None
-        out, alpha = ops.attention(qkv, row, backend=backend)  # [B, N, H, E], [B, H, N]
+        out, alpha = attend(qkv, block, row, backend)  # [B, N, H, E], [B, H, N]
         _collect(collector, layer, block, qkv, out, alpha)
         del qkv
         stream.add_attention(layer, out.flatten(2))
@@ -87,7 +87,7 @@ def _collect(
     value = qkv[:, :, 2] if collector.needs_values(layer) else None
     class_value = qkv[:, 0, 2]
     if weights is not None and alpha is None and collector.needs_attention_row(layer):
-        alpha = weighted_row(weights, frozen, qkv, backend)
+        alpha = weighted_row(weights, frozen, qkv, block, backend)
     if frozen is None:
         z = widened(pool(tower, out), None, collector.width)
         if value is not None:
@@ -123,10 +123,15 @@ def _last_attention(tower: Tower, normed: Tensor, collector: Collector) -> Tenso
     """
     layer = tower.layers - 1
     block, heads, backend = tower.blocks[-1], tower.heads, collector.request.backend
-    if block.key_norm is not None or block.query_norm is not None or block.rotary is not None:
+    if any(part is not None for part in (block.key_norm, block.query_norm, block.rotary, block.score_bias)):
         qkv = project_in(tower, normed, block, backend)
         query, key, values = qkv[:, 0, 0], qkv[:, :, 1], qkv[:, :, 2]
-        z, alpha = ops.query_row(query.contiguous(), key, values, backend=backend)
+        if block.score_bias is None:
+            z, alpha = ops.query_row(query.contiguous(), key, values, backend=backend)
+        else:
+            out, row = attend(qkv, block, "cls", backend)
+            assert row is not None
+            z, alpha = out[:, 0].to(row.dtype), row
         value = values if collector.needs_values(layer) else None
         return _record_last(block, z, alpha, value, qkv[:, 0, 2], normed.dtype, collector)
     to_query, to_key, to_value = block.query_key_value()

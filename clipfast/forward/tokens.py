@@ -11,13 +11,13 @@ from torch import Tensor
 
 from clipfast.basis import Basis, TowerBasis, UpstreamBasis
 from clipfast.contributions import Contributions
-from clipfast.forward.blocks import Frozen, freeze, project_in, project_out
+from clipfast.forward.blocks import Frozen, attend, freeze, project_in, project_out
 from clipfast.forward.collector import Collector, framed, weighted_row
 from clipfast.forward.embedding import embed
 from clipfast.forward.pooling import read_tokens, weighted
 from clipfast.forward.request import Request
 from clipfast.forward.stream import Stream
-from clipfast.forward.upstream import Kept, PoolPath, attention_rows, head_columns
+from clipfast.forward.upstream import Kept, PoolPath, head_columns, pooled_rows
 from clipfast.kernels import ops
 from clipfast.towers.tower import Block, Tower
 
@@ -30,7 +30,7 @@ def _run_blocks(tower: Tower, x: Tensor, request: Request, needs_rows: Sequence[
     for layer, block in enumerate(tower.blocks):
         normed = stream.norm(block.ln_1)
         qkv = project_in(tower, normed, block, backend)
-        out, _ = ops.attention(qkv, None, backend=backend)
+        out, _ = attend(qkv, block, None, backend)
         stream.add_attention(layer, out.flatten(2))
         stream.pass_mlp(layer, normed if block.parallel else stream.norm(block.ln_2))
         frozen = freeze(block, out.flatten(2), backend)
@@ -62,7 +62,7 @@ def decompose_normed_mean(tower: Tower, images: Tensor, request: Request, basis:
         z, frame = framed(part.out, frozen, weights, collector.width)
         alpha = value = class_value = None
         if part.qkv is not None:
-            alpha = weighted_row(weights, frozen, part.qkv, backend)
+            alpha = weighted_row(weights, frozen, part.qkv, block, backend)
             class_value = frame.values(part.qkv[:, 0, 2], collector.width)
             value = frame.values(part.qkv[:, :, 2], collector.width) if collector.needs_values(layer) else None
         collector.add_attention(layer, z, alpha, value, class_value)
@@ -108,7 +108,7 @@ def _add_rows(collector: Collector, position: int, path: PoolPath, block: Block,
     """Attention and maps of one layer before an attention pool."""
     request, qkv = collector.request, part.qkv
     assert qkv is not None
-    rows = attention_rows(path.weights, part, request.backend)  # [B, G, H, N]
+    rows = pooled_rows(path.weights, block, part, request.backend)  # [B, G, H, N]
     if collector.attention is not None:
         collector.attention[:, position] = (rows / rows.sum(-1, keepdim=True)).mean(1)
     if collector.maps is None or not isinstance(request.text_basis, TowerBasis):

@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipfast.basis import Readout
-from clipfast.forward.blocks import Frozen
+from clipfast.forward.blocks import Frozen, attention_rows
 from clipfast.forward.pooling import Pooled, weighted
-from clipfast.kernels import ops
 from clipfast.towers.tower import Block, LayerNorm, Output, Tower
 
 
@@ -143,11 +142,11 @@ def _output(output: Output, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-def attention_rows(weights: Tensor, kept: Kept, backend: str) -> Tensor:
+def pooled_rows(weights: Tensor, block: Block, kept: Kept, backend: str) -> Tensor:
     """Attention of a block's tokens added up with their weights, ``[B, G, N] → [B, G, H, N]``."""
     assert kept.qkv is not None
     factor = weights if kept.frozen is None else weights * kept.frozen.factor[:, None]
-    return ops.weighted_rows(kept.qkv, factor.contiguous(), backend=backend)
+    return attention_rows(kept.qkv, block, factor, backend)
 
 
 def head_columns(path: PoolPath, block: Block, readout: Readout, heads: int) -> Tensor:

@@ -146,6 +146,7 @@ class Block(_Axes):
         mlp_gate_weight: of a gated MLP, ``activation(gate(x)) · in(x)``; of others the activation is of ``in(x)``.
         query_norm: over each head's queries.
         key_norm: over each head's keys.
+        score_bias: relative positions, added to the attention's logits.
         inner_norm: over all heads' outputs, before the output projection.
         mlp_in_norm: over what ``ln_2`` gives, before the MLP's first product.
         mlp_norm: over the hidden layer, before its output projection.
@@ -169,6 +170,7 @@ class Block(_Axes):
     query_norm: LayerNorm | None = None
     key_norm: LayerNorm | None = None
     rotary: Rotary | None = None
+    score_bias: Tensor | None = None
     inner_norm: LayerNorm | None = None
     attention_post_norm: LayerNorm | None = None
     mlp_in_norm: LayerNorm | None = None
@@ -189,6 +191,7 @@ class Block(_Axes):
         "mlp_scale": ("width",),
         "mlp_gate_weight": ("hidden", "width"),
         "mlp_gate_bias": ("hidden",),
+        "score_bias": ("heads", "tokens", "tokens"),
     }
 
     def packed(self) -> Linear | None:
@@ -241,6 +244,7 @@ class AttentionPool(_Axes):
         norm: after the output projection; the embedding reads it.
         mlp: after the output projection, with a residual connection.
         reads_prefix: whether it reads class token and registers, or the patches alone.
+        weights: what each head reads of each token, the same for all images; there are no queries and keys then.
     """
 
     query: Tensor
@@ -257,6 +261,7 @@ class AttentionPool(_Axes):
     norm: LayerNorm | None = None
     mlp: PoolMlp | None = None
     reads_prefix: bool = True
+    weights: Tensor | None = None
 
     axes: ClassVar = {
         "key_weight": ("inner", "width"),
@@ -266,6 +271,7 @@ class AttentionPool(_Axes):
         "out_weight": ("out", "inner"),
         "out_bias": ("out",),
         "query_bias": ("inner",),
+        "weights": ("heads", "tokens"),
     }
 
 
@@ -441,6 +447,7 @@ class Tower(_Axes):
             "no final norm": self.ln_post is None,
             "RMS norms": any(norm is not None and norm.rms for b in blocks for norm in (b.ln_1, b.ln_2, self.ln_post)),
             "a bias of the projection": self.projection_bias is not None,
+            "relative positions": any(b.score_bias is not None for b in blocks),
             "rotary positions": any(b.rotary is not None for b in blocks),
             "norms of queries or keys": any(b.query_norm is not None or b.key_norm is not None for b in blocks),
             "gated MLPs": any(b.mlp_gate_weight is not None for b in blocks) or self.activation == "silu",
