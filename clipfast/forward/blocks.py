@@ -3,6 +3,7 @@
 ``B`` images, ``N`` tokens, ``W`` width, ``H`` heads, ``E`` head_dim, ``M`` width of an MLP's hidden layer.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -52,7 +53,7 @@ def project_in(tower: Tower, normed: Tensor, block: Block, backend: str) -> Tens
     else:
         qkv = buffers.empty(normed, *normed.shape[:2], 3 * block.out_weight.shape[1])
         for part, layer in zip(qkv.chunk(3, -1), block.query_key_value(), strict=True):
-            part.copy_(ops.linear(normed, *layer, backend=backend))
+            buffers.into(part, partial(ops.linear, normed, *layer, backend=backend))
     qkv = qkv.view(*normed.shape[:2], 3, tower.heads, tower.head_dim)
     for part, norm in ((qkv[:, :, 0], block.query_norm), (qkv[:, :, 1], block.key_norm)):
         if norm is not None:

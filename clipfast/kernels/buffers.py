@@ -16,7 +16,7 @@ images through ViT-B-32.
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 
@@ -49,6 +49,7 @@ class BufferPool:
 
     def __init__(self, kept: Sequence[Memory] = ()) -> None:
         self.allocated = 0
+        self.place: Tensor | None = None  # where the next result of its shape goes, see :func:`into`
         self._is_closed = False
         self._free: list[Memory] = []
         self._kept = list(kept)
@@ -58,6 +59,9 @@ class BufferPool:
         size = prod(shape) * like.element_size()
         if not size:
             return like.new_empty(shape)
+        if self.place is not None and self.place.shape == shape and self.place.dtype == like.dtype:
+            place, self.place = self.place, None
+            return place
         memory = self._take(size)
         lease = memory[:size]  # dies with the last tensor that uses the memory
         weakref.finalize(lease, self._release, memory).atexit = False
@@ -130,6 +134,24 @@ def empty(like: Tensor, *shape: int) -> Tensor:
     """``like.new_empty(shape)``, in a buffer of this thread's pool where one is open."""
     pool: BufferPool | None = getattr(_OPEN, "pool", None)
     return like.new_empty(shape) if pool is None or not like.is_cpu else pool.empty(like, shape)
+
+
+def into(place: Tensor, compute: Callable[[], Tensor]) -> None:
+    """Puts the result of one operation into ``place``, which need not be contiguous.
+
+    An operation that takes the buffer of its result from the pool of this thread writes it there at once. The result of
+    any other is copied.
+    """
+    pool: BufferPool | None = getattr(_OPEN, "pool", None)
+    if pool is not None and place.is_cpu:
+        pool.place = place
+    try:
+        result = compute()
+    finally:
+        if pool is not None:
+            pool.place = None
+    if result is not place:
+        place.copy_(result)
 
 
 def is_open() -> bool:

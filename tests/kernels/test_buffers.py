@@ -202,3 +202,43 @@ def test_the_next_forward_changes_no_results_of_the_last() -> None:
     before = [tensor.clone() for tensor in tensors(contributions)]
     model.decompose(pixels(visual, seed=2), **options)
     assert all(torch.equal(*pair) for pair in zip(before, tensors(contributions), strict=True))
+
+
+@pytest.mark.parametrize("rows", [3, 64])  # few rows: torch's product; many: the one whose threads divide the weight
+@pytest.mark.parametrize("is_open", [True, False], ids=["pool", "no pool"])
+def test_results_are_put_into_a_place(rows: int, is_open: bool) -> None:
+    x, weight, bias = torch.randn(1, rows, 1024), torch.randn(1536, 1024), torch.randn(1536)
+    expected = ops.linear(x, weight, bias)
+    packed = torch.full((1, rows, 3, 1536), torch.nan)
+    place = packed[:, :, 1]
+    if is_open:
+        with buffers.reuse(CPU):
+            buffers.into(place, lambda: ops.linear(x, weight, bias))
+            other = ops.linear(x, weight, bias)  # the next result goes elsewhere
+    else:
+        buffers.into(place, lambda: ops.linear(x, weight, bias))
+        other = expected
+    assert torch.equal(place, expected)
+    assert torch.equal(other, expected)
+    assert packed[:, :, ::2].isnan().all()
+
+
+def test_a_place_is_written_without_a_copy() -> None:
+    x, weight = torch.randn(1, 3, 8), torch.randn(8, 8)
+    place, results = torch.empty(1, 3, 2, 8)[:, :, 0], []
+
+    def compute() -> Tensor:
+        results.append(ops.linear(x, weight))
+        return results[0]
+
+    with buffers.reuse(CPU):
+        buffers.into(place, compute)
+    assert results[0] is place
+
+
+def test_an_operation_that_fails_leaves_no_place() -> None:
+    place = torch.empty(1, 3, 2, 8)[:, :, 0]
+    with buffers.reuse(CPU):
+        with pytest.raises(ZeroDivisionError):
+            buffers.into(place, lambda: torch.empty(1 // 0))
+        assert ops.linear(torch.randn(1, 3, 8), torch.randn(8, 8)) is not place
