@@ -29,6 +29,7 @@ from clipfast.summary import Summary, summarise
 from clipfast.towers import folding, huggingface_models, openclip_models, timm_models
 from clipfast.towers.packages import package_of
 from clipfast.towers.patches import Signature
+from clipfast.towers.projected import projected
 from clipfast.towers.sizes import size_of
 from clipfast.towers.tower import Tower
 from clipfast.towers.wrappers import unwrap
@@ -70,6 +71,7 @@ class Model:
         ignore_hooks: bool = False,
         precision: Precision | None = None,
         image_size: tuple[int, int] | None = None,
+        projection: Tensor | None = None,
     ) -> None:
         try:
             dispatch.check(backend)
@@ -82,6 +84,7 @@ class Model:
         self._wrapped = module
         self._ignore_hooks = ignore_hooks
         self._image_size = image_size
+        self._projection = projection
         self._tower = self._read()
         self._signature = Signature(visual)
         self._weights, self._text_weights, self._source_weights = Weights(), Weights(), Weights()
@@ -126,7 +129,7 @@ class Model:
         dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in factors})
         if len(dtypes) > 1:
             raise InputError(f"weights of {self.name} are in {' and '.join(dtypes)}: convert them to one dtype")
-        return tower
+        return tower if self._projection is None else projected(tower, self._projection)
 
     @property
     def tower(self) -> Tower:
@@ -175,6 +178,7 @@ class Model:
             ignore_hooks=self._ignore_hooks,
             precision=self.precision,
             image_size=size,
+            projection=self._projection,
         )
 
     @property
@@ -355,7 +359,10 @@ class Model:
     def _encode_image(self, pixels: Tensor) -> Tensor:
         if not len(pixels):  # open_clip's own forward cannot
             return pixels.new_empty(0, self.tower.embed_dim)
-        return self._package.encode_image(self._wrapped, pixels)
+        return self._projected(self._package.encode_image(self._wrapped, pixels))
+
+    def _projected(self, embedding: Tensor) -> Tensor:
+        return embedding if self._projection is None else embedding @ self._projection.to(embedding)
 
     def too_long(self, texts: Sequence[str]) -> list[int]:
         """Positions of the texts that :meth:`encode_text` refuses because the model cannot read so many tokens.
@@ -513,6 +520,7 @@ class Model:
             raise InputError("no images were given: one or more are needed to compare forwards")
         embedding = self.decompose(pixels).embedding
         own_embedding, own_stream = self._package.own_forward(self._wrapped, pixels)
+        own_embedding = self._projected(own_embedding)
         tower = self.tower
         return verify(
             tower,
@@ -576,6 +584,9 @@ class Model:
         kept = self._text_features
         if kept is None or kept[:2] != (texts, version):
             self._text_features = kept = (texts, version, self.encode_text(texts))
+            if kept[2].shape[1] != tower.embed_dim:
+                widths = f"{kept[2].shape[1]} wide, and its image embeddings {tower.embed_dim}"
+                raise InputError(f"the model's text features are {widths}: give texts as features")
         return kept[2]
 
 
@@ -746,6 +757,7 @@ def wrap(
     ignore_hooks: bool = False,
     precision: Precision | None = None,
     image_size: int | tuple[int, int] | None = None,
+    projection: Tensor | None = None,
 ) -> Model:
     """Wraps an existing open_clip CLIP, or its ``.visual``, as it is: weights are shared, not copied.
 
@@ -768,6 +780,8 @@ def wrap(
             None, the default, keeps the weights' precision.
         image_size: height and width of the images, or the side of square ones, in pixels, where they are not to be of
             the size that the model is for: as :meth:`Model.resized`.
+        projection: a linear map after the model's own embedding, ``[D, D']``, such as a linear probe: everything is
+            then of that space.
 
     Raises:
         UnsupportedTower: a vision tower that cannot be decomposed, with every reason.
@@ -786,4 +800,5 @@ def wrap(
         ignore_hooks=ignore_hooks,
         precision=precision,
         image_size=size,
+        projection=projection,
     )
