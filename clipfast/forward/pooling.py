@@ -143,9 +143,10 @@ def _attend(tower: Tower, x: Tensor, backend: str, needs_values: bool) -> Pooled
         attention = F.pad(attention, (left_out, 0))
         values = None if values is None else F.pad(values, (0, 0, 0, 0, left_out, 0))
     out = F.linear(heads.flatten(1).to(x.dtype), pool.out_weight, pool.out_bias)  # [B, W]
-    mean, std = statistics(out, pool.norm, backend)
     added = None if pool.mlp is None else pool_mlp(pool.mlp, out, backend)
-    row = normalise(out, None, pool.norm, backend) if added is None else out + added
+    whole = out if added is None else out + added
+    mean, std = statistics(whole, pool.norm, backend)
+    row = normalise(whole, None, pool.norm, backend)
     means, stds = statistics(x, tower.ln_post, backend)  # [B, N]
     weights = attention / stds[:, None]
     return Pooled(

@@ -34,6 +34,7 @@ METHODS = (
     *("forward", "__call__", "attention", "get_weight_dtype", "_embeds", "_pool", "_global_pool"),
     *("interpolate_pos_encoding", "resize_positional_embeddings"),  # of transformers
     *("forward_features", "forward_head", "pool", "_pos_embed", "get_embed"),  # of timm
+    *("get_bias", "_get_rel_pos_bias"),
 )
 """Methods of a tower's modules that a forward pass runs."""
 
@@ -41,7 +42,7 @@ SETTINGS = (
     *("eps", "num_heads", "pool_type", "final_ln_after_pool", "approximate", "scaled_cosine", "dropout", "p"),
     *("num_attention_heads", "scale", "scaling", "use_head"),  # of transformers
     *("global_pool", "pool_include_prefix", "num_prefix_tokens", "no_embed_class", "drop_prob", "prob"),
-    *("img_size", "feat_shape", "rotate_half", "gate_last"),  # of timm
+    *("img_size", "feat_shape", "rotate_half", "gate_last", "bias_gain"),  # of timm
 )
 """Attributes of a tower's modules that a decomposition depends on."""
 

@@ -5,7 +5,7 @@ from typing import Any, cast
 import torch
 from timm import layers
 from timm.layers import Attention, AttentionRope, GluMlp, Mlp, SwiGLU
-from timm.models import vision_transformer
+from timm.models import beit, vision_transformer
 from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import (
@@ -13,14 +13,22 @@ from timm.models.vision_transformer import (
     ParallelThingsBlock,
     ResPostBlock,
 )
+from timm.models.vision_transformer_relpos import RelPosAttention, RelPosBlock, ResPostRelPosBlock
 from timm.models.vitamin import GeGluMlp
 from torch import Tensor, nn
 
 from clipfast.towers.timm_parts import Parts, classes, halves, zeros
+from clipfast.towers.timm_positions import score_bias
 from clipfast.towers.tower import Block, LayerNorm, Linear, Rotary
 
-ATTENTIONS = (Attention, AttentionRope, EvaAttention)
-BLOCKS = (TimmBlock, EvaBlock, ResPostBlock, EvaBlockPostNorm, ParallelScalingBlock, ParallelThingsBlock)
+ATTENTIONS = (Attention, AttentionRope, EvaAttention, RelPosAttention, beit.Attention)
+BLOCKS = (
+    *(TimmBlock, EvaBlock, RelPosBlock, beit.Block),
+    *(ResPostBlock, EvaBlockPostNorm, ResPostRelPosBlock, ParallelScalingBlock, ParallelThingsBlock),
+)
+_POST_NORM = (ResPostBlock, EvaBlockPostNorm, ResPostRelPosBlock)
+_NORMS = {"query_norm": "q_norm", "key_norm": "k_norm", "inner_norm": "norm"}
+_NONE = nn.Identity()
 
 DIFFERENTIAL = (*classes(layers, "DiffAttention"), *classes(vision_transformer, "DiffParallelScalingBlock"))
 
@@ -33,7 +41,9 @@ def is_differential(block: nn.Module) -> bool:
     return isinstance(block, DIFFERENTIAL) or isinstance(getattr(block, "attn", None), DIFFERENTIAL)
 
 
-def block(parts: Parts, block: Any, place: str, rotary: Rotary | None = None) -> Block | None:
+def block(
+    parts: Parts, block: Any, place: str, rotary: Rotary | None = None, shared: Tensor | None = None
+) -> Block | None:
     """One block; None if anything of it was noted.
 
     Args:
@@ -41,6 +51,7 @@ def block(parts: Parts, block: Any, place: str, rotary: Rotary | None = None) ->
         block: of one of :data:`BLOCKS`.
         place: its path.
         rotary: the rotary positions that the model passes to it.
+        shared: the relative positions that the model passes to it, ``[heads, N, N]``.
     """
     if is_differential(block):
         parts.note("differential", place)
@@ -53,28 +64,29 @@ def block(parts: Parts, block: Any, place: str, rotary: Rotary | None = None) ->
     elif isinstance(block, ParallelScalingBlock):
         fields = _parallel_scaling(parts, block, place)
     else:
-        fields = _residual(parts, block, place, rotary)
+        fields = _residual(parts, block, place, rotary, shared)
     return Block(**fields) if parts.notes == before else None
 
 
-def _residual(parts: Parts, block: Any, place: str, rotary: Rotary | None) -> Fields:
+def _residual(parts: Parts, block: Any, place: str, rotary: Rotary | None, shared: Tensor | None) -> Fields:
     """Attention, then the MLP, each with a norm before or after it."""
     parts.idle(place, drop_path1=block.drop_path1, drop_path2=block.drop_path2)
     norms = [parts.norm(getattr(block, name), f"{place}.{name}") for name in ("norm1", "norm2")]
-    if isinstance(block, ResPostBlock | EvaBlockPostNorm):
+    if isinstance(block, _POST_NORM):
         fields: Fields = {"ln_1": None, "ln_2": None, "attention_post_norm": norms[0], "mlp_post_norm": norms[1]}
     else:
         fields = {"ln_1": norms[0], "ln_2": norms[1]}
     scales: list[Tensor | None] = [None, None]
-    if isinstance(block, EvaBlock):
+    if isinstance(block, EvaBlock | beit.Block):
         scales = [block.gamma_1, block.gamma_2]
-    elif isinstance(block, TimmBlock):
+    elif isinstance(block, TimmBlock | RelPosBlock):
         scales = [parts.scale(getattr(block, name), f"{place}.{name}") for name in ("ls1", "ls2")]
     fields |= {"attention_scale": scales[0], "mlp_scale": scales[1], "rotary": rotary}
-    return fields | _attention(parts, block.attn, f"{place}.attn") | _mlp(parts, block.mlp, f"{place}.mlp")
+    fields |= _attention(parts, block.attn, f"{place}.attn", shared)
+    return fields | _mlp(parts, block.mlp, f"{place}.mlp")
 
 
-def _attention(parts: Parts, attn: Any, place: str) -> Fields:
+def _attention(parts: Parts, attn: Any, place: str, shared: Tensor | None = None) -> Fields:
     if not parts.expect(attn, ATTENTIONS, place):
         return {}
     parts.heads.add(attn.num_heads)
@@ -87,9 +99,8 @@ def _attention(parts: Parts, attn: Any, place: str) -> Fields:
     if parts.notes == before and attn.scale != head_dim**-0.5:
         parts.note("replaced", f"{place}: a scale of its own")
     fields = {
-        "query_norm": parts.norm(attn.q_norm, f"{place}.q_norm"),
-        "key_norm": parts.norm(attn.k_norm, f"{place}.k_norm"),
-        "inner_norm": parts.norm(attn.norm, f"{place}.norm"),
+        **{field: parts.norm(getattr(attn, name, _NONE), f"{place}.{name}") for field, name in _NORMS.items()},
+        "score_bias": score_bias(parts, attn, place, shared),
         "out_weight": out.weight,
         "out_bias": zeros(out.weight) if out.bias is None else out.bias,
     }
@@ -187,7 +198,7 @@ def _parallel_things(parts: Parts, block: Any, place: str) -> Fields:
         return {}
     heads = {branch.attn.num_heads for branch in block.attns}
     norms = {(norm.eps, norm.rms) for norm, _, _ in (*attentions, *mlps)}
-    inner = ("query_norm", "key_norm", "inner_norm", "mlp_norm", "mlp_in_norm")
+    inner = ("query_norm", "key_norm", "score_bias", "inner_norm", "mlp_norm", "mlp_in_norm")
     have_inner = any(fields.get(name) is not None for _, fields, _ in (*attentions, *mlps) for name in inner)
     if len(heads) > 1 or len(norms) > 1 or have_inner:
         parts.note("branches", place)

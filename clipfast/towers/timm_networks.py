@@ -1,7 +1,7 @@
 """timm's networks of other kinds up to their last feature map, which their own layers give.
 
-ConvNeXt, Swin, FastViT, transformers with relative positions or differential attention; and stems of vision
-transformers that are not one convolution.
+ConvNeXt, Swin, FastViT, transformers with differential attention; and stems of vision transformers that are not one
+convolution.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,12 +12,11 @@ from timm.layers import PatchEmbed
 from timm.models.convnext import ConvNeXt
 from timm.models.fastvit import FastVit
 from timm.models.swin_transformer import SwinTransformer
-from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
 from clipfast.towers.patches import plain_type
 from clipfast.towers.timm_parts import Parts
-from clipfast.towers.timm_pools import classifier, pooling, projection
+from clipfast.towers.timm_pools import classifier
 from clipfast.towers.tower import Embedder
 
 Fields = dict[str, Any]
@@ -98,14 +97,6 @@ class _FeatureMap:
             parts.note("grid", f"{size[0]} × {size[1]} pixels")
 
 
-def _relative(parts: Parts, vit: Any, head: list[nn.Module], _: tuple[int, int] | None) -> Fields:
-    fields = pooling(parts, vit) | projection(parts, [vit.head_drop, vit.head, *head])
-    if fields.get("pooling") == "cls":
-        parts.note("relative")
-    kept = (vit.norm, vit.fc_norm, vit.head)
-    return fields | network(parts, vit, vit.patch_embed, _run_relative(vit), vit.num_prefix_tokens, kept)
-
-
 def _convnext(parts: Parts, trunk: Any, head: list[nn.Module], image_size: tuple[int, int] | None) -> Fields:
     fields = classifier(parts, trunk.head, head)
     sized = _FeatureMap(parts, trunk, image_size)
@@ -130,7 +121,6 @@ NETWORKS: dict[type, Callable[..., Fields]] = {
     ConvNeXt: _convnext,
     FastVit: _fastvit,
     SwinTransformer: _swin,
-    VisionTransformerRelPos: _relative,
 }
 
 
@@ -141,7 +131,10 @@ def run_start(vit: Any) -> Callable[[Tensor], Tensor]:
     """A transformer up to its first block."""
 
     def run(images: Tensor) -> Tensor:
-        x = vit._pos_embed(vit.patch_embed(images))
+        x = vit.patch_embed(images)
+        if not hasattr(vit, "_pos_embed"):  # relative positions alone
+            return x if vit.cls_token is None else torch.cat((vit.cls_token.expand(len(x), -1, -1), x), 1)
+        x = vit._pos_embed(x)
         x = x[0] if isinstance(x, tuple) else vit.patch_drop(x)  # Eva gives rotary positions, too
         return cast(Tensor, vit.norm_pre(x)).contiguous()
 
@@ -157,19 +150,6 @@ def run_transformer(vit: Any) -> Callable[[Tensor], Tensor]:
         for block in vit.blocks:
             x = block(x)
         return x.contiguous()
-
-    return run
-
-
-def _run_relative(vit: Any) -> Callable[[Tensor], Tensor]:
-    def run(images: Tensor) -> Tensor:
-        x = vit.patch_embed(images)
-        if vit.cls_token is not None:
-            x = torch.cat((vit.cls_token.expand(len(x), -1, -1), x), 1)
-        bias = None if vit.shared_rel_pos is None else vit.shared_rel_pos.get_bias()
-        for block in vit.blocks:
-            x = block(x, shared_rel_pos=bias)
-        return cast(Tensor, x).contiguous()
 
     return run
 

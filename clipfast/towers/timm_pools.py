@@ -1,6 +1,7 @@
 """How timm's models make one row of their last tokens, and the projection after it, as plain tensors."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,11 +9,11 @@ import torch.nn.functional as F
 from timm import layers as timm_layers
 from timm.layers import AttentionPoolLatent, ClassifierHead, Mlp, NormMlpClassifierHead
 from timm.models.eva import Eva
-from torch import nn
+from torch import Tensor, nn
 
 from clipfast.towers.patches import plain_type
 from clipfast.towers.timm_parts import IDLE, LINEARS, Parts, apply_norm, classes, halves, zeros
-from clipfast.towers.tower import AttentionPool, PoolMlp
+from clipfast.towers.tower import AttentionPool, LayerNorm, Linear, PoolMlp
 
 REFINING = classes(timm_layers, "AttentionPoolPrr")
 
@@ -104,13 +105,11 @@ def pooling(parts: Parts, vit: Any) -> Fields:
     pool = getattr(vit, "attn_pool", None)
     reads_prefix = isinstance(vit, Eva) if pool is not None else False
     reads_prefix = getattr(vit, "pool_include_prefix", reads_prefix)
-    if norm is not None and after is not None:
-        parts.note("two_norms")
     if pool is not None:
-        if after is not None:
-            parts.note("two_norms")
         read = attention_pool(parts, pool, "attn_pool", reads_prefix=reads_prefix)
-        return {"pooling": "attention", "ln_post": norm, "pool": read}
+        return {"pooling": "attention", "ln_post": norm, "pool": None if read is None else replace(read, norm=after)}
+    if norm is not None and after is not None and vit.global_pool in ("token", "avg"):
+        return {"pooling": "attention", "ln_post": norm, "pool": _two_norms(parts, vit, after, reads_prefix)}
     if vit.global_pool == "token":
         return {"pooling": "cls", "ln_post": norm or after}
     if vit.global_pool == "avg":
@@ -118,6 +117,66 @@ def pooling(parts: Parts, vit: Any) -> Fields:
         return {"pooling": pooling, "ln_post": norm or after, "prefix_pooled": reads_prefix}
     parts.note("max_pool" if "max" in str(vit.global_pool) else "no_pool")
     return {}
+
+
+def _two_norms(parts: Parts, vit: Any, after: LayerNorm, reads_prefix: bool) -> AttentionPool:
+    """The class token's row of the final norm, or the mean of all tokens', with a norm after it."""
+    rows, columns = vit.patch_embed.grid_size
+    prefix = vit.num_prefix_tokens
+    if vit.global_pool == "token":
+        read, reads_prefix = _one_hot(parts, rows * columns + prefix, 0), True
+    else:
+        tokens = rows * columns + (prefix if reads_prefix else 0)
+        read = torch.full_like(_one_hot(parts, tokens, 0), 1 / tokens)
+    identity = torch.eye(vit.embed_dim, dtype=parts.like.dtype, device=parts.like.device)
+    return replace(_fixed(read[None], identity, identity, zeros(identity), reads_prefix), norm=after)
+
+
+def distilled(parts: Parts, vit: Any) -> Fields:
+    """The mean of what two classifiers give for two tokens: one head each, whose output projection is the classifier.
+
+    There is no norm after the pooling, whatever ``vit.fc_norm`` is.
+    """
+    heads = [_classifier(parts, getattr(vit, name), name, vit.embed_dim) for name in ("head", "head_dist")]
+    if len(heads[0].weight) != len(heads[1].weight):
+        parts.note("replaced", "head and head_dist: of different widths")
+        return {}
+    rows, columns = vit.patch_embed.grid_size
+    read = torch.stack([_one_hot(parts, rows * columns + vit.num_prefix_tokens, token) for token in (0, 1)])
+    identity = torch.eye(vit.embed_dim, dtype=parts.like.dtype, device=parts.like.device)
+    weight = torch.cat([head.weight for head in heads], 1) / 2
+    bias = torch.stack([zeros(head.weight) if head.bias is None else head.bias for head in heads]).mean(0)
+    pool = _fixed(read, torch.cat((identity, identity)), weight, bias, True)
+    return {"pooling": "attention", "ln_post": parts.norm(vit.norm, "norm"), "pool": pool}
+
+
+def _classifier(parts: Parts, layer: nn.Module, place: str, width: int) -> Linear:
+    """A classifier, or the identity in place of none."""
+    if type(layer) is not nn.Identity:
+        return parts.linear(layer, place)
+    return Linear(torch.eye(width, dtype=parts.like.dtype, device=parts.like.device), None)
+
+
+def _one_hot(parts: Parts, tokens: int, token: int) -> Tensor:
+    """Weights ``[N]`` that read one token; not rounded to half precision, as are those of a mean."""
+    dtype = torch.promote_types(parts.like.dtype, torch.float32)
+    return torch.eye(tokens, dtype=dtype, device=parts.like.device)[token].clone()
+
+
+def _fixed(weights: Tensor, value: Tensor, out: Tensor, bias: Tensor, reads_prefix: bool) -> AttentionPool:
+    """A pool whose heads read each token with the same weights ``[heads, N]`` for all images."""
+    return AttentionPool(
+        query=value.new_zeros(len(value)),
+        key_weight=value,
+        key_bias=None,
+        value_weight=value,
+        value_bias=None,
+        out_weight=out,
+        out_bias=bias,
+        heads=len(weights),
+        reads_prefix=reads_prefix,
+        weights=weights,
+    )
 
 
 def projection(parts: Parts, layers: Iterable[nn.Module]) -> Fields:

@@ -1,19 +1,20 @@
 """timm's vision models as plain tensors: alone, or as the image tower of open_clip's ``TimmModel``.
 
-Vision transformers (``VisionTransformer``, ``Eva``) are read block by block. Of networks of other kinds (ConvNeXt,
-Swin, FastViT, transformers with relative positions) the pooling is read; their own layers run up to it. The embedding
-is what the module's own forward gives, with its classifier as the projection. What cannot be decomposed exactly is
-refused with every reason at once.
+Vision transformers (``VisionTransformer``, ``Eva``, ``Beit``, with rotary or relative positions) are read block by
+block. Of networks of other kinds (ConvNeXt, Swin, FastViT) the pooling is read; their own layers run up to it. The
+embedding is what the module's own forward gives, with its classifier as the projection. What cannot be decomposed
+exactly is refused with every reason at once.
 """
 
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
-from timm import layers as timm_layers
+from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
 from clipfast.errors import UnsupportedTower
@@ -33,26 +34,26 @@ from clipfast.towers.timm_networks import (
     run_transformer,
     sizes,
 )
-from clipfast.towers.timm_parts import Parts, classes
-from clipfast.towers.timm_pools import pooling, projection
+from clipfast.towers.timm_parts import Parts
+from clipfast.towers.timm_pools import distilled, pooling, projection
+from clipfast.towers.timm_positions import rotary, shared_bias, shifts
 from clipfast.towers.timm_sizes import sized
-from clipfast.towers.tower import Block, Embedder, Rotary, Tower
+from clipfast.towers.tower import Block, Embedder, Tower
 from clipfast.towers.wrappers import unwrap
 
-READ = ("VisionTransformer", "Eva", "ConvNeXt", "SwinTransformer", "FastVit", "VisionTransformerRelPos")
+TRANSFORMERS = (VisionTransformer, VisionTransformerDistilled, Eva, VisionTransformerRelPos, Beit)
+"""Classes that are read block by block."""
+READ = tuple(kind.__name__ for kind in (*TRANSFORMERS, *NETWORKS))
 """Classes that are read."""
 
 REFUSALS: dict[str, str] = {
     "timm_class": f"not one of timm's classes that are read: {', '.join(READ)}",
     "no_pool": "no pooling (global_pool=''): there is no single image embedding",
     "max_pool": "a maximum over tokens, which is no sum of what they hold",
-    "two_norms": "two final norms, one after the other",
     "mlp_head": "a nonlinear projection after the pooling: wrap the trunk before it (of open_clip: model.visual.trunk)",
     "head_pool": "a pooling of open_clip's own after a timm trunk: wrap the trunk before it (model.visual.trunk)",
     "projections": "two projections after the pooling: multiply their weights into one",
-    "distilled": "two classifiers of two tokens (a distilled DeiT): the mean of two embeddings",
     "differential": "differential attention below a class token: a norm over the difference of two attentions per head",
-    "relative": "relative positions in the attention below a class token",
     "gate": "a gate on the heads' outputs",
     "branches": "parallel branches with different heads, or with norms inside them",
     "queries": "an attention pool that averages several queries",
@@ -64,7 +65,6 @@ REFUSALS: dict[str, str] = {
 } | CHANGED
 """Why a tower is refused, by a short key."""
 
-ROTARY = classes(timm_layers, *(f"RotaryEmbedding{kind}" for kind in ("Cat", "Mixed", "DinoV3", "MRope")))
 _RUN = ("forward", "forward_features", "forward_head", "pool", "_pos_embed")
 Fields = dict[str, Any]
 """Arguments of :class:`Tower`."""
@@ -150,7 +150,7 @@ def examine(
     trunk = unwrap(trunk)
     layers, computed = [folded(layer) for layer in head], folded(trunk)
     parts = Parts(next(iter(trunk.parameters()), torch.zeros(0)))
-    if drops_now(root) or _shifts_positions(trunk):
+    if drops_now(root) or shifts(trunk):
         parts.note("training")
     if any(part.training for part in root.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)):
         parts.note("batch_norm")
@@ -175,11 +175,8 @@ def _fields(parts: Parts, trunk: Any, head: list[nn.Module], image_size: tuple[i
     kind = plain_type(trunk)
     if kind in NETWORKS:
         return NETWORKS[kind](parts, trunk, head, image_size)
-    if isinstance(trunk, VisionTransformerDistilled):
-        parts.note("distilled")
-        return {}
-    for base in (VisionTransformer, Eva):
-        if isinstance(trunk, base) and all(getattr(kind, name) is getattr(base, name) for name in _RUN):
+    for base in TRANSFORMERS:
+        if isinstance(trunk, base) and all(getattr(kind, name, None) is getattr(base, name, None) for name in _RUN):
             return _transformer(parts, trunk, head)
     parts.note("timm_class", type(trunk).__name__)
     return {}
@@ -189,16 +186,19 @@ def _fields(parts: Parts, trunk: Any, head: list[nn.Module], image_size: tuple[i
 
 
 def _transformer(parts: Parts, vit: Any, head: list[nn.Module]) -> Fields:
-    """A ``VisionTransformer`` or ``Eva``."""
-    fields = pooling(parts, vit) | projection(parts, [vit.head_drop, vit.head, *head])
+    """A transformer of one of :data:`TRANSFORMERS`."""
+    if isinstance(vit, VisionTransformerDistilled):
+        fields = distilled(parts, vit) | projection(parts, [vit.head_drop, *head])
+    else:
+        fields = pooling(parts, vit) | projection(parts, [vit.head_drop, vit.head, *head])
     blocks = list(vit.blocks)
     has_differences = any(map(is_differential, blocks))
     if has_differences and fields.get("pooling") != "cls":
         pool = () if vit.attn_pool is None else (vit.attn_pool,)
         kept = (vit.norm, vit.fc_norm, vit.head, *pool)
         return fields | network(parts, vit, vit.patch_embed, run_transformer(vit), vit.num_prefix_tokens, kept)
-    rotary = _rotary(parts, vit)
-    read = [read_block(parts, block, f"blocks.{i}", rotary[i]) for i, block in enumerate(blocks)]
+    turns, bias = rotary(parts, vit), shared_bias(parts, vit)
+    read = [read_block(parts, block, f"blocks.{i}", turns[i], bias) for i, block in enumerate(blocks)]
     if len(parts.heads) > 1 or len(parts.activations) > 1:
         parts.note("replaced", "blocks with different heads or activations")
     activation = next(iter(parts.activations), "gelu")
@@ -210,17 +210,20 @@ def _start(parts: Parts, vit: Any) -> Fields:
     """What comes before the first block."""
     embed = vit.patch_embed
     fields = sizes(parts, embed)
-    parts.idle("", pos_drop=vit.pos_drop, patch_drop=vit.patch_drop)
-    ln_pre = parts.norm(vit.norm_pre, "norm_pre")
+    parts.idle("", pos_drop=getattr(vit, "pos_drop", None), patch_drop=getattr(vit, "patch_drop", None))
+    norm_pre = getattr(vit, "norm_pre", nn.Identity())
+    ln_pre = parts.norm(norm_pre, "norm_pre")
+    positions = getattr(vit, "pos_embed", None)
+    registers = getattr(vit, "dist_token", getattr(vit, "reg_token", None))
     if not is_one_convolution(embed):
-        held = (embed, vit.norm_pre)
-        tokens = [token for token in (vit.cls_token, vit.reg_token, vit.pos_embed) if token is not None]
+        held = (embed, norm_pre)
+        tokens = [token for token in (vit.cls_token, registers, positions) if token is not None]
         weights = (*(tensor for part in held for tensor in held_tensors(part)), *tokens)
         width = vit.embed_dim
         return fields | NO_PATCHES | {"embedder": Embedder(run_start(vit), weights, width, vit.num_prefix_tokens)}
     if embed.proj.in_channels != 3:
         parts.note("channels")
-    if vit.pos_embed is None and isinstance(vit, VisionTransformer) and not parts.found:
+    if positions is None and isinstance(vit, VisionTransformer) and not parts.found:
         rows, columns = embed.grid_size
         patches = parts.like.new_zeros(1, rows, columns, vit.embed_dim)
         x = vit._pos_embed(patches if vit.dynamic_img_size else patches.flatten(1, 2))
@@ -230,37 +233,10 @@ def _start(parts: Parts, vit: Any) -> Fields:
         "patch_weight": embed.proj.weight,
         "patch_bias": embed.proj.bias,
         "class_embedding": None if vit.cls_token is None else vit.cls_token[0, 0],
-        "registers": None if vit.reg_token is None else vit.reg_token[0],
-        "positional_embedding": None if vit.pos_embed is None else vit.pos_embed[0],
+        "registers": None if registers is None else registers[0],
+        "positional_embedding": None if positions is None else positions[0],
         "ln_pre": ln_pre,
     }
-
-
-def _rotary(parts: Parts, vit: Any) -> list[Rotary | None]:
-    """The rotary positions of every block."""
-    rope, depth = getattr(vit, "rope", None), len(vit.blocks)
-    if rope is None or not parts.expect(rope, ROTARY, "rope") or parts.like.is_meta:
-        return [None] * depth
-    if any(getattr(block.attn, "num_prefix_tokens", -1) != vit.num_prefix_tokens for block in vit.blocks):
-        parts.note("replaced", "rope: blocks with another number of class tokens and registers")
-    needs_grid = vit.dynamic_img_size or not hasattr(rope, "feat_shape")
-    table = rope.get_embed(shape=list(vit.patch_embed.grid_size)) if needs_grid else rope.get_embed()
-    table = table.to(torch.promote_types(table.dtype, parts.like.dtype))
-    tables = table if vit.rope_mixed else table.expand(depth, 1, *table.shape)
-    halves = [bool(getattr(block.attn, "rotate_half", False)) for block in vit.blocks]
-    rotary = []
-    shared: dict[bool, Rotary] = {}
-    for layer, half in zip(tables, halves, strict=True):
-        sin, cos = layer.tensor_split(2, -1)
-        each = Rotary(cos, sin, half)
-        rotary.append(each if vit.rope_mixed else shared.setdefault(half, each))
-    return list(rotary)
-
-
-def _shifts_positions(trunk: Any) -> bool:
-    """Whether rotary positions are shifted at random, as in training."""
-    rope: Any = getattr(trunk, "rope", None)
-    return plain_type(rope) in ROTARY and rope.training and getattr(rope, "aug_active", False)
 
 
 # ------------------------------------------------------------------------------------------- the module's own forward
@@ -280,7 +256,7 @@ def own_forward(root: nn.Module, trunk: nn.Module, images: Tensor) -> tuple[Tens
         run. Of a network of another kind, its last feature map as tokens.
     """
     inner = cast(Any, unwrap(trunk))
-    is_read = isinstance(inner, VisionTransformer | Eva) and not any(map(is_differential, inner.blocks))
+    is_read = isinstance(inner, TRANSFORMERS) and not any(map(is_differential, inner.blocks))
     blocks = list(inner.blocks) if is_read else []
     stream: list[Tensor | None] = [None] * (1 + len(blocks))
 
@@ -293,11 +269,10 @@ def own_forward(root: nn.Module, trunk: nn.Module, images: Tensor) -> tuple[Tens
     def before(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         stream[0] = as_tokens(inner, inputs[0]).clone()
 
-    if blocks:
-        handles = [part.register_forward_hook(after(index)) for index, part in enumerate([inner.norm_pre, *blocks])]
-    else:
-        last = inner.norm if isinstance(getattr(inner, "norm", None), nn.Module) else inner.head
-        handles = [last.register_forward_pre_hook(before)]
+    last = inner.norm if isinstance(getattr(inner, "norm", None), nn.Module) else inner.head
+    first = blocks[0] if blocks else last
+    handles = [first.register_forward_pre_hook(before)]
+    handles += [block.register_forward_hook(after(index)) for index, block in enumerate(blocks, 1)]
     try:
         with torch.autocast(images.device.type, enabled=False):
             out = cast(Tensor, root._call_impl(images))  # a forward that was compiled in place would not run the hooks

@@ -241,8 +241,8 @@ class AttentionPool(_Axes):
         query_bias: in the second case.
         query_norm: over each head's query, in the second case; a learned query has it already.
         key_norm: over each head's keys.
-        norm: after the output projection; the embedding reads it.
         mlp: after the output projection, with a residual connection.
+        norm: after both; the embedding reads it.
         reads_prefix: whether it reads class token and registers, or the patches alone.
         weights: what each head reads of each token, the same for all images; there are no queries and keys then.
     """

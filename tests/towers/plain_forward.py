@@ -63,7 +63,8 @@ def _attended(tower: Tower, block: Block, normed: Tensor) -> Tensor:
     )
     query, key = _normed(query, block.query_norm), _normed(key, block.key_norm)
     query, key = (_rotated(each, block.rotary, tower.prefix_tokens) for each in (query, key))
-    weights = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
+    logits = query @ key.mT / query.shape[-1] ** 0.5
+    weights = (logits if block.score_bias is None else logits + block.score_bias).softmax(-1)
     heads = _normed((weights @ value).transpose(1, 2).flatten(2), block.inner_norm)
     out = F.linear(heads, block.out_weight, block.out_bias)
     return _scaled(_normed(out, block.attention_post_norm), block.attention_scale)
@@ -96,13 +97,14 @@ def _attention_pooled(pool: AttentionPool, normed: Tensor) -> Tensor:
         query = F.linear(normed[:, 0], pool.query, pool.query_bias)
     query, key = _normed(query.unflatten(-1, (pool.heads, -1)), pool.query_norm), _normed(key, pool.key_norm)
     weights = (torch.einsum("bhe,bnhe->bhn", query, key) / query.shape[-1] ** 0.5).softmax(-1)
+    if pool.weights is not None:
+        weights = pool.weights.expand(len(normed), -1, -1)
     out = F.linear(torch.einsum("bhn,bnhe->bhe", weights, value).flatten(1), pool.out_weight, pool.out_bias)
-    out = _normed(out, pool.norm)
     mlp = pool.mlp
-    if mlp is None:
-        return out
-    hidden = _activated(F.linear(_normed(out, mlp.norm), mlp.in_weight, mlp.in_bias), mlp.activation)
-    return out + F.linear(hidden, mlp.out_weight, mlp.out_bias)
+    if mlp is not None:
+        hidden = _activated(F.linear(_normed(out, mlp.norm), mlp.in_weight, mlp.in_bias), mlp.activation)
+        out = out + F.linear(hidden, mlp.out_weight, mlp.out_bias)
+    return _normed(out, pool.norm)
 
 
 def _pooled(tower: Tower, x: Tensor) -> Tensor:

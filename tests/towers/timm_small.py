@@ -13,9 +13,14 @@ import timm
 import torch
 from timm.layers import GluMlp, RmsNorm, SwiGLU
 from timm.models import vision_transformer as vits
+from timm.models.beit import Beit
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_relpos import ResPostRelPosBlock, VisionTransformerRelPos
 from torch import Tensor, nn
+
+from clipfast.towers.timm_towers import TRANSFORMERS as TRANSFORMER_CLASSES
 
 
 def entrypoint(name: str) -> Callable[..., nn.Module]:
@@ -32,9 +37,9 @@ def class_of(name: str) -> Any:
 TRANSFORMERS = [
     name
     for name in timm.list_models()
-    if inspect.isclass(class_of(name)) and issubclass(class_of(name), VisionTransformer | Eva)
+    if inspect.isclass(class_of(name)) and issubclass(class_of(name), TRANSFORMER_CLASSES)
 ]
-"""Every name of timm whose class is, or inherits from, ``VisionTransformer`` or ``Eva``."""
+"""Every name of timm whose class is, or inherits from, one that is read block by block."""
 
 
 def has_network(name: str) -> bool:
@@ -54,7 +59,7 @@ def _overrides(name: str) -> dict[str, Any]:
         return {"layers": (1,) * stages, "embed_dims": (16, 32, 32, 64, 64)[:stages]}
     if module == "vitamin" or "_mci_" in name:
         return {"depth": 2, "img_size": 64}
-    if module == "vision_transformer_relpos":
+    if module in ("vision_transformer_relpos", "beit"):
         return {"depth": 2, "embed_dim": 64, "num_heads": 2, "img_size": 64}
     patch = re.search(r"patch(\d+)", name)
     width = 96 if "_giant_" in name else 64  # where a hidden layer must be even
@@ -120,6 +125,9 @@ vit = partial(VisionTransformer, **SMALL)
 eva = partial(Eva, **SMALL)
 rotary = partial(eva, use_rot_pos_emb=True, attn_type="rope")
 parallel = partial(vit, block_fn=vits.ParallelScalingBlock)
+relative = partial(VisionTransformerRelPos, **SMALL)
+beit = partial(Beit, **SMALL)
+distilled = partial(VisionTransformerDistilled, **SMALL)
 
 
 def deeper_pool() -> nn.Module:
@@ -213,13 +221,36 @@ FLAGS: dict[str, Callable[[], nn.Module]] = {
         window_size=2,
     ),
     "FastViT": partial(timm.create_model, "fastvit_mci0", layers=(1, 1, 1, 1), embed_dims=(16, 32, 32, 64)),
-    "relative positions": partial(
-        timm.create_model,
-        "vit_relpos_base_patch16_224",
-        depth=2,
-        embed_dim=64,
-        num_heads=2,
-        img_size=64,
+    "relative, by an MLP": relative,
+    "relative, by Swin's MLP": partial(relative, rel_pos_type="mlp-swin", img_size=(24, 40)),
+    "relative, a table": partial(relative, rel_pos_type="bias", fc_norm=True, num_classes=5),
+    "relative, shared, class token": partial(
+        relative, shared_rel_pos=True, class_token=True, global_pool="token", rel_pos_dim=16
+    ),
+    "relative, table for the class token": partial(
+        relative, rel_pos_type="bias", class_token=True, global_pool="token", qk_norm=True
+    ),
+    "relative, class token not read": partial(relative, rel_pos_type="bias", class_token=True),
+    "relative, post-norm": partial(relative, block_fn=ResPostRelPosBlock, init_values=None),
+    "relative, post-norm, class token": partial(
+        relative, block_fn=ResPostRelPosBlock, class_token=True, global_pool="token", rel_pos_type="bias"
+    ),
+    "BEiT": partial(beit, use_rel_pos_bias=True, use_abs_pos_emb=False, init_values=0.1),
+    "BEiT, class token": partial(beit, use_rel_pos_bias=True, global_pool="token", img_size=(24, 40)),
+    "BEiT, shared": partial(beit, use_shared_rel_pos_bias=True, global_pool="token", qkv_bias=False, num_classes=5),
+    "BEiT, shared and its own": partial(
+        beit, use_shared_rel_pos_bias=True, use_rel_pos_bias=True, swiglu_mlp=True, scale_mlp=True, use_fc_norm=False
+    ),
+    "BEiT, absolute": beit,
+    "distilled": partial(distilled, num_classes=7),
+    "distilled features": distilled,
+    "two norms": partial(eva, use_post_transformer_norm=True, use_fc_norm=True, num_classes=5),
+    "two norms of the class token": partial(
+        eva, use_post_transformer_norm=True, use_fc_norm=True, global_pool="token", num_reg_tokens=1
+    ),
+    "attention pool, MLP, norm": partial(vit, global_pool="map", fc_norm=True, class_token=False),
+    "norm, attention pool, norm": partial(
+        eva, global_pool="map", use_post_transformer_norm=True, use_fc_norm=True, num_classes=5
     ),
 }
 """Flags that matter to the reader, by what they change; those of names are walked over, too."""
