@@ -168,7 +168,7 @@ def summarise(
     name: str,
     pretrained: bool | None,
     depth: Depth,
-    preprocess: Callable[[Image.Image], Tensor],
+    preprocess: Callable[[Image.Image], Tensor] | None,
     tokenize: object,
 ) -> Summary:
     """Describes a model.
@@ -179,7 +179,7 @@ def summarise(
         name: of the model.
         pretrained: whether weights were loaded, None where that is not known.
         depth: which heads a decomposition has by default.
-        preprocess: PIL image → ``[3, height, width]``.
+        preprocess: PIL image → ``[3, height, width]``; None where it is not known.
         tokenize: its function from texts to tokens, None for none.
     """
     facts = facts_of(tokenize)
@@ -208,7 +208,7 @@ def summarise(
         depth=depth,
         activation=tower.activation,
         features=tuple(tower.special()),
-        normalisation=normalisation(preprocess, tower.image_size),
+        normalisation=None if preprocess is None else normalisation(preprocess, tower.image_size),
         tokenizer=None if facts is None else facts.kind,
         vocabulary=None if facts is None else facts.vocabulary,
         context=None if facts is None else facts.context,

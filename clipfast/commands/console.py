@@ -1,7 +1,7 @@
 """What the user sees: plain lines, tables and progress, and nothing that a library says to itself.
 
 Results go to stdout, everything else to stderr. Colours, boxes and moving bars appear on a terminal only; elsewhere
-a table is tab-separated lines, so that ``clipfast models | cut -f1`` works.
+a table is tab-separated lines, so that ``clipfast models | cut -f2`` works.
 """
 
 import contextlib

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from clipfast.errors import MissingExtra, ModelError, UnsupportedTower
 from clipfast.towers import huggingface_processors as processors
 from clipfast.towers.huggingface import has_text_encoder, refusals, vision_transformer
 from clipfast.towers.huggingface_layouts import CLASSES, Parts
-from clipfast.towers.loaded import Loaded
+from clipfast.towers.loaded import Loaded, without_weights
 
 logger = logging.getLogger("clipfast")
 
@@ -104,3 +105,33 @@ def _explain(source: str, error: Exception) -> str:
     if not Path(source).is_dir():
         return f"cannot load {source} from the Hugging Face hub: {type(error).__name__}: {text[:160]}"
     return f"cannot read the model in {source}: {type(error).__name__}: {text[:200]}"
+
+
+# -------------------------------------------------------------------------------------------------- models by class
+
+
+def names() -> list[str]:
+    """The classes that are read, of those that this version of transformers has."""
+    import transformers
+
+    return [name for name in CLASSES if hasattr(transformers, name)]
+
+
+def tags(name: str) -> list[str]:
+    """None: a folder, or a repository on the hub, holds a model of a class."""
+    return []
+
+
+def unread(name: str, *, quick: bool = False) -> nn.Module:
+    """A model of a class on the meta device, of the sizes that its config has by default."""
+    import transformers
+
+    kind: Any = getattr(transformers, name)
+    shown = logging.getLogger("transformers").level
+    transformers.utils.logging.set_verbosity_error()  # of remarks about the default config
+    try:
+        with without_weights():
+            model: nn.Module = kind(kind.config_class()).eval()
+    finally:
+        transformers.utils.logging.set_verbosity(shown)
+    return model

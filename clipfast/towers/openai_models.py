@@ -8,10 +8,10 @@ from typing import Any
 
 import open_clip
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipfast.errors import InputError, ModelError
-from clipfast.towers import archives
+from clipfast.towers import archives, openclip_models
 from clipfast.towers.loaded import Loaded
 from clipfast.towers.openclip_models import (
     OPENAI,
@@ -22,6 +22,9 @@ from clipfast.towers.openclip_models import (
     strip_names,
 )
 
+_PUBLISHED = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")
+_CONFIGS = {f"{OPENAI}{name}": name.replace("/", "-").replace("@336px", "-336") for name in _PUBLISHED}
+"""Names that OpenAI published → those of open_clip, whose structure is the same."""
 _NEEDED = ("text_projection", "positional_embedding", "token_embedding.weight", "ln_final.weight")
 
 
@@ -71,3 +74,21 @@ def _state(path: str) -> tuple[dict[str, Tensor], bool]:
             raise ModelError(explain("OpenAI's CLIP", path, error)) from error
     strip_names(None, state)
     return state, quick is not False
+
+
+# -------------------------------------------------------------------------------------------------- models by name
+
+
+def names() -> list[str]:
+    """The models that OpenAI published; they are loaded by the path of their file."""
+    return list(_CONFIGS)
+
+
+def tags(name: str) -> list[str]:
+    """None: a file holds its weights."""
+    return []
+
+
+def unread(name: str, *, quick: bool = False) -> nn.Module:
+    """The image tower of a model of :func:`names` on the meta device; see :func:`.openclip_models.unread`."""
+    return openclip_models.unread(f"{_CONFIGS[name]}-quickgelu", quick=quick)

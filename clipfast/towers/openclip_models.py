@@ -69,6 +69,24 @@ def supports(name: str) -> list[tuple[str, str]]:
     return _config_refusals(open_clip.get_model_config(name))
 
 
+def unread(name: str, *, quick: bool = False) -> nn.Module:
+    """The image tower of a named model on the meta device.
+
+    Args:
+        name: a name of :func:`names`.
+        quick: build one block of open_clip's own transformers, which stands for all others.
+    """
+    config = open_clip.get_model_config(name)
+    vision = dict(config["vision_cfg"])
+    if quick and isinstance(vision.get("layers"), int):
+        vision["layers"] = 1
+    with without_weights(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        build: Any = open_clip.model._build_vision_tower
+        tower: nn.Module = build(config["embed_dim"], vision, quick_gelu=config.get("quick_gelu", False))
+        return tower.eval()
+
+
 def _config_refusals(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     vision = dict(config["vision_cfg"])
     with without_weights(), warnings.catch_warnings():

@@ -2,8 +2,10 @@
 
 import difflib
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -129,6 +131,49 @@ class Preprocess:
     def __call__(self, image: Image.Image) -> Tensor:
         """PIL image → ``[3, height, width]``."""
         return cast(Tensor, self.transform(image.convert("RGB")))
+
+
+# -------------------------------------------------------------------------------------------------- models by name
+
+
+def names() -> list[str]:
+    """Every name of timm's files that make models of the classes that are read, as :func:`create` takes it."""
+    return [f"{PREFIX}{name}" for name in timm.list_models() if _makes_what_is_read(_home(name))]
+
+
+def _home(name: str) -> str:
+    """The module of timm that makes a named model."""
+    return str(timm.models.model_entrypoint(name).__module__)
+
+
+def _makes_what_is_read(home: str) -> bool:
+    return any(hasattr(sys.modules[home], kind) for kind in timm_towers.READ)
+
+
+def tags(name: str) -> list[str]:
+    """Every pretrained tag that timm knows for a name."""
+    base = name.removeprefix(PREFIX)
+    return [each.partition(".")[2] for each in timm.list_pretrained(f"{base}.*")]
+
+
+def unread(name: str, *, quick: bool = False) -> nn.Module:
+    """A model on the meta device.
+
+    Args:
+        name: a name of :func:`names`.
+        quick: build one block of a vision transformer, which stands for all others.
+    """
+    base = name.removeprefix(PREFIX)
+    with warnings.catch_warnings(), without_weights():
+        warnings.simplefilter("ignore")
+        if quick and _home(base) in _ALIKE:
+            with suppress(Exception):  # a model that takes no such depth
+                return cast(nn.Module, timm.create_model(base, depth=1).eval())
+        return cast(nn.Module, timm.create_model(base).eval())
+
+
+_ALIKE = ("timm.models.vision_transformer", "timm.models.eva", "timm.models.deit")
+"""Files whose models have blocks that are all alike."""
 
 
 # ----------------------------------------------------------------------------------------------- as every package

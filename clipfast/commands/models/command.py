@@ -1,92 +1,127 @@
-"""``clipfast models``: which models there are, and which can be decomposed."""
+"""``clipfast models``: which models there are, which can be decomposed, and what one of them is."""
 
 import json
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from pathlib import Path
 
+from clipfast.basis import Depth
 from clipfast.commands import console
 from clipfast.commands.models.options import Options
-from clipfast.model import BUNDLED
-from clipfast.towers import openclip_models
+from clipfast.errors import InputError, UnsupportedTower
+from clipfast.files import write_text
+from clipfast.kernels import tuning
+from clipfast.model import BUNDLED, load
+from clipfast.summary import Summary, summarise
+from clipfast.towers import catalogue
+from clipfast.towers.catalogue import Entry
 
+CACHE = "models.json"
+"""File of the cache folder that keeps what was found of models."""
 
-@dataclass(frozen=True)
-class Listed:
-    """A model by name.
-
-    Attributes:
-        name: as ``clipfast.load`` takes it.
-        supported: whether it can be decomposed.
-        refusals: every reason why not.
-        size: its image tower in a few words.
-        image_size: side of its input in pixels, None where its package decides.
-        tags: pretrained weights open_clip knows.
-    """
-
-    name: str
-    supported: bool
-    refusals: list[str]
-    size: str
-    image_size: int | None
-    tags: list[str]
-
-
-def listed(name: str) -> Listed:
-    """Looks a model up by its config, without building its weights."""
-    if name in BUNDLED:
-        return Listed(name, True, [], "bundled", 64, ["bundled"])
-    refusals = [reason for _, reason in openclip_models.supports(name)]
-    vision = openclip_models.vision_config(name)
-    side = vision.get("image_size")
-    return Listed(
-        name=name,
-        supported=not refusals,
-        refusals=refusals,
-        size=_size(vision),
-        image_size=side[0] if isinstance(side, list | tuple) else side,
-        tags=openclip_models.tags(name),
-    )
-
-
-def _size(vision: dict[str, Any]) -> str:
-    """An image tower in a few words: layers × heads, width, patch."""
-    if "timm_model_name" in vision:
-        return str(vision["timm_model_name"])
-    width, layers = vision.get("width", 768), vision.get("layers", 12)
-    if isinstance(layers, list):
-        return f"ResNet {'-'.join(map(str, layers))}, width {width}"
-    heads = width // vision.get("head_width", 64)
-    return f"{layers} layers x {heads} heads, width {width}, patch {vision.get('patch_size', 16)}"
+_POOLINGS = {"cls": "class token", "mean": "mean", "normed_mean": "mean of norms", "attention": "attention"}
+_OF_WEIGHTS = ("weights", "values", "texts")
+"""Rows of a description that depend on the weights that are loaded."""
 
 
 def run(options: Options) -> int:
-    """Lists the models whose names contain the filter; returns the exit code.
+    """Lists models by name, or describes one; returns the exit code.
 
-    Without a filter and ``all`` only those that can be decomposed.
+    Raises:
+        ClipfastError: a package that is not installed, or a model that cannot be described.
     """
-    part = (options.filter or "").lower()
-    names = [*BUNDLED, *openclip_models.names()]
-    chosen = [name for name in names if part in name.lower()]
-    models = []
-    with console.progress("reading configs", len(chosen)) as advance:
-        for name in chosen:
-            models.append(listed(name))
-            advance(1)
-    shown = models if options.all or part else [model for model in models if model.supported]
+    missing = [package for package in options.package if package not in catalogue.installed()]
+    if missing:
+        raise InputError(f"{missing[0]} is not installed: pip install {missing[0]}")
+    if options.name is not None:
+        if options.name in BUNDLED or Path(options.name).is_dir():
+            return _print(load(options.name, device="cpu").describe(), None, options)
+        wanted = options.package or catalogue.installed()
+        known = [package for package in wanted if options.name in catalogue.source(package).names()]
+        if known:
+            return describe(known[0], options.name, options)
+    return list_models(options)
+
+
+# ------------------------------------------------------------------------------------------------------------ listing
+
+
+def list_models(options: Options) -> int:
+    """Lists the models whose names contain what is searched for; without ``--all`` those that can be decomposed."""
+    parts = [part.lower() for part in (options.name, options.search) if part]
+    names = {
+        package: [name for name in catalogue.source(package).names() if all(part in name.lower() for part in parts)]
+        for package in options.package or catalogue.installed()
+    }
+    bundled = [] if options.package else [name for name in BUNDLED if all(part in name for part in parts)]
+    known = catalogue.Known(tuning.folder() / CACHE)
+    with console.progress("reading models", sum(map(len, names.values()))) as advance:
+        models = [_bundled(name) for name in bundled] + list(known.entries(names, lambda: advance(1)))
+    known.save(write_text)
+    shown = models if options.all or parts else [model for model in models if model.decomposes]
     if options.json:
         console.say(json.dumps([asdict(model) for model in shown], indent=2))
         return 0
     rows = [
         [
+            f"{model.package} {model.kind}".strip(),
             model.name,
-            "yes" if model.supported else f"no: {'; '.join(model.refusals)}",
-            str(model.image_size or "-"),
-            model.size,
+            "yes" if model.decomposes else "no",
+            _POOLINGS.get(model.pooling or "", "-"),
+            _why_not(model),
+            "x".join(map(str, model.image_size or ())) or "-",
+            model.size or "-",
             " ".join(model.tags) or "-",
         ]
         for model in shown
     ]
-    console.table(["model", "decomposes", "image", "image tower", "pretrained"], rows)
+    headers = ["package", "name", "decomposes", "pooling", "why not", "image", "image tower", "pretrained"]
+    console.table(headers, rows)
     hidden = len(models) - len(shown)
     console.note(f"{len(shown)} models" + (f"; {hidden} more are refused: --all shows why" if hidden else ""))
+    return 0
+
+
+def _bundled(name: str) -> Entry:
+    return Entry("clipfast", name, True, "cls", (), "VisionTransformer", "bundled", (64, 64), ("bundled",))
+
+
+def _why_not(model: Entry) -> str:
+    return "; ".join(model.refusals) or "-"
+
+
+# --------------------------------------------------------------------------------------------------------- describing
+
+
+def describe(package: str, name: str, options: Options) -> int:
+    """Describes a model that a package knows by name, without its weights; returns the exit code.
+
+    Raises:
+        ModelError: the package cannot build it here.
+    """
+    module, tower = catalogue.read(package, name)
+    tags = catalogue.source(package).tags(name)
+    if isinstance(tower, UnsupportedTower):
+        if options.json:
+            console.say(
+                json.dumps({"name": name, "package": package, "refusals": tower.reasons, "tags": tags}, indent=2)
+            )
+            return 0
+        rows = [["model", f"{name}, of {package}"], *(["is refused", reason] for reason in tower.reasons)]
+        console.table(["what", "value"], rows)
+        return 0
+    depth: Depth = "pool" if tower.pool is not None or not tower.blocks else "all"
+    summary = summarise(tower, module, name=name, pretrained=None, depth=depth, preprocess=None, tokenize=None)
+    return _print(summary, tags, options)
+
+
+def _print(summary: Summary, tags: list[str] | None, options: Options) -> int:
+    """Prints a description; ``tags`` of a model that is known by name alone, else None."""
+    if options.json:
+        console.say(json.dumps(summary.as_dict() | ({} if tags is None else {"tags": tags}), indent=2))
+        return 0
+    rows = [[what, value] for what, value in summary.rows() if tags is None or what not in _OF_WEIGHTS]
+    if tags is not None:
+        weights = f"{summary.parameters:,} in the image tower, {summary.weight_bytes / 1e6:,.0f} MB in {summary.dtype}"
+        rows[1:1] = [["weights", weights], ["pretrained", " ".join(tags) or "no tags"]]
+    console.table(["what", "value"], rows)
     return 0

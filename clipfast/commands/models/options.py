@@ -1,7 +1,8 @@
 """Options of ``clipfast models``."""
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -10,15 +11,21 @@ from clipfast.commands.options import Flag
 
 @dataclass(frozen=True)
 class Options:
-    """List the models that can be decomposed, and say why others cannot.
+    """List the models that can be decomposed, say why others cannot, and describe one.
 
     Attributes:
-        filter: Part of a name.
+        name: A name, or a model's folder, to describe; or part of names, to list those.
+        package: Only models of this package; repeat.
+        search: Only names that contain this text.
         all: List models that are refused, too, with the reasons.
         json: Print JSON instead of the table.
     """
 
-    filter: Annotated[str | None, Parameter(name="FILTER")] = None
+    name: Annotated[str | None, Parameter(name="NAME")] = None
     _: KW_ONLY
+    package: Annotated[
+        Sequence[Literal["open_clip", "openai", "timm", "transformers"]], Parameter(show_default=False)
+    ] = ()
+    search: str | None = None
     all: Flag = False
     json: Flag = False
