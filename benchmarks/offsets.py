@@ -22,6 +22,8 @@ from clipfast.kernels.launch import Launch
 BOUNDED = {
     ("_attention_kernel", "s_n"): "a tile of rows; plan() copies where LARGEST_TILE rows are 2^31 elements or more",
     ("_mean_row_kernel", "s_n"): "a tile of rows; plan() copies where LARGEST_TILE rows are 2^31 elements or more",
+    ("_statistics_kernel", "s_n"): "a tile of rows; plan() copies where LARGEST_TILE rows are 2^31 elements or more",
+    ("_weighted_rows_kernel", "s_n"): "a tile of rows; plan() copies where LARGEST_TILE rows are 2^31 elements or more",
 }
 """(kernel, stride) → why a product of 32 bits cannot overflow."""
 STRIDE = "s_"

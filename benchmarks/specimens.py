@@ -23,6 +23,7 @@ from clipfast.kernels.reference import Activation
 from clipfast.kernels.span import triton as span
 from clipfast.kernels.text_maps import triton as text_maps
 from clipfast.kernels.token_contributions import triton as token_contributions
+from clipfast.kernels.weighted_rows import triton as weighted_rows
 
 IMAGES = 256
 LOW, FULL = torch.bfloat16, torch.float32
@@ -56,6 +57,7 @@ def _name(dtype: torch.dtype) -> str:
 def specimens(capability: int) -> Iterator[Specimen]:
     """All specimens for a GPU of this capability."""
     yield from _attention(capability)
+    yield from _weighted_rows()
     yield from _query_row()
     yield from _query_row_from_tokens()
     yield from _text_maps(capability)
@@ -83,6 +85,18 @@ def _attention(capability: int) -> Iterator[Specimen]:
             yield Specimen("attention", f"N=257 E={head_dim} bf16, mean row", launch, True)
         launch, _ = sdpa.plan_mean(_meta(IMAGES, 197, 3, 16, head_dim), _meta(IMAGES, 16, 197, dtype=FULL))
         yield Specimen("attention", f"N=197 E={head_dim} bf16, mean row from logarithms", launch, True)
+
+
+def _weighted_rows() -> Iterator[Specimen]:
+    # 12 pooling heads of SigLIP B/16, 16 of SO400M, whose heads are 72 wide.
+    cases = [(196, 64, 12, LOW), (729, 72, 16, LOW), (196, 160, 12, LOW), (196, 64, 12, torch.float16)]
+    for tokens, head_dim, groups, dtype in [*cases, (196, 64, 12, FULL)]:
+        qkv, weights = _meta(IMAGES, tokens, 3, 12, head_dim, dtype=dtype), _meta(IMAGES, groups, tokens, dtype=FULL)
+        for config in weighted_rows.configs(qkv):
+            launches, _ = weighted_rows.plan(qkv, weights, config)
+            for launch in launches:
+                case = f"N={tokens} E={head_dim} G={groups} {_name(dtype)}"
+                yield Specimen("weighted_rows", case, launch, dtype != FULL)
 
 
 def _query_row() -> Iterator[Specimen]:

@@ -22,6 +22,7 @@ LOW_ATTENTIONS += [(257, 64, torch.bfloat16), (17, 80, torch.float16), (257, 64,
 OTHER_HEAD_DIMS = (1, 16, 20, 32, 40, 65, 72, 88, 96, 112, 113, 128, 160, 256)
 # Tokens of images of 512 pixels in patches of 16 and 8, and of 518 and 672 pixels in patches of 14.
 MANY_TOKENS = [(1025, 72, "cls"), (1370, 64, "mean"), (2305, 72, "mean"), (4097, 64, "mean")]
+WEIGHTED_MANY = [(1025, 64, 3), (4097, 72, 1)]
 # (0, 1, 2, 3, 4) packs queries, keys and values; the others lie in memory in any order.
 ORDERS = pytest.mark.parametrize("order", [(0, 2, 3, 1, 4), (0, 3, 1, 2, 4), (2, 1, 0, 3, 4), (0, 1, 2, 3, 4)])
 
@@ -179,7 +180,7 @@ class AttentionContract(Contract):
     def test_weighted_rows(self, tokens: int, head_dim: int) -> None:
         self.assert_weighted_rows(*self.draw_weighted(tokens, head_dim, 3, images=IMAGES if tokens < 100 else 1))
 
-    @pytest.mark.parametrize(("tokens", "head_dim", "groups"), [(1025, 64, 3), (4097, 72, 1)])
+    @pytest.mark.parametrize(("tokens", "head_dim", "groups"), WEIGHTED_MANY)
     def test_weighted_rows_of_many_tokens(self, tokens: int, head_dim: int, groups: int) -> None:
         qkv, weights = self.draw_weighted(tokens, head_dim, groups, images=1)
         self.assert_weighted_rows(qkv[:, :, :, :1], weights)
@@ -237,7 +238,7 @@ class AttentionContract(Contract):
 
     def test_weighted_rows_in_float64(self) -> None:
         qkv, weights = in_double(*self.draw_weighted(17, 64, 3))
-        if self.reasons("weighted_rows", qkv, weights):
+        if not self.takes_float64("weighted_rows"):
             with self.refuses_float64():
                 ops.weighted_rows(qkv, weights, backend=self.backend)
             return
