@@ -20,6 +20,7 @@ from clipfast.kernels.moments import triton as moments
 from clipfast.kernels.query_row import triton as query_row
 from clipfast.kernels.query_row import triton_from_tokens as query_row_from_tokens
 from clipfast.kernels.reference import Activation
+from clipfast.kernels.rotate import triton as rotate
 from clipfast.kernels.span import triton as span
 from clipfast.kernels.text_maps import triton as text_maps
 from clipfast.kernels.token_contributions import triton as token_contributions
@@ -175,6 +176,12 @@ def _layers(capability: int) -> Iterator[Specimen]:
             launch, _ = linear.plan(x, weight, bias, activation, config, capability)
             case = f"{rows}x{width}->{hidden} {activation} {_name(dtype)}"
             yield Specimen("linear_activation", case, launch, dtype != FULL)
+    for head_dim, halves, dtype in ((64, True, LOW), (64, False, LOW), (88, False, LOW), (64, True, FULL)):
+        qkv, angles = _meta(IMAGES, 196, 3, 12, head_dim, dtype=dtype), _meta(1, 196, head_dim, dtype=FULL)
+        for config in rotate.CONFIGS:
+            launch = rotate.plan(qkv[:, :, :2], angles, angles, halves, config)
+            case = f"E={head_dim} {'halves' if halves else 'neighbours'} {_name(dtype)}"
+            yield Specimen("rotate", case, launch, False)
     for width, dtype in ((768, LOW), (1024, LOW), (1280, LOW), (1664, LOW), (1024, FULL)):
         x, delta = _meta(IMAGES * 257, width, dtype=dtype), _meta(IMAGES * 257, width, dtype=dtype)
         weight, bias, carried = _meta(width, dtype=dtype), _meta(width, dtype=dtype), _meta(width, dtype=FULL)

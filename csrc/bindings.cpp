@@ -38,6 +38,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("product", &product, "x"_a, "weight"_a, "bias"_a, "activation"_a, "out"_a, "part_rows"_a,
              "part_columns"_a, without_gil);
   module.def("query_row", &query_row, "query"_a, "key"_a, "value"_a, "z"_a, "alpha"_a, without_gil);
+  module.def("rotate", &rotate, "x"_a, "cos"_a, "sin"_a, "halves"_a, without_gil);
   module.def("span", &span, "texts"_a, "factor"_a, "floor"_a, "picks"_a, "variance"_a, "directions"_a, without_gil);
   module.def("text_maps", &text_maps, "alpha"_a, "value"_a, "basis"_a, "heads"_a, "out"_a, without_gil);
   module.def("weighted_rows", &weighted_rows, "qkv"_a, "weights"_a, "out"_a, without_gil);
@@ -51,6 +52,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("moments_unsupported_reasons", &moments_unsupported_reasons, "codes"_a, "shared"_a, "centre"_a, "total"_a,
              "second"_a);
   module.def("query_row_unsupported_reasons", &query_row_unsupported_reasons, "query"_a, "key"_a, "value"_a);
+  module.def("rotate_unsupported_reasons", &rotate_unsupported_reasons, "x"_a, "cos"_a, "sin"_a);
   module.def("span_unsupported_reasons", &span_unsupported_reasons, "texts"_a, "factor"_a);
   module.def("text_maps_unsupported_reasons", &text_maps_unsupported_reasons, "alpha"_a, "value"_a, "text_basis"_a,
              "out"_a, "heads"_a);

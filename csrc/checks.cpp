@@ -116,4 +116,18 @@ void Checks::raise(const char* operation) const {
   if (!passed()) throw std::invalid_argument(std::string(operation) + ": " + joined(reasons_, "; ", "; "));
 }
 
+bool overlaps_itself(const Tensor& x) {
+  if (x.is_contiguous()) return false;
+  std::vector<std::pair<int64_t, int64_t>> axes;
+  for (int64_t axis = 0; axis < x.ndim; ++axis)
+    if (x.shape[axis] > 1) axes.emplace_back(x.strides[axis], x.shape[axis]);
+  std::sort(axes.begin(), axes.end());
+  int64_t extent = 1;  // of the axes within
+  for (const auto& [stride, length] : axes) {
+    if (stride < extent) return true;
+    extent += (length - 1) * stride;
+  }
+  return false;
+}
+
 }  // namespace clipfast

@@ -38,6 +38,9 @@ class Checks {
   Reasons reasons_;
 };
 
+// Whether two entries may share memory: rows of a matrix that overlap, one row for all.
+bool overlaps_itself(const Tensor& x);
+
 // "[3, 4]".
 std::string text_of(const int64_t* values, int64_t count);
 

@@ -38,21 +38,6 @@ bool find_rows(const Tensor& x, Rows* rows) {
   return true;
 }
 
-// Whether two entries may share memory: rows of a matrix that overlap, one row for all.
-bool overlaps_itself(const Tensor& x) {
-  if (x.is_contiguous()) return false;
-  std::vector<std::pair<int64_t, int64_t>> axes;
-  for (int64_t axis = 0; axis < x.ndim; ++axis)
-    if (x.shape[axis] > 1) axes.emplace_back(x.strides[axis], x.shape[axis]);
-  std::sort(axes.begin(), axes.end());
-  int64_t extent = 1;  // of the axes within
-  for (const auto& [stride, length] : axes) {
-    if (stride < extent) return true;
-    extent += (length - 1) * stride;
-  }
-  return false;
-}
-
 // Whether writing one entry of x may change another entry of delta, which is read in place if it is contiguous.
 bool changes_with(const Tensor& x, const Tensor& delta) {
   const auto distance = (reinterpret_cast<intptr_t>(delta.data) - reinterpret_cast<intptr_t>(x.data)) / (x.bits / 8);

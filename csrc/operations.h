@@ -69,6 +69,12 @@ Reasons moments_unsupported_reasons(const Tensor& codes, const Tensor& shared, c
 void query_row(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& z, const Tensor& alpha);
 Reasons query_row_unsupported_reasons(const Tensor& query, const Tensor& key, const Tensor& value);
 
+// x ← x cos + turned(x) sin, where turned(x) is (−x₂, x₁) of two halves of a row, or of two neighbours. x [images, tokens,
+// parts, heads, width] of Stored with a contiguous last axis of even length; cos and sin [heads or 1, tokens, width]
+// float32, contiguous.
+void rotate(const Tensor& x, const Tensor& cos, const Tensor& sin, bool halves);
+Reasons rotate_unsupported_reasons(const Tensor& x, const Tensor& cos, const Tensor& sin);
+
 // TEXTSPAN of each group. texts [groups, count, rank] float32 or float64; factor [groups, rank, rank] float64, contiguous;
 // picks [groups, size] int64, variance [groups, size] and directions [groups, size, rank] in the dtype of `texts`,
 // contiguous, filled with −1 and 0 before.

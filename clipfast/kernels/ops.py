@@ -12,6 +12,7 @@ from clipfast.kernels.layer_norm import add_layer_norm, layer_statistics
 from clipfast.kernels.linear import add_linear, linear, linear_activation, linear_unrounded
 from clipfast.kernels.moments import moments
 from clipfast.kernels.query_row import query_row, query_row_from_tokens
+from clipfast.kernels.rotate import rotate
 from clipfast.kernels.span import span
 from clipfast.kernels.text_maps import layered_text_maps, text_maps, text_maps_from_tokens
 from clipfast.kernels.token_contributions import head_maps, token_contributions
@@ -31,6 +32,7 @@ __all__ = [
     "quantize_rows",
     "query_row",
     "query_row_from_tokens",
+    "rotate",
     "scaled_linear",
     "span",
     "text_maps",

@@ -332,6 +332,27 @@ def scaled_linear(
     return linear(rows, columns, bias)
 
 
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, halves: bool) -> Tensor:
+    """Rotary positions of queries and keys, ``x·cos + turned(x)·sin``, with ``turned(x) = (−x₂, x₁)`` of every pair.
+
+    Args:
+        x: ``[B, N, S, H, E]``: ``S`` is 2 for queries and keys.
+        cos: ``[H, N, E]``, or ``[1, N, E]`` for all heads.
+        sin: as ``cos``.
+        halves: whether the entries of a pair are half a head apart; else they are neighbours.
+
+    Returns:
+        ``[B, N, S, H, E]``.
+    """
+    if halves:
+        first, second = x.chunk(2, -1)
+        turned = torch.cat([-second, first], -1)
+    else:
+        turned = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
+    cos, sin = cos.transpose(0, 1)[:, None], sin.transpose(0, 1)[:, None]  # [N, 1, H, E]
+    return x * cos + turned * sin
+
+
 def add_layer_norm(
     x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float, carried: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

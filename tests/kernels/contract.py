@@ -6,9 +6,17 @@ from contract_heads import MomentsContract, SpanContract
 from contract_layers import LayersContract
 from contract_linear import LinearContract
 from contract_maps import MapsContract
+from contract_rotate import RotateContract
 
 
 class OpsContract(
-    AttentionContract, MapsContract, LayersContract, LinearContract, Fp8Contract, MomentsContract, SpanContract
+    AttentionContract,
+    RotateContract,
+    MapsContract,
+    LayersContract,
+    LinearContract,
+    Fp8Contract,
+    MomentsContract,
+    SpanContract,
 ):
     """Inherited by one class per backend and device, which names them."""

@@ -170,6 +170,27 @@ def weighted_rows_terms(qkv: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
     return (weights.abs().sum(-1) * lost,)
 
 
+def draw_rotate(drawn: Drawn) -> list[Any]:
+    images, tokens, parts, heads = (size(drawn.draw, most) for most in (3, 17, 3, 3))
+    width = 2 * size(drawn.draw, 67, 1)
+    dtypes = [drawn.draw(st.sampled_from(FORMATS)) for _ in range(3)]
+    tables = drawn.draw(st.sampled_from((1, heads)))
+    x = drawn.tensor(images, tokens, parts, heads, width, dtype=dtypes[0], rows=True)
+    angles = [drawn.tensor(tables, tokens, width, dtype=dtype) for dtype in dtypes[1:]]
+    return [x, *angles, drawn.draw(st.booleans())]
+
+
+def define_rotate(x: Tensor, cos: Tensor, sin: Tensor, halves: bool) -> tuple[Tensor, ...]:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return (reference.rotate(x.to(dtype), cos.to(dtype), sin.to(dtype), halves).to(x.dtype),)
+
+
+def rotate_terms(x: Tensor, cos: Tensor, sin: Tensor, halves: bool) -> tuple[Tensor, ...]:
+    """Both products of every entry: what is subtracted may cancel."""
+    own, other = (x * cos.transpose(0, 1)[:, None]).abs(), reference.rotate(x, torch.zeros_like(cos), sin, halves)
+    return (own + other.abs(),)
+
+
 def some_of(drawn: Drawn, count: int) -> Tensor | None:
     """Some heads, each once, or None for all."""
     if drawn.draw(st.booleans()):
@@ -256,6 +277,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "moments": Operation(draw_moments, define_moments, define_moments, exact=True),
     "query_row": Operation(draw_query_row, define_query_row, query_row_terms),
+    "rotate": Operation(draw_rotate, define_rotate, rotate_terms),
     "span": Operation(draw_span, reference.span, reference.span, exact=True),
     "text_maps": Operation(draw_text_maps, define_text_maps, text_maps_terms),
     "text_maps_from_tokens": Operation(

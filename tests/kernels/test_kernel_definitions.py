@@ -52,6 +52,24 @@ def test_weighted_rows_are_summed_over_queries() -> None:
     assert error(rows, float64([[[[4, 0], [3, 1]], [[2, 2], [1, 3]]]])) <= FLOAT64
 
 
+def test_rotate_turns_pairs() -> None:
+    """A quarter turn, (a, b) to (−b, a): of halves (1, 3) and (2, 4), of neighbours (1, 2) and (3, 4)."""
+    x = float64([[[[[1, 2, 3, 4]]]]])
+    quarter, none = torch.ones(1, 1, 4, dtype=torch.float64), torch.zeros(1, 1, 4, dtype=torch.float64)
+    assert reference.rotate(x, none, quarter, True).flatten().tolist() == [-3, -4, 1, 2]
+    assert reference.rotate(x, none, quarter, False).flatten().tolist() == [-2, 1, -4, 3]
+    assert torch.equal(reference.rotate(x, quarter, none, False), x)
+
+
+def test_every_token_and_head_has_its_angles() -> None:
+    """Two tokens, two heads, cosines alone: every row times its own number; one table is for both heads."""
+    x, cos = torch.ones(1, 2, 1, 2, 2, dtype=torch.float64), float64([[[1, 2], [3, 4]], [[5, 6], [7, 8]]])
+    rotated = reference.rotate(x, cos, torch.zeros_like(cos), True)
+    assert rotated[0, :, 0].tolist() == [[[1, 2], [5, 6]], [[3, 4], [7, 8]]]
+    shared = reference.rotate(x, cos[:1], torch.zeros_like(cos[:1]), True)
+    assert shared[0, :, 0].tolist() == [[[1, 2], [1, 2]], [[3, 4], [3, 4]]]
+
+
 def test_query_row_divides_logits_by_the_root_of_head_dim() -> None:
     """Head 0: 2·ln 3/√4 and 0; head 1: 0 and 4·ln 3/√4."""
     query, key = torch.zeros(1, 2, 4, dtype=torch.float64), torch.zeros(1, 2, 2, 4, dtype=torch.float64)

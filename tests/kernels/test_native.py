@@ -29,6 +29,7 @@ class NativeContract(OpsContract):
             "layered_text_maps",
             "linear_activation",
             "query_row",
+            "rotate",
             "text_maps",
             "weighted_rows",
         }

@@ -69,6 +69,12 @@ ARGUMENTS: dict[str, Callable[[torch.dtype], list[Any]]] = {
         draw(0, 3, 2, 24, dtype=dtype),
         *(draw(seed, 3, 19, 2, 24, dtype=dtype) for seed in (1, 2)),
     ],
+    "rotate": lambda dtype: [
+        draw(0, 30, 40, 2, 3, 36, dtype=dtype),
+        draw(1, 3, 40, 36, dtype=dtype),
+        draw(2, 3, 40, 36, dtype=dtype),
+        False,
+    ],
     "span": lambda dtype: [draw(0, 5, 100, 12, dtype=dtype), draw(1, 5, 12, 12, dtype=dtype), 12, 1e-10],
     "text_maps": lambda dtype: [
         draw(0, 3, 2, 19),

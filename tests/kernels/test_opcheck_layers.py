@@ -24,6 +24,13 @@ CALLS: Calls = {
         "bf16 without a term": (draw(2, 3, 24, dtype=LOW), None, VECTOR, VECTOR, 1e-5, None),
         "no images": (draw(0, 3, 24), draw(0, 3, 24), VECTOR, VECTOR, 1e-5, None),
     },
+    "rotate": {
+        "halves": (draw(2, 5, 2, 3, 8), draw(1, 5, 8), draw(1, 5, 8), True),
+        "neighbours": (draw(2, 5, 2, 3, 8), draw(3, 5, 8), draw(3, 5, 8), False),
+        "bf16": (draw(2, 5, 2, 3, 8, dtype=LOW), draw(1, 5, 8), draw(1, 5, 8), False),
+        "strided": (draw(2, 2, 3, 5, 8).permute(0, 3, 1, 2, 4), draw(8, 5, 1).permute(2, 1, 0), draw(1, 5, 8), True),
+        "no images": (draw(0, 5, 2, 3, 8), draw(1, 5, 8), draw(1, 5, 8), False),
+    },
     "add_linear": {
         "bf16": (draw(2, 3, 24, dtype=LOW), draw(2, 3, 16, dtype=LOW), draw(24, 16, dtype=LOW)),
         "strided": (draw(2, 3, 24), draw(2, 16, 3).mT, draw(16, 24).T),

@@ -80,6 +80,26 @@ def test_an_unknown_row_is_refused() -> None:
         ops.attention(torch.ones(B, N, 3, H, E), "last")
 
 
+def test_wrong_arguments_of_rotate() -> None:
+    x, table = torch.ones(B, N, 2, H, E), torch.ones(1, N, E)
+    ops.rotate(x, table, table, True)
+    cases = [
+        ((x[0], table, table), r"^x has shape \[5, 2, 3, 4\], expected "),
+        (
+            (x[..., :3], table, table),
+            r"^x has a head_dim of 3: pairs of entries are turned, so expected an even number$",
+        ),
+        ((x, table[0], table), r"^cos has shape \[5, 4\], expected \[3, 5, 4\]$"),
+        ((x, table.repeat(2, 1, 1), table), r"^cos has shape \[2, 5, 4\], expected \[3, 5, 4\]$"),
+        ((x, table[:, 1:], table), r"^cos has shape \[1, 4, 4\], expected \[1, 5, 4\]$"),
+        ((x, table, table[..., 1:]), r"^sin has shape \[1, 5, 3\], expected \[1, 5, 4\]$"),
+        ((x, table.repeat(3, 1, 1), table), r"^sin has shape \[1, 5, 4\], expected \[3, 5, 4\]$"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(ValueError, match=message):
+            ops.rotate(*arguments, True)
+
+
 def test_weights_are_in_the_precision_of_sums() -> None:
     qkv, weights = torch.ones(B, N, 3, H, E), torch.ones(B, 2, N)
     with pytest.raises(ValueError, match=r"^weights is torch.float64, expected torch.float32$"):
