@@ -14,11 +14,12 @@ from torch import Tensor, nn
 Read = Callable[[Tensor], tuple[Tokens, Tensor | None]]
 
 
-def _made(module: nn.Module, seed: int = 0) -> Any:
+def made(module: nn.Module, seed: int = 0) -> Any:
+    """A model, random, in float64."""
     return randomise(module, seed).double().eval()
 
 
-def _project(projection: Any) -> Tokens:
+def project(projection: Any) -> Tokens:
     """A linear layer, a matrix ``[W, D]`` or nothing."""
     if projection is None or isinstance(projection, nn.Identity):
         return lambda y: y
@@ -29,7 +30,7 @@ def _project(projection: Any) -> Tokens:
 
 def row(norm: Any, projection: Any = None) -> Read:
     """The class token's row."""
-    return lambda x: ((lambda n: lambda y: _project(projection)(n(y[:, 0])))(frozen_norm(norm, x[:, 0])), None)
+    return lambda x: ((lambda n: lambda y: project(projection)(n(y[:, 0])))(frozen_norm(norm, x[:, 0])), None)
 
 
 def mean(norm: Any, first: int, projection: Any = None) -> Read:
@@ -37,7 +38,7 @@ def mean(norm: Any, first: int, projection: Any = None) -> Read:
 
     def read(x: Tensor) -> tuple[Tokens, None]:
         normed = frozen_norm(norm, x[:, first:].mean(1))
-        return (lambda y: _project(projection)(normed(y[:, first:].mean(1)))), None
+        return (lambda y: project(projection)(normed(y[:, first:].mean(1)))), None
 
     return read
 
@@ -47,7 +48,7 @@ def normed_mean(norm: Any, first: int, projection: Any = None) -> Read:
 
     def read(x: Tensor) -> tuple[Tokens, None]:
         normed = frozen_norm(norm, x)
-        return (lambda y: _project(projection)(normed(y)[:, first:].mean(1))), None
+        return (lambda y: project(projection)(normed(y)[:, first:].mean(1))), None
 
     return read
 
@@ -75,9 +76,14 @@ def attention(
             values = nn.functional.linear(normed(y), *value).unflatten(-1, (heads, -1))
             return out(torch.einsum("bhn,bnhe->bhe", weights, values).flatten(1))
 
-        last = frozen_norm(post, pooled(x))
-        added = None if mlp is None else _project(projection)(mlp(pooled(x)))
-        return (lambda y: _project(projection)(last(pooled(y)))), added
+        added = None if mlp is None else mlp(pooled(x))
+        last = frozen_norm(post, pooled(x) if added is None else pooled(x) + added)
+
+        def embedded(o: Tensor) -> Tensor:
+            return project(projection)(last(o))
+
+        other = None if added is None else embedded(added) - embedded(torch.zeros_like(added))
+        return (lambda y: embedded(pooled(y))), other
 
     return read
 
@@ -97,7 +103,7 @@ _SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "
 
 def clip() -> Hooked:
     config = transformers.CLIPVisionConfig(**_SIZES, intermediate_size=64, projection_dim=20)
-    model = _made(transformers.CLIPVisionModelWithProjection(config))
+    model = made(transformers.CLIPVisionModelWithProjection(config))
     vision = model.vision_model
     layers = _hf_layers(vision.encoder.layers, attention="self_attn")
     read = row(vision.post_layernorm, model.visual_projection)
@@ -106,27 +112,34 @@ def clip() -> Hooked:
 
 def dinov2_with_registers() -> Hooked:
     config = transformers.Dinov2WithRegistersConfig(**_SIZES, num_register_tokens=3)
-    model = _made(transformers.Dinov2WithRegistersModel(config))
+    model = made(transformers.Dinov2WithRegistersModel(config))
+    layers = _hf_layers(model.encoder.layer, attention="attention")
+    return Hooked(model, layers, 2, row(model.layernorm), lambda images: model(images).last_hidden_state[:, 0])
+
+
+def dinov2_giant() -> Hooked:
+    """A gated MLP, packed."""
+    model = made(transformers.Dinov2Model(transformers.Dinov2Config(**_SIZES, use_swiglu_ffn=True)))
     layers = _hf_layers(model.encoder.layer, attention="attention")
     return Hooked(model, layers, 2, row(model.layernorm), lambda images: model(images).last_hidden_state[:, 0])
 
 
 def dinov3() -> Hooked:
     config = transformers.DINOv3ViTConfig(**_SIZES, intermediate_size=64, num_register_tokens=3, use_gated_mlp=True)
-    model = _made(transformers.DINOv3ViTModel(config))
+    model = made(transformers.DINOv3ViTModel(config))
     layers = _hf_layers(model.model.layer, attention="attention")
     return Hooked(model, layers, 2, row(model.norm), lambda images: model(images).pooler_output)
 
 
 def ijepa() -> Hooked:
-    model = _made(transformers.IJepaModel(transformers.IJepaConfig(**_SIZES, intermediate_size=64)))
+    model = made(transformers.IJepaModel(transformers.IJepaConfig(**_SIZES, intermediate_size=64)))
     layers = _hf_layers(model.layers, attention="attention")
     read = normed_mean(model.layernorm, 0)
     return Hooked(model, layers, 2, read, lambda images: model(images).last_hidden_state.mean(1))
 
 
 def siglip() -> Hooked:
-    model = _made(transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**_SIZES, intermediate_size=64)))
+    model = made(transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**_SIZES, intermediate_size=64)))
     head = model.head
     weights, biases = head.attention.in_proj_weight.chunk(3), head.attention.in_proj_bias.chunk(3)
     read = attention(
@@ -142,7 +155,8 @@ def siglip() -> Hooked:
     return Hooked(model, layers, 2, read, lambda images: model(images).pooler_output)
 
 
-def _timm_layers(model: Any, *, post_norm: bool = False) -> list[Layer]:
+def timm_layers(model: Any, *, post_norm: bool = False) -> list[Layer]:
+    """The blocks of a transformer of timm."""
     layers = []
     for block in model.blocks:
         attn = block.attn
@@ -159,14 +173,14 @@ def _timm_layers(model: Any, *, post_norm: bool = False) -> list[Layer]:
     return layers
 
 
-_TIMM = {"img_size": 24, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
+TIMM = {"img_size": 24, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
 
 
 def eva02() -> Hooked:
     """Rotary positions, a norm before the output projection, a gated MLP with a norm in it."""
-    model = _made(
+    model = made(
         timm.models.eva.Eva(
-            **_TIMM,
+            **TIMM,
             num_classes=20,
             global_pool="token",
             qkv_fused=False,
@@ -178,53 +192,53 @@ def eva02() -> Hooked:
             ref_feat_shape=(3, 3),
         )
     )
-    return Hooked(model, _timm_layers(model), 2, row(model.norm, model.head), model)
+    return Hooked(model, timm_layers(model), 2, row(model.norm, model.head), model)
 
 
 def eva_post_norm() -> Hooked:
     """A norm after the attention and after the MLP, as in EVA02-CLIP E."""
-    model = _made(timm.models.eva.Eva(**_TIMM, num_classes=20, global_pool="token", use_post_norm=True))
-    return Hooked(model, _timm_layers(model, post_norm=True), 2, row(model.norm, model.head), model)
+    model = made(timm.models.eva.Eva(**TIMM, num_classes=20, global_pool="token", use_post_norm=True))
+    return Hooked(model, timm_layers(model, post_norm=True), 2, row(model.norm, model.head), model)
 
 
 def eva_post_norm_mean() -> Hooked:
     """The same with a mean of the patches and a norm before the output projection: every token's own statistics."""
-    model = _made(
+    model = made(
         timm.models.eva.Eva(
-            **_TIMM, num_classes=20, global_pool="avg", use_post_norm=True, scale_attn_inner=True, qkv_fused=False
+            **TIMM, num_classes=20, global_pool="avg", use_post_norm=True, scale_attn_inner=True, qkv_fused=False
         )
     )
     return Hooked(
-        model, _timm_layers(model, post_norm=True), 2, mean(model.fc_norm, model.num_prefix_tokens, model.head), model
+        model, timm_layers(model, post_norm=True), 2, mean(model.fc_norm, model.num_prefix_tokens, model.head), model
     )
 
 
 def timm_gap() -> Hooked:
     """A mean before the final norm, registers, norms of queries and keys, layer scale."""
-    model = _made(
+    model = made(
         timm.models.vision_transformer.VisionTransformer(
-            **_TIMM, num_classes=20, global_pool="avg", reg_tokens=2, class_token=False, qk_norm=True, init_values=0.5
+            **TIMM, num_classes=20, global_pool="avg", reg_tokens=2, class_token=False, qk_norm=True, init_values=0.5
         )
     )
     assert not isinstance(model.fc_norm, nn.Identity)
-    return Hooked(model, _timm_layers(model), 2, mean(model.fc_norm, 2, model.head), model)
+    return Hooked(model, timm_layers(model), 2, mean(model.fc_norm, 2, model.head), model)
 
 
 def timm_normed_mean() -> Hooked:
     """A mean of final norms, and a norm before the output projection."""
-    model = _made(
+    model = made(
         timm.models.vision_transformer.VisionTransformer(
-            **_TIMM, num_classes=20, global_pool="avg", fc_norm=False, scale_attn_norm=True
+            **TIMM, num_classes=20, global_pool="avg", fc_norm=False, scale_attn_norm=True
         )
     )
-    return Hooked(model, _timm_layers(model), 2, normed_mean(model.norm, 1, model.head), model)
+    return Hooked(model, timm_layers(model), 2, normed_mean(model.norm, 1, model.head), model)
 
 
 def timm_map() -> Hooked:
     """SigLIP as timm has it."""
-    model = _made(
+    model = made(
         timm.models.vision_transformer.VisionTransformer(
-            **_TIMM, num_classes=0, global_pool="map", class_token=False, scale_attn_norm=True
+            **TIMM, num_classes=0, global_pool="map", class_token=False, scale_attn_norm=True
         )
     )
     pool = model.attn_pool
@@ -238,12 +252,12 @@ def timm_map() -> Hooked:
         2,
         mlp=lambda o: pool.mlp(pool.norm(o)),
     )
-    return Hooked(model, _timm_layers(model), 2, read, model)
+    return Hooked(model, timm_layers(model), 2, read, model)
 
 
 def coca() -> Hooked:
     """open_clip's CoCa: the pool has a norm before and one after; blocks whose output projection is called."""
-    model = _made(
+    model = made(
         VisionTransformer(
             image_size=24,
             patch_size=8,
@@ -281,7 +295,7 @@ def _first(out: Any) -> Tensor:
 FAMILIES: dict[str, Callable[[], Hooked]] = {
     make.__name__: make
     for make in (
-        *(clip, dinov2_with_registers, dinov3, ijepa, siglip),
+        *(clip, dinov2_with_registers, dinov2_giant, dinov3, ijepa, siglip),
         *(eva02, eva_post_norm, eva_post_norm_mean, timm_gap, timm_normed_mean, timm_map, coca),
     )
 }

@@ -8,6 +8,7 @@ import pytest
 import torch
 from families import FAMILIES
 from hooked import Hooked, Terms
+from timm_families import TIMM_FAMILIES, convnext
 from torch import Tensor
 
 import clipfast
@@ -20,9 +21,12 @@ TERM_FLOAT64 = 1e-10  # of terms that are divided by the embedding's norm
 TERM_FLOAT32 = 2e-5
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+MODELS = FAMILIES | TIMM_FAMILIES
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def case(request: pytest.FixtureRequest) -> Case:
-    model = FAMILIES[request.param]()
+    model = MODELS[request.param]()
     images = torch.randn(3, 3, 24, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return model, images, hooked.terms(model, images)
 
@@ -93,7 +97,7 @@ def test_the_pool_alone_is_all_of_the_embedding(case: Case) -> None:
         with pytest.raises(InputError, match="reads its class token alone"):
             model.decompose(images, depth="pool")
         return
-    have = model.decompose(images, depth="pool")
+    have = model.decompose(images, depth="pool", centring="termwise")
     unit = expected.embedding / expected.embedding.norm(dim=-1)[:, None]
     assert away(have.total(), unit) <= TERM_FLOAT64
     assert have.layers == (0,)
@@ -142,3 +146,21 @@ def test_moments_texts_and_ablations(case: Case, tmp_path: Path) -> None:
         unit = expected.embedding / expected.embedding.norm(dim=-1)[:, None]
         features = ablated.encode_image(images, normalize=False) / expected.embedding.norm(dim=-1)[:, None]
         assert away(features, unit - missing + missing.mean(0)) <= 1e-9
+
+
+@torch.no_grad()
+def test_a_network_without_blocks() -> None:
+    """ConvNeXt: every place of the last feature map, through the mean, the frozen norm and the classifier."""
+    model, read = convnext()
+    images = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = model.forward_features(images).flatten(2).mT
+    own = model(images)
+    to_embedding, _ = read(x)
+    zero = to_embedding(torch.zeros_like(x))
+    places = torch.eye(x.shape[1], dtype=torch.float64)
+    expected = torch.stack([to_embedding(x * place[:, None]) - zero + zero / len(places) for place in places], 1)
+    have = clipfast.wrap(model, image_size=(64, 96)).decompose(images, tokens=True, centring="termwise")
+    assert have.depth == "pool"
+    assert away(have.tokens(0, 0), expected / own.norm(dim=-1)[:, None, None]) <= TERM_FLOAT64
+    assert away(have.heads()[:, 0, 0], own / own.norm(dim=-1)[:, None]) <= TERM_FLOAT64
+    assert away(have.embedding, own) <= TERM_FLOAT64
