@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clipfast.kernels import buffers, ops
 from clipfast.kernels.reference import Row, accumulation_dtype
-from clipfast.towers.tower import Activation, Block, LayerNorm, Rotary, Tower
+from clipfast.towers.tower import Activation, Block, LayerNorm, Tower
 
 
 def normalise(
@@ -59,19 +59,9 @@ def project_in(tower: Tower, normed: Tensor, block: Block, backend: str) -> Tens
         if norm is not None:
             part.copy_(normalise(part.contiguous(), None, norm, backend))
     if block.rotary is not None:
-        _rotate(qkv[:, tower.prefix_tokens :, :2], block.rotary)
+        turned = qkv[:, tower.prefix_tokens :, :2]  # queries and keys of the patches
+        ops.rotate(turned, block.rotary.cos, block.rotary.sin, block.rotary.halves, backend=backend)
     return qkv
-
-
-def _rotate(x: Tensor, rotary: Rotary) -> None:
-    """Turns queries and keys of the patches by their positions, ``[B, P, 2, H, E]``, in place."""
-    cos, sin = (table.to(x.dtype).transpose(0, 1)[:, None] for table in (rotary.cos, rotary.sin))  # [P, 1, h, E]
-    if rotary.halves:
-        first, second = x.chunk(2, -1)
-        turned = torch.cat([-second, first], -1)
-    else:
-        turned = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
-    x.mul_(cos).addcmul_(turned, sin)
 
 
 def attend(qkv: Tensor, block: Block, row: Row | None, backend: str) -> tuple[Tensor, Tensor | None]:
