@@ -530,6 +530,9 @@ class Contributions:
             )
             for part, tensors in zip(parts, batches, strict=True)
         }
+        grids = [f"{rows} × {columns}" for rows, columns in dict.fromkeys(part.grid for part in parts)]
+        if len(grids) > 1:
+            raise InputError(f"batches of images of several sizes cannot be joined: {' and '.join(grids)} patches")
         if len(kinds) != 1 or not all(part.basis.same_as(parts[0].basis) for part in parts):
             raise InputError("only batches of one model that keep the same results can be joined")
         return parts[0]._with({name: torch.cat([tensors[name] for tensors in batches]) for name in batches[0]})

@@ -74,7 +74,9 @@ def kept_terms(contributions: Contributions, terms: Terms) -> Tensor:
 def check_basis(mine: Basis, theirs: Basis) -> None:
     """Raises :class:`InputError` unless moments and contributions are of one model, wherever they are kept."""
     if not mine.same_as(theirs):
-        raise InputError("the moments are of another model, of other weights, or of another centring or depth")
+        raise InputError(
+            "the moments are of another model, of other weights or of another centring, depth or image size"
+        )
 
 
 def _check_rest(gone: "_Masks", basis: Basis) -> None:

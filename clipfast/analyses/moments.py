@@ -213,7 +213,9 @@ class Moments:
         state = self._latest if self._latest.basis is not None else replace(self._latest, basis=basis)
         assert state.basis is not None
         if not (state.basis is basis or state.basis.same_as(basis)):
-            raise InputError("these contributions are of another model, of other weights or of another centring")
+            raise InputError(
+                "these contributions are of another model, of other weights or of another centring or image size"
+            )
         if state.count and tuple(layers) != state.layers:
             raise InputError(f"these contributions keep layers {list(layers)}, the moments {list(state.layers)}")
         if state.count and class_token != ("class" in state.sums):

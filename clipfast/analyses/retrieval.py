@@ -145,7 +145,9 @@ class Index:
         if self._basis is None:
             self._begin(contributions.basis)
         elif not self._basis.same_as(contributions.basis):
-            raise InputError("these contributions are of another model, of other weights or of another centring")
+            raise InputError(
+                "these contributions are of another model, of other weights or of another centring or image size"
+            )
         resolve_heads(self.heads, contributions.basis.layers, contributions.basis.heads, contributions.layers)
         scale = 1 / (contributions.std * contributions.norm)
         shared = torch.stack([scale, contributions.mean * scale, 1 / contributions.norm], 1)  # [B, 3]

@@ -16,8 +16,8 @@ from clipfast.commands import console
 from clipfast.commands.files import prepare_folder
 from clipfast.commands.interrupts import Interrupts, saving_interrupts
 from clipfast.commands.labels import labelled_images, labels_of
-from clipfast.commands.loading import check_device, load_model, versions
-from clipfast.commands.options import DTYPE, MODEL, InputOptions
+from clipfast.commands.loading import check_device, load_model, load_model_of, versions
+from clipfast.commands.options import DTYPE, MODEL, InputOptions, parse_size, size_text
 from clipfast.commands.outcome import OutOfMemory
 from clipfast.commands.reading import Prepared, reading
 from clipfast.contributions import Contributions
@@ -90,8 +90,9 @@ def collect(options: InputOptions, folder: Path, *, unfinished: bool = False) ->
     if not sources:
         raise InputError(f"none of the {len(missing)} paths has images")
     options = replace(options, model=options.model or MODEL, dtype=options.dtype or DTYPE)
+    parse_size(options.image_size)  # what is wrong with it is said before anything slow
     images = labelled_images(options, sources)
-    model = load_model(options.model or MODEL, options.pretrained, check_device(options.device), options.dtype or DTYPE)
+    model = load_model_of(options)
     items = [_Item(number, source, entry) for number, (source, entry) in enumerate(images)]
     entries = [entry for _, entry in images]
     settings = _settings(options, entries, model)
@@ -277,10 +278,16 @@ def _open(options: InputOptions, folder: Path, unfinished: bool) -> Collected:
                 f"{folder} was collected with {name} {header[name]!r}, not {option!r}: leave --{name} out, or give the "
                 "images themselves"
             )
+    size, asked = tuple(header["image_size"]), parse_size(options.image_size)
+    if asked is not None and asked != size:
+        raise InputError(
+            f"{folder} was collected with image size {size_text(size)}, not {size_text(asked)}: "
+            "leave --image-size out, or give the images themselves"
+        )
     labels = labels_of(options, collection.sources() if options.labels is not None else [])
     if labels is not None:
         collection.entries = labelled(collection.entries, labels)
-    model = load_model(header["model"], header["pretrained"], check_device(options.device), header["dtype"])
+    model = load_model(header["model"], header["pretrained"], check_device(options.device), header["dtype"], size)
     if model.fingerprint() != header["weights"]:
         raise InputError(f"the weights of {header['model']} are not those that {folder} was collected with")
     if not collection.complete:
@@ -295,6 +302,7 @@ def _settings(options: InputOptions, entries: Sequence[Entry], model: Model) -> 
     return {
         "model": options.model,
         "pretrained": options.pretrained,
+        "image_size": list(model.image_size),  # before the weights, which hold the positions of one size
         "weights": model.fingerprint(),
         "dtype": options.dtype,
         "moments_only": options.moments_only,

@@ -7,7 +7,7 @@ import torch
 
 import clipfast
 from clipfast.commands import console
-from clipfast.commands.options import DTYPE, MODEL, ImageOptions
+from clipfast.commands.options import DTYPE, MODEL, ImageOptions, parse_size, size_text
 from clipfast.errors import InputError
 from clipfast.model import Model, load
 
@@ -35,15 +35,23 @@ def check_device(name: str | None) -> torch.device | None:
     return device
 
 
-def load_model(name: str, pretrained: str | None, device: torch.device | None, dtype: str = "fp32") -> Model:
+def load_model(
+    name: str,
+    pretrained: str | None,
+    device: torch.device | None,
+    dtype: str = "fp32",
+    image_size: tuple[int, int] | None = None,
+) -> Model:
     """:func:`clipfast.load` behind a spinner; says on stderr which device the model runs on.
 
     Raises:
         ModelError: as :func:`clipfast.load`.
+        InputError: an image size that the model cannot be given.
     """
     with console.status(f"loading {name}"):
-        model = load(name, pretrained, device=device, dtype=DTYPES[dtype])
-    console.note(f"model {name} on {model.device}, {dtype}")
+        model = load(name, pretrained, device=device, dtype=DTYPES[dtype], image_size=image_size)
+    size = "" if image_size is None else f", images of {size_text(image_size)}"
+    console.note(f"model {name} on {model.device}, {dtype}{size}")
     return model
 
 
@@ -54,7 +62,8 @@ def load_model_of(options: ImageOptions) -> Model:
         ClipfastError: no such device, or a model that cannot be loaded.
     """
     name, dtype = options.model or MODEL, options.dtype or DTYPE
-    return load_model(name, options.pretrained, check_device(options.device), dtype)
+    size = parse_size(options.image_size)
+    return load_model(name, options.pretrained, check_device(options.device), dtype, size)
 
 
 def versions() -> dict[str, str | None]:

@@ -27,6 +27,25 @@ Dashed = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
 """Text that may begin with a hyphen, such as ``-4,-3``."""
 
 
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Height and width that ``--image-size`` names.
+
+    Raises:
+        InputError: anything else than one or two whole numbers above zero.
+    """
+    if text is None:
+        return None
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdigit() and int(side) for side in sides):
+        raise InputError(f"--image-size is {text!r}: give HEIGHTxWIDTH in pixels, such as 336x672, or one side")
+    return int(sides[0]), int(sides[-1])
+
+
+def size_text(size: Sequence[int]) -> str:
+    """Height and width as :func:`parse_size` takes them."""
+    return "x".join(map(str, size))
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ImageOptions:
@@ -40,6 +59,8 @@ class ImageOptions:
         batch_size: Images at once.
         device: cpu, cuda or cuda:N. Default: CUDA where there is a device.
         dtype: Precision of the weights. Default: fp32.
+        image_size: Height and width of the model's input in pixels, such as 336x672, or 336 for a square; positions are
+            interpolated. Default: the model's own.
     """
 
     images: Paths = ()
@@ -49,6 +70,7 @@ class ImageOptions:
     batch_size: Positive = 8
     device: str | None = None
     dtype: Dtype | None = None
+    image_size: str | None = None
 
     def check(self) -> None:
         """Checks what can be checked before anything is read.
@@ -70,6 +92,8 @@ class InputOptions(ImageOptions):
         model: An open_clip name (see ``clipfast models``), a model's folder, hf-hub:REPOSITORY or hf:REPOSITORY.
             Default: the bundled model, or the model that the collection was made with.
         dtype: Precision of the weights. Default: fp32, or that of the collection.
+        image_size: Height and width of the model's input in pixels, such as 336x672, or 336 for a square; positions are
+            interpolated. Default: the model's own, or that of the collection.
         labels: Where labels are: folder (the first folder below the one that was searched), parent (the folder that
             the image is in), shard (members of the tar shard), or a CSV file with a column that names the images.
         label_column: The column with labels.

@@ -31,7 +31,7 @@ from clipfast.dataset.store import Shard
 from clipfast.errors import InputError
 from clipfast.inputs import printable
 
-FORMAT = "clipfast.collection/3"
+FORMAT = "clipfast.collection/4"
 HEADER, IMAGES = "collection.json", "images.jsonl"
 _CHECKSUM = "checksum"
 _SHOWN = 3

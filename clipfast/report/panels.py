@@ -141,7 +141,7 @@ def heads_panel(shown: HeadMaps) -> Image.Image:
     step_y = picture.height + gap + (17 if tile >= 72 else 0)
     left = MARGIN + labels
     grid_width = heads * (tile + gap) - gap
-    head_of_page = MARGIN + large.height + 40
+    head_of_page = MARGIN + max(large.height, 132) + 40  # the words beside it are as high as a square picture
     width = max(left + grid_width + 28 + bars + MARGIN, 640)
     sheet = Sheet(width, head_of_page + layers * step_y + MARGIN)
     sheet.picture((MARGIN, MARGIN), large)
@@ -157,7 +157,7 @@ def heads_panel(shown: HeadMaps) -> Image.Image:
     ground = greyed(picture)
     for head in range(heads):
         name = f"head {head}" if tile >= 60 else str(head)
-        sheet.text((left + head * (tile + gap) + tile / 2, head_of_page - 18), name, 12, FAINT, "ma")
+        sheet.text((left + head * (tile + gap) + picture.width / 2, head_of_page - 18), name, 12, FAINT, "ma")
     for row, layer in enumerate(shown.layers):
         y = head_of_page + row * step_y
         sheet.text((left - 10, y + picture.height / 2), f"layer {layer}", 13, INK, "rm")

@@ -78,9 +78,10 @@ def test_heads_panel_has_the_colour_of_every_head_and_bar() -> None:
     maps = np.stack([np.full((3, 3), value) for value in (4.0, -4.0)])[None]
     shown = HeadMaps("x", Image.new("RGB", (48, 24), GREY), "a", 0.2, [5], [[0.5, -0.25]], [-0.5], maps)
     panel = heads_panel(shown)
-    assert [panel.getpixel((84 + 137 * head + 66, 128 + 33)) for head in range(2)] == [RAISED, LOWERED]
+    top = 194  # below the words and the scale, which are higher than so wide a picture
+    assert [panel.getpixel((84 + 137 * head + 66, top + 33)) for head in range(2)] == [RAISED, LOWERED]
     middle = 84 + 2 * 137 - 5 + 28 + 104 + 73  # the zero of the bars
-    heads, mlp = 128 + 33 - 9, 128 + 33 + 9
+    heads, mlp = top + 33 - 9, top + 33 + 9
     assert panel.getpixel((middle + 30, heads)) == (226, 122, 24)  # heads together: +0.25, half of 73 pixels
     assert panel.getpixel((middle + 45, heads)) == (255, 255, 255)
     assert panel.getpixel((middle - 60, mlp)) == (33, 104, 190)  # the MLP: -0.5, all of 73 pixels

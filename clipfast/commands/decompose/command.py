@@ -232,6 +232,7 @@ def _finish(
         "pretrained": inputs.pretrained,
         "random_weights": None if model is None else not model.pretrained,
         "dtype": inputs.dtype or DTYPE,
+        "image_size": None if model is None else list(model.image_size),
         "device": None if model is None else str(model.device),
         "centring": options.centring,
         "depth": options.depth if options.depth is not None or model is None else model.depth,

@@ -14,6 +14,7 @@ from clipfast.commands import console
 from clipfast.commands.demo.options import Options
 from clipfast.commands.figures import draw_heads, draw_texts, write_panel
 from clipfast.commands.loading import load_model
+from clipfast.commands.options import parse_size
 from clipfast.commands.outcome import FAILED
 from clipfast.commands.results import prepare_results
 from clipfast.commands.text_features import encode_texts
@@ -82,6 +83,7 @@ def run(options: Options) -> int:
     """
     if not options.scenes and not options.photos:
         raise InputError("nothing to show: give photographs, or --scenes above 0")
+    image_size = parse_size(options.image_size)
     prepare_results(options.out)
     sources, missing, left_out = find_images(options.photos, skip=options.out)
     for gone in missing:
@@ -89,7 +91,7 @@ def run(options: Options) -> int:
     for note in left_out:
         console.note(note)
     failed = len(missing)
-    model = load_model(options.model, None, None)
+    model = load_model(options.model, None, None, image_size=image_size)
     subjects = [scene_subject(options.seed, index) for index in range(options.scenes)]
     for source in sources:
         try:

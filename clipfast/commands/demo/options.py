@@ -19,6 +19,7 @@ class Options:
         scenes: How many scenes to draw.
         seed: Which scenes to draw.
         model: Another model than the bundled one.
+        image_size: Height and width of the model's input in pixels, such as 64x96, or one side. Default: 64.
     """
 
     photos: Paths = ()
@@ -27,3 +28,4 @@ class Options:
     scenes: NonNegative = 6
     seed: NonNegative = 0
     model: Annotated[str, Parameter(show=False)] = "scenes"
+    image_size: str | None = None

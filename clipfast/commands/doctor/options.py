@@ -23,6 +23,7 @@ class Options:
         pretrained: A tag of open_clip, or a checkpoint's path.
         device: cpu, cuda, cuda:N or mps. Default: CUDA where there is a device.
         dtype: Precision of the weights. Default: fp32.
+        image_size: Height and width of its input in pixels, such as 336x672, or one side. Default: the model's own.
         backend: Kernels to test: auto, or a backend's name.
         json: Print JSON instead of the table.
     """
@@ -33,6 +34,7 @@ class Options:
     pretrained: str | None = None
     device: str | None = None
     dtype: Dtype | None = None
+    image_size: str | None = None
     backend: str = "auto"
     json: Flag = False
 
@@ -43,6 +45,7 @@ class Options:
             InputError: an option that tests a model, and no model.
         """
         needs_model = {"--pretrained": self.pretrained, "--device": self.device, "--dtype": self.dtype}
+        needs_model["--image-size"] = self.image_size
         given = [option for option, value in needs_model.items() if value is not None]
         given += ["--backend"] if self.backend != "auto" else []
         if self.model is None and given:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from clipfast.commands import console
 from clipfast.commands.doctor.options import Options
 from clipfast.commands.loading import DTYPES, check_device
-from clipfast.commands.options import DTYPE
+from clipfast.commands.options import DTYPE, parse_size
 from clipfast.dataset.files import find_images
 from clipfast.model import load
 from clipfast.selftest import Check, selftest
@@ -22,6 +22,7 @@ def test_model(options: Options, name: str) -> int:
         ClipfastError: no such device or backend, a model that cannot be loaded, an image that cannot be read.
     """
     device, dtype = check_device(options.device), DTYPES[options.dtype or DTYPE]
+    image_size = parse_size(options.image_size)
     sources, missing, notes = find_images(options.images)
     for note in notes:
         console.note(note)
@@ -29,7 +30,9 @@ def test_model(options: Options, name: str) -> int:
         raise missing[0].error
     pictures = [source.open() for source in sources]
     with console.status(f"loading {name}"):
-        model = load(name, options.pretrained, device=device, dtype=dtype, backend=options.backend)
+        model = load(
+            name, options.pretrained, device=device, dtype=dtype, backend=options.backend, image_size=image_size
+        )
     with console.status(f"testing {name}"):
         found = selftest(model, pictures)
     failed = [check for check in found.checks if not check.ok]

@@ -139,6 +139,7 @@ def _settings(options: Options, collected: Collected) -> list[tuple[str, str]]:
         ("date", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
         ("model", " ".join(filter(None, (header["model"], header["pretrained"])))),
         ("precision", f"{header['dtype']} on {model.device.type}"),
+        ("image size", "{} × {} pixels".format(*model.image_size)),
         ("collection", str(collected.collection.folder)),
         ("pool", f"{pool}, seed {options.naming.seed}" if pool == RANDOM else pool),
         ("software", software),

@@ -290,6 +290,7 @@ class _Pass:
             "model": plan.images.options.model,
             "pretrained": plan.images.options.pretrained,
             "dtype": plan.images.options.dtype,
+            "image_size": list(self.model.image_size),
             "images": self.scorer.images,
             "failed": self.failures.rows,
             "baseline": None

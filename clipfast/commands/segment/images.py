@@ -8,7 +8,7 @@ from clipfast.commands import console
 from clipfast.commands.collecting import collect
 from clipfast.commands.labels import labelled_images
 from clipfast.commands.loading import check_device, load_model_of
-from clipfast.commands.options import DTYPE, MODEL, InputOptions
+from clipfast.commands.options import DTYPE, MODEL, InputOptions, parse_size, size_text
 from clipfast.dataset.collection import Entry, is_collection
 from clipfast.dataset.files import Source, find_images
 from clipfast.errors import ClipfastError, InputError
@@ -72,7 +72,8 @@ def find_image_set(options: InputOptions, out: Path, aside: Path | None, failure
     if len(options.images) == 1 and is_collection(options.images[0]):
         collected = collect(options, out)
         header = collected.collection.header
-        named = replace(options, **{name: header[name] for name in ("model", "pretrained", "dtype")})
+        settings = {name: header[name] for name in ("model", "pretrained", "dtype")}
+        named = replace(options, **settings, image_size=size_text(header["image_size"]))
         items = list(zip(collected.collection.sources(), collected.collection.entries, strict=True))
         return ImageSet(items, named, lambda: collected.model)
     sources, missing, left_out = find_images(options.images, skip=out)
@@ -90,4 +91,5 @@ def find_image_set(options: InputOptions, out: Path, aside: Path | None, failure
     images = labelled_images(options, sources)
     named = replace(options, model=options.model or MODEL, dtype=options.dtype or DTYPE)
     check_device(options.device)
+    parse_size(options.image_size)
     return ImageSet(images, named, lambda: load_model_of(named))
