@@ -183,7 +183,8 @@ HOMES = {
         "clipfast.scenes",
     ),
     "timm": tuple(
-        f"clipfast.towers.timm_{part}" for part in ("parts", "blocks", "pools", "networks", "towers", "models")
+        f"clipfast.towers.timm_{part}"
+        for part in ("parts", "positions", "blocks", "pools", "networks", "towers", "models")
     ),
     "transformers": tuple(f"clipfast.towers.huggingface{part}" for part in ("", "_layouts", "_models", "_processors")),
 }
