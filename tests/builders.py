@@ -24,7 +24,7 @@ TINY = {
 
 @torch.no_grad()
 def randomise(module: nn.Module, seed: int) -> nn.Module:
-    """Gives every parameter a random value of its natural size: no bias is 0, no scale is 1."""
+    """Gives every parameter a random value of its natural size, and batch normalisation statistics: no bias is 0."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         if parameter.ndim == 0:
@@ -36,6 +36,11 @@ def randomise(module: nn.Module, seed: int) -> nn.Module:
         else:
             fan_in = parameter.shape[0] if name.endswith("proj") else parameter.shape[1:].numel()
             parameter.normal_(0.0, fan_in**-0.5, generator=generator)
+    for name, buffer in module.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(0.0, 0.3, generator=generator)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 2.0, generator=generator)
     return module
 
 
@@ -68,7 +73,9 @@ def clip_model(seed: int = 0, embed_dim: int = 20) -> open_clip.CLIP:
 def pixels(visual: nn.Module, images: int = 2, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Random preprocessed images for a tower, ``[images, 3, height, width]``."""
     generator = torch.Generator().manual_seed(1000 + seed)
-    return torch.randn(images, 3, *visual.image_size, generator=generator).to(dtype)
+    size: Any = visual.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return torch.randn(images, 3, height, width, generator=generator).to(dtype)
 
 
 def directions(texts: int, embed_dim: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -201,8 +201,15 @@ def unreadable(module: nn.Module, path: str) -> Iterator[tuple[str, str]]:
     if isinstance(out, nn.Module):  # the attention reads its weight, and does not call it
         if is_adapter(out):
             yield "not_run", f"{path}.out_proj: {type(out).__name__}"
-        elif any(isinstance(hook, COMPUTING_HOOKS) for hook in out._forward_pre_hooks.values()):
+        elif not weight_is_read(out):
             yield "not_run", f"{path}.out_proj: a weight that a hook computes"
+
+
+def weight_is_read(layer: nn.Module) -> bool:
+    """Whether the weight that a layer computes with is its ``weight`` before it is called."""
+    return not is_adapter(layer) and not any(
+        isinstance(hook, COMPUTING_HOOKS) for hook in layer._forward_pre_hooks.values()
+    )
 
 
 def state_of(module: nn.Module) -> tuple[object, ...]:

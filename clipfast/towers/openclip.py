@@ -1,18 +1,21 @@
 """open_clip's vision towers as plain tensors.
 
-A tower is read from an unmodified module of open_clip's own ``VisionTransformer`` class. What cannot be decomposed
-exactly is refused with every reason at once; the documentation lists ``REFUSALS``.
+A tower is read from an unmodified module of open_clip's own ``VisionTransformer`` or ``ModifiedResNet`` class. What
+cannot be decomposed exactly is refused with every reason at once; the documentation lists ``REFUSALS``.
 """
 
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
+from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
-from open_clip.modified_resnet import ModifiedResNet
+from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import (
     Attention,
+    AttentionalPooler,
     CustomResidualAttentionBlock,
     LayerNormFp32,
     LayerScale,
@@ -25,30 +28,52 @@ from open_clip.transformer import LayerNorm as OpenClipLayerNorm
 from torch import Tensor, nn
 
 from clipfast.errors import UnsupportedTower
-from clipfast.towers import timm_towers
+from clipfast.towers import clip_resnet, timm_towers
+from clipfast.towers.clip_layers import (
+    Classes,
+    Places,
+    activation,
+    bias_of,
+    block_of,
+    expect,
+    expect_attention,
+    expect_norm,
+    expect_patches,
+    have_equal_settings,
+    norm,
+    optional_norm,
+    replaced_in_block,
+)
 from clipfast.towers.folding import folded
 from clipfast.towers.openclip_sizes import sized
-from clipfast.towers.patches import drops_now, patches, plain_type, replacement, sentence
+from clipfast.towers.patches import drops_now, patches, plain_type, sentence
 from clipfast.towers.sizes import of_copy, pixels_of
-from clipfast.towers.tower import Activation, Block, LayerNorm, Pooling, Tower
+from clipfast.towers.tower import Activation, AttentionPool, LayerNorm, Linear, Pooling, Tower
 from clipfast.towers.wrappers import unwrap
 
-REFUSALS: dict[str, str] = {
-    "resnet": "a ModifiedResNet: convolutions are no sum over heads and patches",
-    "class": "not open_clip's VisionTransformer",
-    "attentional_pool": "attentional pooling: it reads the residual stream through a LayerNorm per token",
-    "norm_before_pool": "average pooling after the final LayerNorm: every token has a mean and variance of its own",
-    "pool": "no pooling: there is no single image embedding",
-    "qk_norm": "LayerNorm on queries and keys",
-    "scaled_cosine": "scaled cosine attention",
-    "scale_heads": "learned scales of the heads",
-    "scale_attn_inner": "a LayerNorm between heads and output projection",
-    "scale_attn": "a LayerNorm after the attention",
-    "scale_fc": "a LayerNorm inside the MLP",
-    "activation": "an activation other than GELU and QuickGELU",
-    "projection": "no linear projection to the joint space",
-} | timm_towers.REFUSALS
+REFUSALS: dict[str, str] = (
+    {
+        "class": "not open_clip's VisionTransformer or ModifiedResNet",
+        "poolers": "two attentional poolers: open_clip gives an embedding per query, not one per image",
+        "query_mean": "an average over the attentional pooler's queries: each has a LayerNorm of its own",
+        "pool": "no pooling: there is no single image embedding",
+        "scaled_cosine": "scaled cosine attention: open_clip's own forward cannot run it",
+        "activation": "an activation other than GELU, QuickGELU and SiLU",
+    }
+    | clip_resnet.REFUSALS
+    | timm_towers.REFUSALS
+)
 """Why a tower is refused, by a short key; those of its trunks of timm, too."""
+
+CLASSES = Classes(
+    blocks=(ResidualAttentionBlock, CustomResidualAttentionBlock),
+    norms=(OpenClipLayerNorm, LayerNormFp32, nn.LayerNorm),
+    attentions=(nn.MultiheadAttention, Attention),
+    quick_gelu=QuickGELU,
+    scales=(LayerScale,),
+    custom=(CustomResidualAttentionBlock,),
+)
+"""What its blocks are made of."""
 
 
 def vision_module(module: nn.Module) -> nn.Module:
@@ -84,29 +109,90 @@ def read(module: nn.Module, *, ignore_hooks: bool = False, image_size: tuple[int
         raise UnsupportedTower(type(visual).__name__, reasons)
     if isinstance(visual, TimmModel):
         return timm_towers.read_at(visual, image_size, lambda model, _: _timm(model, ignore_hooks), sized)
-    plain, sources = folded(visual)
+    if isinstance(visual, ModifiedResNet):
+        return clip_resnet.read(sized(visual, image_size), visual.image_size)
+    plain, computed_from = folded(visual)
     vit = cast(Any, sized(plain, image_size))
-    blocks = tuple(_block(block) for block in vit.transformer.resblocks)
+    blocks, sources = zip(*(block_of(block) for block in vit.transformer.resblocks), strict=True)
     first = vit.transformer.resblocks[0]
-    pooling: Pooling = "mean" if vit.pool_type == "avg" else "cls"
+    pooling, ln_post, pool = _pooling(vit)
     tower = Tower(
         patch_weight=vit.conv1.weight,
-        patch_bias=None,
+        patch_bias=vit.conv1.bias,
         class_embedding=vit.class_embedding,
         registers=None,
         positional_embedding=vit.positional_embedding,
-        ln_pre=None if isinstance(vit.ln_pre, nn.Identity) else _norm(vit.ln_pre),
+        ln_pre=optional_norm(vit.ln_pre),
         blocks=blocks,
-        ln_post=_norm(vit.ln_post),
+        ln_post=ln_post,
         projection=vit.proj,
         heads=first.attn.num_heads,
-        activation=cast(Activation, _activation(first.mlp.gelu)),
+        activation=cast(Activation, activation(first.mlp.gelu, CLASSES)),
         pooling=pooling,
         image_size=tuple(vit.image_size),
         patch_size=tuple(vit.patch_size),
-        sources=sources,
+        pool=pool,
+        sources=(
+            *computed_from,
+            *(part for block in sources for part in block),
+            *(_query_sources(vit) if pool else ()),
+        ),
     )
     return tower if vit is plain else of_copy(tower, plain, vit)
+
+
+def _pooling(vit: Any) -> tuple[Pooling, LayerNorm | None, AttentionPool | None]:
+    """How the embedding reads the last residual stream, the LayerNorm of its tokens or of the pooled row, the pool."""
+    last = optional_norm(vit.ln_post)
+    if vit.attn_pool is not None:
+        return "attention", norm(vit.attn_pool.ln_k), _attention_pool(vit.attn_pool, last)
+    if vit.pool_type == "tok":
+        return "cls", last, None
+    return "mean" if vit.final_ln_after_pool else "normed_mean", last, None
+
+
+def _attention_pool(pooler: Any, last: LayerNorm | None) -> AttentionPool:
+    """open_clip's pooler: of its queries the embedding reads the first."""
+    query, key, value = _projections(pooler.attn)
+    return AttentionPool(
+        query=_query(pooler, query),
+        key_weight=key.weight,
+        key_bias=key.bias,
+        value_weight=value.weight,
+        value_bias=value.bias,
+        out_weight=pooler.attn.out_proj.weight,
+        out_bias=bias_of(pooler.attn.out_proj),
+        heads=pooler.attn.num_heads,
+        norm=last,
+    )
+
+
+def _projections(attention: Any) -> tuple[Linear, Linear, Linear]:
+    """Query, key and value of one of torch's attention layers, which packs them where their widths are equal."""
+    if attention.in_proj_weight is not None:
+        weights = attention.in_proj_weight.chunk(3)
+    else:
+        weights = (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
+    biases = (None, None, None) if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
+    query, key, value = (Linear(weight, bias) for weight, bias in zip(weights, biases, strict=True))
+    return query, key, value
+
+
+@torch.no_grad()
+def _query(pooler: Any, projection: Linear) -> Tensor:
+    """The first query after its LayerNorm and its projection, ``[D]``."""
+    dtype = torch.promote_types(projection.weight.dtype, torch.float32)
+    weight, bias, eps = pooler.ln_q.weight.to(dtype), bias_of(pooler.ln_q).to(dtype), pooler.ln_q.eps
+    normed = F.layer_norm(pooler.query[0].to(dtype), weight.shape, weight, bias, eps)
+    offset = None if projection.bias is None else projection.bias.to(dtype)
+    return F.linear(normed, projection.weight.to(dtype), offset).to(projection.weight.dtype)
+
+
+def _query_sources(vit: Any) -> tuple[Tensor, ...]:
+    """What :func:`_query` is computed from."""
+    pooler = vit.attn_pool
+    parts = (pooler.query, pooler.ln_q.weight, pooler.ln_q.bias, *_projections(pooler.attn)[0])
+    return tuple(part for part in parts if part is not None)
 
 
 @torch.no_grad()
@@ -119,11 +205,13 @@ def own_forward(module: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor 
 
     Returns:
         ``[B, D]``, and the stream before the first block and after each, ``[B, N, W]``; None for a part that did not
-        run.
+        run. Of a ResNet it is what its attention pool reads.
     """
     visual = cast(Any, sized(vision_module(module), pixels_of(images)))
     if isinstance(visual, TimmModel):
         return timm_towers.own_forward(visual, visual.trunk, images)
+    if isinstance(visual, ModifiedResNet):
+        return clip_resnet.own_forward(visual, images)
     parts = [visual.ln_pre, *visual.transformer.resblocks]
     stream: list[Tensor | None] = [None] * len(parts)
     tokens_first = not getattr(visual.transformer, "batch_first", True)
@@ -146,10 +234,11 @@ def own_forward(module: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor 
 
 def _replaced_encoder(module: nn.Module) -> list[str]:
     """The reason for refusing a CLIP whose ``encode_image`` is not open_clip's own."""
-    own = CLIP.encode_image if isinstance(module, CLIP) else CustomTextCLIP.encode_image
-    subclassed = isinstance(module, CLIP | CustomTextCLIP) and type(module).encode_image is not own
+    kind: Any = type(module)
+    own = next((each.encode_image for each in (CLIP, CustomTextCLIP, CoCa) if isinstance(module, each)), None)
+    subclassed = own is not None and kind.encode_image is not own
     if subclassed or "encode_image" in vars(module):
-        return [sentence(REFUSALS["forward"], [f"{type(module).__name__}.encode_image"])]
+        return [sentence(REFUSALS["forward"], [f"{kind.__name__}.encode_image"])]
     return []
 
 
@@ -163,156 +252,67 @@ def _timm(visual: nn.Module, ignore_hooks: bool) -> tuple[Tower | None, list[tup
 def refusals(visual: nn.Module, *, ignore_hooks: bool = False) -> list[tuple[str, str]]:
     """Every reason why a vision module cannot be decomposed, as (key of :data:`REFUSALS`, sentence)."""
     kind = plain_type(visual)
-    if isinstance(visual, ModifiedResNet):
-        return [("resnet", REFUSALS["resnet"])]
     if kind is TimmModel:
         return _timm(visual, ignore_hooks)[1]
-    if kind is not VisionTransformer:
+    if kind not in (VisionTransformer, ModifiedResNet):
         return [("class", f"{REFUSALS['class']} but {kind.__module__}.{kind.__qualname__}")]
-    vit = folded(visual).module
     reasons: dict[str, list[str]] = {}  # key → places
-    if vit.attn_pool is not None:
-        reasons["attentional_pool"] = []
-    elif vit.pool_type == "none":
-        reasons["pool"] = []
-    elif vit.pool_type == "avg" and not vit.final_ln_after_pool:
-        reasons["norm_before_pool"] = []
-    if vit.proj is None:
-        reasons["projection"] = []
     if drops_now(visual):
         reasons["training"] = []
-    blocks = list(vit.transformer.resblocks)
-    for index, block in enumerate(blocks):
-        for key in _block_settings(block):
-            reasons.setdefault(key, [])
-        for key, place in _replaced_in_block(block, f"transformer.resblocks.{index}"):
+    runs: list[nn.Module] = []
+    if kind is VisionTransformer:
+        vit = folded(visual).module
+        for key in _pooling_reasons(vit):
+            reasons[key] = []
+        for key, place in _replaced(vit):
             reasons.setdefault(key, []).append(place)
-    for key, place in _replaced_around_blocks(vit):
-        reasons.setdefault(key, []).append(place)
-    if not {"replaced", "adapter", "quantised"} & reasons.keys() and not _have_equal_settings(blocks):
-        reasons["replaced"] = ["blocks with different heads or activations"]
-    for patch in patches(visual, ignore_hooks=ignore_hooks):
+    else:
+        runs = clip_resnet.trunk(visual)
+        for key, place in clip_resnet.replaced(visual, (AttentionPool2d,)):
+            reasons.setdefault(key, []).append(place)
+    for patch in patches(visual, ignore_hooks=ignore_hooks, runs=runs):
         reasons.setdefault(patch.reason, []).append(patch.place)
-    return [(key, sentence(REFUSALS[key], places)) for key, places in reasons.items()]
+    return [(key, sentence(REFUSALS[key], filter(None, places))) for key, places in reasons.items()]
 
 
-def _block_settings(block: Any) -> list[str]:
-    """Keys of the settings of a block that cannot be decomposed."""
-    keys = []
-    if plain_type(block) is CustomResidualAttentionBlock:
-        attn = block.attn
-        settings = {
-            "scale_attn": not isinstance(block.ln_attn, nn.Identity),
-            "scale_fc": not isinstance(getattr(block.mlp, "ln", nn.Identity()), nn.Identity),
-        }
-        if plain_type(attn) is Attention:
-            settings |= {
-                "qk_norm": not isinstance(attn.ln_q, nn.Identity),
-                "scaled_cosine": attn.scaled_cosine,
-                "scale_heads": attn.head_scale is not None,
-                "scale_attn_inner": not isinstance(attn.ln_inner, nn.Identity),
-            }
-        keys += [key for key, is_set in settings.items() if is_set]
-    if plain_type(block) in BLOCKS and _activation(getattr(block.mlp, "gelu", None)) is None:
-        keys.append("activation")
-    return keys
+def _pooling_reasons(vit: Any) -> list[str]:
+    """Keys of the reasons that a vision transformer's pooling gives."""
+    if vit.attn_pool is not None and vit.attn_pool_contrastive is not None:
+        return ["poolers"]
+    if vit.pool_type == "none":
+        return ["pool"]
+    return ["query_mean"] if vit.attn_pool is not None and vit.pool_type != "tok" else []
 
 
-BLOCKS = (ResidualAttentionBlock, CustomResidualAttentionBlock)
-LINEARS = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
-NORMS = (OpenClipLayerNorm, LayerNormFp32, nn.LayerNorm)
-Places = list[tuple[str, str]]  # (key of REFUSALS, place)
+def _replaced(vit: Any) -> Places:
+    """Settings that cannot be decomposed, with no place, and layers that are not those of open_clip's class."""
+    wrong = expect_patches(vit.conv1, tuple(vit.patch_size)) + expect(vit.transformer, (Transformer,), "transformer")
+    for name in ("ln_pre", "ln_post"):
+        if type(getattr(vit, name)) is not nn.Identity:
+            wrong += expect_norm(getattr(vit, name), CLASSES, name)
+    if vit.attn_pool is not None:
+        wrong += _replaced_in_pooler(vit.attn_pool)
+    blocks = list(vit.transformer.resblocks)
+    in_blocks: Places = []
+    for index, block in enumerate(blocks):
+        in_blocks += replaced_in_block(block, f"transformer.resblocks.{index}", CLASSES)
+        if plain_type(block) in CLASSES.blocks and activation(getattr(block.mlp, "gelu", None), CLASSES) is None:
+            wrong.append(("activation", ""))
+        if getattr(block.attn if hasattr(block, "attn") else None, "scaled_cosine", False):
+            wrong.append(("scaled_cosine", ""))
+    if not in_blocks and not have_equal_settings(blocks, CLASSES):
+        in_blocks.append(("replaced", "blocks with different heads or activations"))
+    return wrong + in_blocks
 
 
-def _expect(module: Any, kinds: tuple[type, ...], place: str) -> Places:
-    """A reason, with its place, when a module is of none of the expected classes."""
-    if isinstance(module, nn.Module) and plain_type(module) in kinds:
-        return []
-    kind, expected = type(module), kinds[0].__name__
-    name = f"{kind.__module__}.{kind.__name__}" if kind.__name__ == expected else kind.__name__
-    return [(replacement(module), f"{place}: {name} in place of {expected}")]
-
-
-def _expect_norm(norm: Any, place: str) -> Places:
-    wrong = _expect(norm, NORMS, place)
-    if not wrong and (norm.weight is None or norm.bias is None):
-        wrong.append(("replaced", f"{place}: no weight or no bias"))
-    return wrong
-
-
-def _replaced_around_blocks(vit: Any) -> Places:
-    """Layers outside the blocks that are not those of open_clip's class."""
-    wrong = _expect(vit.conv1, (nn.Conv2d,), "conv1") + _expect(vit.transformer, (Transformer,), "transformer")
-    if not wrong and vit.conv1.bias is not None:
-        wrong.append(("replaced", "conv1: a bias"))
-    if type(vit.ln_pre) is not nn.Identity:
-        wrong += _expect_norm(vit.ln_pre, "ln_pre")
-    return wrong + _expect_norm(vit.ln_post, "ln_post")
-
-
-def _replaced_in_block(block: Any, place: str) -> Places:
-    """Layers of a block that are not those of open_clip's class: adapters, quantised layers, other classes."""
-    wrong = _expect(block, BLOCKS, place)
+def _replaced_in_pooler(pooler: Any) -> Places:
+    """The same for the attentional pooler."""
+    wrong = expect(pooler, (AttentionalPooler,), "attn_pool")
     if wrong:
         return wrong
-    custom = plain_type(block) is CustomResidualAttentionBlock
-    children = {name for name, _ in block.named_children()} - ({"ln_attn"} if custom else set()) - {"parametrizations"}
-    inner = [name for name, _ in block.mlp.named_children() if not (custom and name == "ln")]
-    if children != {"ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2"}:
-        return [("replaced", f"{place}: has the layers {', '.join(sorted(children))}")]
-    if inner != ["c_fc", "gelu", "c_proj"]:
-        return [("replaced", f"{place}.mlp: has the layers {', '.join(inner)}")]
-    wrong += _expect(block.mlp, (nn.Sequential,), f"{place}.mlp")
-    wrong += _expect(block.attn, (nn.MultiheadAttention, Attention), f"{place}.attn")
+    wrong += expect(pooler.attn, (nn.MultiheadAttention,), "attn_pool.attn")
     if not wrong:
-        attn = block.attn
-        linears = {"attn.out_proj": attn.out_proj, "mlp.c_fc": block.mlp.c_fc, "mlp.c_proj": block.mlp.c_proj}
-        for name, layer in linears.items():
-            linear = _expect(layer, LINEARS, f"{place}.{name}")
-            wrong += linear or ([("replaced", f"{place}.{name}: no bias")] if layer.bias is None else [])
-        if getattr(attn, "in_proj_weight", None) is None:
-            wrong.append(("replaced", f"{place}.attn: separate weights for query, key and value"))
-        if getattr(attn, "bias_k", None) is not None or getattr(attn, "add_zero_attn", False):
-            wrong.append(("replaced", f"{place}.attn: a learned or zero key"))
-    wrong += _expect_norm(block.ln_1, f"{place}.ln_1") + _expect_norm(block.ln_2, f"{place}.ln_2")
-    for name in ("ls_1", "ls_2"):
-        wrong += _expect(getattr(block, name), (LayerScale, nn.Identity), f"{place}.{name}")
+        wrong += expect_attention(pooler.attn, "attn_pool.attn")
+    for name in ("ln_q", "ln_k"):
+        wrong += expect_norm(getattr(pooler, name), CLASSES, f"attn_pool.{name}")
     return wrong
-
-
-def _have_equal_settings(blocks: list[Any]) -> bool:
-    """Whether all blocks have the same number of heads and the same activation, as in a :class:`Tower`."""
-    return len({(block.attn.num_heads, _activation(block.mlp.gelu)) for block in blocks}) <= 1
-
-
-def _activation(module: nn.Module | None) -> str | None:
-    if type(module) is QuickGELU:
-        return "quick_gelu"
-    if type(module) is nn.GELU:
-        return "gelu" if module.approximate == "none" else "gelu_tanh"
-    return None
-
-
-def _norm(module: Any) -> LayerNorm:
-    return LayerNorm(module.weight, module.bias, module.eps)
-
-
-def _scale(module: nn.Module) -> Tensor | None:
-    return cast(Tensor, module.gamma) if isinstance(module, LayerScale) else None
-
-
-def _block(block: Any) -> Block:
-    return Block(
-        ln_1=_norm(block.ln_1),
-        in_weight=block.attn.in_proj_weight,
-        in_bias=block.attn.in_proj_bias,
-        out_weight=block.attn.out_proj.weight,
-        out_bias=block.attn.out_proj.bias,
-        attention_scale=_scale(block.ls_1),
-        ln_2=_norm(block.ln_2),
-        mlp_in_weight=block.mlp.c_fc.weight,
-        mlp_in_bias=block.mlp.c_fc.bias,
-        mlp_out_weight=block.mlp.c_proj.weight,
-        mlp_out_bias=block.mlp.c_proj.bias,
-        mlp_scale=_scale(block.ls_2),
-    )

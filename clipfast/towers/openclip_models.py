@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import open_clip
 import torch
+from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from clipfast.errors import InputError, MissingExtra, ModelError, UnsupportedTower
 from clipfast.towers import archives
 from clipfast.towers.loaded import Loaded, without_weights
-from clipfast.towers.openclip import REFUSALS, encode_image, own_forward, read, refusals, vision_module
+from clipfast.towers.openclip import encode_image, own_forward, read, refusals, vision_module
 from clipfast.towers.wrappers import unwrap
 
 __all__ = ["encode_image", "own_forward", "read", "vision_module"]  # of open_clip's towers, beside what is below
@@ -42,6 +43,9 @@ MERGES = "bpe_merges.txt.gz"
 WEIGHTS = (".safetensors", ".bin", ".pth")
 """Endings of the weights in a model folder."""
 
+
+VOCABULARY = 49408
+"""Tokens of CLIP's own tokenizer."""
 
 _SIZES = ("input_resolution", "context_length", "vocab_size")
 """What OpenAI's checkpoints hold beside weights."""
@@ -91,8 +95,6 @@ def _config_refusals(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     vision = dict(config["vision_cfg"])
     with without_weights(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if isinstance(vision.get("layers"), list):
-            return [("resnet", REFUSALS["resnet"])]
         build = open_clip.model._build_vision_tower
         visual = build(config["embed_dim"], vision, quick_gelu=config.get("quick_gelu", False))
         return refusals(visual.eval(), ignore_hooks=True)
@@ -369,10 +371,15 @@ def _tokenizer(name: str, options: dict[str, str]) -> Callable[[Sequence[str]], 
 def default_tokenizer(module: nn.Module) -> Callable[[Sequence[str]], Tensor] | None:
     """open_clip's own tokenizer where a module's vocabulary is that tokenizer's, else None."""
     module = unwrap(module)
-    text = getattr(module, "text", module)
-    if isinstance(module, CLIP | CustomTextCLIP) and getattr(text, "vocab_size", None) == 49408:
-        return partial(_tokenize, open_clip.SimpleTokenizer(context_length=text.context_length))
+    text: Any = getattr(module, "text", module)
+    if isinstance(module, CLIP | CustomTextCLIP | CoCa) and getattr(text, "vocab_size", None) == VOCABULARY:
+        return tokenizer_of(text.context_length)
     return None
+
+
+def tokenizer_of(context: int) -> Callable[[Sequence[str]], Tensor]:
+    """CLIP's tokenizer for a model that reads this many tokens."""
+    return partial(_tokenize, open_clip.SimpleTokenizer(context_length=context))
 
 
 def _tokenize(tokenizer: Any, texts: Sequence[str]) -> Tensor:
@@ -430,7 +437,7 @@ def check_tokens(module: nn.Module, tokens: object) -> Tensor:
 def default_preprocess(module: nn.Module) -> Callable[[Image.Image], Tensor]:
     """The transform open_clip attached to a model it created, else its default at the tower's image size."""
     visual = vision_module(module)
-    return _transform(getattr(visual, "preprocess_cfg", None) or {"size": getattr(visual, "image_size", 224)})
+    return preprocess_of(getattr(visual, "preprocess_cfg", None) or {"size": getattr(visual, "image_size", 224)})
 
 
 def resized_preprocess(
@@ -438,8 +445,9 @@ def resized_preprocess(
 ) -> Callable[[Image.Image], Tensor]:
     """The transform open_clip attached to a model it created, else its default, at another image size."""
     config = getattr(vision_module(module), "preprocess_cfg", None) or {}
-    return _transform({**config, "size": image_size})
+    return preprocess_of({**config, "size": image_size})
 
 
-def _transform(config: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
+def preprocess_of(config: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
+    """open_clip's transform by its settings; those that are missing are CLIP's own."""
     return cast(Callable[[Image.Image], Tensor], image_transform_v2(PreprocessCfg(**config), is_train=False))

@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from clipfast.towers.tower import Tower
 from clipfast.towers.wrappers import unwrap
 
-_FILES = {"transformers": "clipfast.towers.huggingface", "timm": "clipfast.towers.timm_models"}
+_FILES = {
+    "transformers": "clipfast.towers.huggingface",
+    "timm": "clipfast.towers.timm_models",
+    "clip": "clipfast.towers.openai_clip",
+}
 """Name of a package → its file; every other module is open_clip's, or is refused as none of its classes."""
 _OPEN_CLIP = "clipfast.towers.openclip_models"
 

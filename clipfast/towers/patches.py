@@ -81,16 +81,20 @@ def replacement(module: object) -> str:
     return "replaced"
 
 
-def patches(root: nn.Module, *, ignore_hooks: bool = False) -> list[Patch]:
+def patches(root: nn.Module, *, ignore_hooks: bool = False, runs: Iterable[nn.Module] = ()) -> list[Patch]:
     """Every patch of a module and of the modules in it, in their order.
 
     Args:
         root: a vision tower.
         ignore_hooks: leave out forward hooks.
+        runs: modules in it that a decomposition runs as they are, whatever they do: they are left out.
     """
     listed = [] if ignore_hooks else _global_hooks()
     kinds: set[type] = set()
+    as_they_are = {id(module) for part in runs for module in part.modules()}
     for path, module in _modules(root):
+        if id(module) in as_they_are:
+            continue
         listed += _of_instance(path, module, ignore_hooks)
         kinds.add(plain_type(module))
     methods = sorted({place for kind in kinds for place in _replaced_methods(kind)})
@@ -115,7 +119,7 @@ class Signature:
         self._states = [vars(module) for module in modules]
         kinds = {plain_type(module): None for module in modules}
         self._settings = [(state, name) for state in self._states for name in SETTINGS if name in state]
-        self._settings += [(state, "training") for state in self._states if _drops(state)]
+        self._settings += [(state, "training") for state in self._states if _drops(state) or _normalises(state)]
         self._computing = [module for module in modules if folding.has_state(module)]
         self._methods = [(kind, name) for kind in kinds for name in METHODS if hasattr(kind, name)]
         self._known = self._current()
@@ -150,9 +154,19 @@ def _drops(state: dict[str, Any]) -> bool:
 _RATES = ("dropout", "p", "prob", "attention_dropout", "drop_prob", "dropout_prob")
 
 
+def _normalises(state: dict[str, Any]) -> bool:
+    """Whether a module, given its attributes, normalises over the batch in training mode."""
+    return state.get("_buffers", {}).get("num_batches_tracked") is not None
+
+
 def drops_now(root: nn.Module) -> bool:
     """Whether a module in ``root`` is in training mode and drops values at random."""
     return any(module.training and _drops(vars(module)) for module in root.modules())
+
+
+def normalises_over_batches(root: nn.Module) -> bool:
+    """Whether a module in ``root`` is batch normalisation in training mode."""
+    return any(module.training and _normalises(vars(module)) for module in root.modules())
 
 
 def _modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:

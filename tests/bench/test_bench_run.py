@@ -137,16 +137,16 @@ def test_embedding_with_nan_is_wrong_and_valid_json(monkeypatch: pytest.MonkeyPa
 
 
 def test_unsupported_model_is_one_entry_per_combination() -> None:
-    plan = replace(PLAN, models=("RN50", "scenes"), batches=(1, 2), outputs=("heads",), pairs=1)
+    plan = replace(PLAN, models=("convnext_large_d", "scenes"), batches=(1, 2), outputs=("heads",), pairs=1)
     entries = list(measure_plan(plan))
     assert [(entry["model"], entry["batch"], entry["output"]) for entry in entries] == [
-        ("RN50", 1, EVERY),
-        ("RN50", 2, EVERY),
+        ("convnext_large_d", 1, EVERY),
+        ("convnext_large_d", 2, EVERY),
         ("scenes", 1, "heads"),
         ("scenes", 2, "heads"),
     ]
     assert entries[0]["failed"]["kind"] == "refused"
-    assert "ModifiedResNet" in entries[0]["failed"]["reason"]
+    assert "nonlinear projection" in entries[0]["failed"]["reason"]
     assert is_not_timed(entries[0])
     assert [entry["failed"] for entry in entries[2:]] == [None, None]
 

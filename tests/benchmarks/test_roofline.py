@@ -149,7 +149,7 @@ def test_gpus_are_alike_but_for_their_memory() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--models", "RN50"], "no model that can be decomposed matches 'RN50'"),
+        (["--models", "convnext_large_d"], "no model that can be decomposed matches 'convnext_large_d'"),
         (["--batch", "0"], "'0' is not a whole number from 1"),
         (["--batch", "two"], "'two' is not a whole number from 1"),
         (["--texts", "1e9999"], "'1e9999' is not a whole number"),

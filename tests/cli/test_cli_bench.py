@@ -33,7 +33,7 @@ def options(folder: Path, built: Path, **changes: Any) -> Options:
 def written(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
     """The folder of a run, as a process in a folder without a checkout."""
     folder = tmp_path_factory.mktemp("bench")
-    arguments = ("bench", "--model", model_folder, "--model", "RN50", "--batch", 1, "--batch", 3, *QUICK)
+    arguments = ("bench", "--model", model_folder, "--model", "convnext_large_d", "--batch", 1, "--batch", 3, *QUICK)
     done = clipfast(*arguments, "--outputs", "plain,maps", "--outputs", "tokens", "--out", "out", cwd=folder)
     (folder / "stdout").write_text(done.stdout)
     (folder / "stderr").write_text(done.stderr)
@@ -59,8 +59,11 @@ def test_results_of_a_run(written: Path) -> None:
 
 def test_a_refused_model_is_a_row_and_the_exit_code(written: Path) -> None:
     refused = [row for row in rows(read(written / "out" / "bench.json")) if row.failed]
-    assert [row.case for row in refused] == ["RN50, batch 1, fp32, auto", "RN50, batch 3, fp32, auto"]
-    assert all("ModifiedResNet" in (row.failed or "") for row in refused)
+    assert [row.case for row in refused] == [
+        "convnext_large_d, batch 1, fp32, auto",
+        "convnext_large_d, batch 3, fp32, auto",
+    ]
+    assert all("nonlinear projection" in (row.failed or "") for row in refused)
     assert (written / "code").read_text() == "2"
     errors = [line for line in (written / "stderr").read_text().splitlines() if line.startswith("error: ")]
     assert len(errors) == 2 + 1

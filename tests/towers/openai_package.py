@@ -19,10 +19,13 @@ def package() -> Any:
     """The package; the test is skipped where it is not installed."""
     if importlib.util.find_spec("clip") is None:
         pytest.skip("OpenAI's clip package is not installed", allow_module_level=True)
-    if importlib.util.find_spec("pkg_resources") is None:  # clip.clip imports packaging from it
+    if "clip" not in sys.modules and importlib.util.find_spec("pkg_resources") is None:
+        # clip.clip imports packaging from it.
         stand_in = ModuleType("pkg_resources")
         stand_in.packaging = packaging  # type: ignore[attr-defined]
-        sys.modules.setdefault("pkg_resources", stand_in)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "pkg_resources", stand_in)
+            return importlib.import_module("clip")
     return importlib.import_module("clip")
 
 

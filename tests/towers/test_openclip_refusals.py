@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils import spectral_norm, weight_norm
 
 from clipfast import UnsupportedTower, wrap
-from clipfast.towers import huggingface, timm_towers
+from clipfast.towers import huggingface, openai_clip, timm_towers
 from clipfast.towers.openclip import REFUSALS, refusals
 from clipfast.towers.patches import CHANGED
 
@@ -86,27 +86,15 @@ def global_hook() -> Iterator[nn.Module]:
         handle.remove()
 
 
-def without_projection() -> nn.Module:
-    visual = vision_tower()
-    visual.proj = None
-    return visual
-
-
 POOLER = {"attentional_pool": True, "attn_pooler_heads": 2, "attn_pooler_queries": 4}
 MODULES: dict[str, Callable[[], nn.Module]] = {
-    "resnet": partial(ModifiedResNet, layers=(1, 1, 1, 1), output_dim=16, heads=4, image_size=32, width=8),
     "class": partial(OwnTower, 16, 8, 32, 1, 2, 2.0),
-    "attentional_pool": partial(vision_tower, **POOLER),
-    "norm_before_pool": partial(vision_tower, pool_type="avg"),
+    "poolers": partial(vision_tower, **{**POOLER, "attentional_pool": "parallel"}),
+    "query_mean": partial(vision_tower, **POOLER, pool_type="avg"),
     "pool": partial(vision_tower, pool_type="none"),
-    "qk_norm": partial(vision_tower, qk_norm=True),
     "scaled_cosine": partial(vision_tower, scaled_cosine_attn=True),
-    "scale_heads": partial(vision_tower, scale_heads=True),
-    "scale_attn_inner": partial(vision_tower, scale_attn_inner=True),
-    "scale_attn": partial(vision_tower, scale_attn=True),
-    "scale_fc": partial(vision_tower, scale_fc=True),
-    "activation": partial(vision_tower, act_layer=nn.SiLU),
-    "projection": without_projection,
+    "activation": partial(vision_tower, act_layer=nn.ReLU),
+    "batch_norm": lambda: ModifiedResNet((1, 1, 1, 1), 16, 4, image_size=32, width=8),
     "training": lambda: vision_tower(patch_dropout=0.5).train(),
     "replaced": replaced,
     "adapter": partial(changed, adapt),
@@ -120,7 +108,8 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 
 
 def test_every_refusal_has_a_module() -> None:
-    assert set(MODULES) == set(REFUSALS) - (set(timm_towers.REFUSALS) - set(CHANGED))
+    of_timm = set(timm_towers.REFUSALS) - set(CHANGED) - {"batch_norm"}
+    assert set(MODULES) == set(REFUSALS) - of_timm
 
 
 @pytest.mark.parametrize("key", MODULES)
@@ -137,21 +126,28 @@ def test_each_reason_is_reached_alone(key: str) -> None:
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("pooling", ["parallel", "cascade"])
-def test_both_poolers_in_a_row_are_attentional_pooling(pooling: str) -> None:
-    visual = vision_tower(**{**POOLER, "attentional_pool": pooling})
-    assert [key for key, _ in refusals(visual)] == ["attentional_pool"]
+def test_two_poolers_give_an_embedding_per_query() -> None:
+    """What is refused of open_clip's second pooler is what its own forward does."""
+    for pooling in ("parallel", "cascade"):
+        visual = vision_tower(**{**POOLER, "attentional_pool": pooling, "output_dim": 32})
+        assert [key for key, _ in refusals(visual)] == ["poolers"]
+        with torch.no_grad():
+            assert visual(pixels(visual)).shape == (2, 1, 32)
+
+
+def test_scaled_cosine_attention_does_not_run_in_open_clip() -> None:
+    visual = vision_tower(scaled_cosine_attn=True)
+    with pytest.raises(RuntimeError, match="must be a 3D tensor"):
+        visual(pixels(visual))
 
 
 def test_all_reasons_stand_in_one_message() -> None:
-    flags = {"qk_norm": True, "scale_heads": True, "scale_attn_inner": True, "scale_attn": True, "scale_fc": True}
-    visual = vision_tower(pool_type="avg", act_layer=nn.ReLU, patch_dropout=0.5, **flags).train()
-    visual.proj = None
+    visual = vision_tower(pool_type="none", act_layer=nn.ReLU, patch_dropout=0.5, scaled_cosine_attn=True).train()
     block = visual.transformer.resblocks[-1]
     block.attn.out_proj = adapted(block.attn.out_proj)
     with pytest.raises(UnsupportedTower) as caught:
         wrap(visual)
-    expected = {*flags, "norm_before_pool", "activation", "training", "projection", "replaced"}
+    expected = {"scaled_cosine", "pool", "activation", "training", "replaced"}
     assert sorted(reason.split(" (")[0] for reason in caught.value.reasons) == sorted(REFUSALS[key] for key in expected)
     assert all(REFUSALS[key] in str(caught.value) for key in expected)
 
@@ -166,7 +162,7 @@ def test_patch_dropout_in_eval_mode_decomposes() -> None:
 def test_the_documentation_lists_every_reason_with_advice() -> None:
     page = (ROOT / "docs" / "refusals.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| (.+?) \| (.+?) \|$", page, re.MULTILINE))
-    reasons = {*REFUSALS.values(), *huggingface.REFUSALS.values()}
+    reasons = {*REFUSALS.values(), *huggingface.REFUSALS.values(), *openai_clip.REFUSALS.values()}
     assert [sentence for sentence in sorted(reasons) if not rows.get(sentence)] == []
     assert set(rows) - reasons == {"reason"}
 
