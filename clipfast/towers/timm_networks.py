@@ -1,26 +1,30 @@
 """timm's networks of other kinds up to their last feature map, which their own layers give.
 
-ConvNeXt, Swin, FastViT, transformers with differential attention; and stems of vision transformers that are not one
-convolution.
+ResNets, EfficientNets, ConvNeXt, Swin, FastViT, transformers with differential attention; and stems of vision
+transformers that are not one convolution.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import timm.models
 import torch
 from timm.layers import PatchEmbed
 from timm.models.convnext import ConvNeXt
 from timm.models.fastvit import FastVit
 from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
 from clipfast.towers.patches import plain_type
-from clipfast.towers.timm_parts import Parts
-from clipfast.towers.timm_pools import classifier
+from clipfast.towers.timm_parts import Parts, classes
+from clipfast.towers.timm_pools import classifier, plain_classifier
 from clipfast.towers.tower import Embedder
 
 Fields = dict[str, Any]
 """Arguments of :class:`Tower`."""
+
+SWINS = (SwinTransformer, SwinTransformerV2)
 
 NO_PATCHES: Fields = dict.fromkeys(
     ("patch_weight", "patch_bias", "class_embedding", "registers", "positional_embedding", "ln_pre")
@@ -97,7 +101,7 @@ class _FeatureMap:
             parts.note("grid", f"{size[0]} × {size[1]} pixels")
 
 
-def _convnext(parts: Parts, trunk: Any, head: list[nn.Module], image_size: tuple[int, int] | None) -> Fields:
+def _convolutional(parts: Parts, trunk: Any, head: list[nn.Module], image_size: tuple[int, int] | None) -> Fields:
     fields = classifier(parts, trunk.head, head)
     sized = _FeatureMap(parts, trunk, image_size)
     return fields | network(parts, trunk, sized, _run_channels_first(trunk), 0, (trunk.head,))
@@ -107,7 +111,17 @@ def _fastvit(parts: Parts, trunk: Any, head: list[nn.Module], image_size: tuple[
     if trunk.fork_feat:
         parts.note("no_pool")
         return {}
-    return _convnext(parts, trunk, head, image_size)
+    return _convolutional(parts, trunk, head, image_size)
+
+
+def _plain(parts: Parts, trunk: Any, head: list[nn.Module], image_size: tuple[int, int] | None) -> Fields:
+    """A network whose pooling and classifier are layers of its own."""
+    if trunk.training and getattr(trunk, "drop_rate", 0) > 0:  # no layer, but a function
+        parts.note("training")
+    after = trunk.get_classifier()
+    fields = plain_classifier(parts, trunk.global_pool, after, head)
+    sized = _FeatureMap(parts, trunk, image_size)
+    return fields | network(parts, trunk, sized, _run_channels_first(trunk), 0, (after,))
 
 
 def _swin(parts: Parts, trunk: Any, head: list[nn.Module], _: tuple[int, int] | None) -> Fields:
@@ -117,10 +131,18 @@ def _swin(parts: Parts, trunk: Any, head: list[nn.Module], _: tuple[int, int] | 
     return fields | network(parts, trunk, sized, _run_swin(trunk), 0, (trunk.norm, trunk.head))
 
 
+_HEADS = (
+    *("ByobNet", "CspNet", "CspNext", "EdgeNeXt", "NormFreeNet", "RegNet", "ResNetV2", "RexNet", "TResNet", "VovNet"),
+    "XceptionAligned",
+)
+_PLAIN = ("DenseNet", "EfficientNet", "ResNet")
 NETWORKS: dict[type, Callable[..., Fields]] = {
-    ConvNeXt: _convnext,
+    ConvNeXt: _convolutional,
     FastVit: _fastvit,
     SwinTransformer: _swin,
+    SwinTransformerV2: _swin,
+    **dict.fromkeys(classes(timm.models, *_HEADS), _convolutional),
+    **dict.fromkeys(classes(timm.models, *_PLAIN), _plain),
 }
 
 
@@ -169,7 +191,7 @@ def _run_swin(trunk: Any) -> Callable[[Tensor], Tensor]:
 
 
 def as_tokens(trunk: nn.Module, x: Tensor) -> Tensor:
-    """A feature map as tokens ``[B, N, W]``: Swin has channels last, ConvNeXt and FastViT have them first."""
+    """A feature map as tokens ``[B, N, W]``: Swin has channels last, others have them first."""
     if x.ndim == 3:
         return x.contiguous()
-    return x.flatten(1, 2).contiguous() if isinstance(trunk, SwinTransformer) else x.flatten(2).mT.contiguous()
+    return x.flatten(1, 2).contiguous() if isinstance(trunk, SWINS) else x.flatten(2).mT.contiguous()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm import layers as timm_layers
-from timm.layers import AttentionPoolLatent, ClassifierHead, Mlp, NormMlpClassifierHead
+from timm.layers import AttentionPoolLatent, ClassifierHead, Mlp, NormMlpClassifierHead, SelectAdaptivePool2d
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
@@ -179,7 +179,12 @@ def _fixed(weights: Tensor, value: Tensor, out: Tensor, bias: Tensor, reads_pref
     )
 
 
-def projection(parts: Parts, layers: Iterable[nn.Module]) -> Fields:
+def _is_linear(layer: Any) -> bool:
+    """Whether it is a convolution over single places."""
+    return plain_type(layer) is nn.Conv2d and layer.kernel_size == (1, 1) and layer.groups == 1
+
+
+def projection(parts: Parts, layers: Iterable[Any]) -> Fields:
     """The linear map after the pooling, with its bias."""
     fields: Fields = {"projection": None, "projection_bias": None}
     for layer in layers:
@@ -187,10 +192,10 @@ def projection(parts: Parts, layers: Iterable[nn.Module]) -> Fields:
             continue
         if isinstance(layer, Mlp):
             parts.note("mlp_head")
-        elif plain_type(layer) in LINEARS:
+        elif plain_type(layer) in LINEARS or _is_linear(layer):
             if fields["projection"] is not None:
                 parts.note("projections")
-            linear = parts.linear(layer, "head")
+            linear = Linear(layer.weight.flatten(1), layer.bias) if _is_linear(layer) else parts.linear(layer, "head")
             fields = {"projection": linear.weight.T, "projection_bias": linear.bias}
         elif "Pool" in type(layer).__name__:
             parts.note("head_pool", type(layer).__name__)
@@ -203,9 +208,7 @@ def classifier(parts: Parts, layers: Any, head: list[nn.Module]) -> Fields:
     """The mean of a feature map, with a norm after it or none, and the projection."""
     if not parts.expect(layers, (ClassifierHead, NormMlpClassifierHead), "head"):
         return {}
-    kind = layers.global_pool.pool_type
-    if kind.removeprefix("fast") != "avg" and kind != "fast":
-        parts.note("max_pool" if "max" in kind else "no_pool")
+    _mean(parts, layers.global_pool)
     ln_post = None
     if isinstance(layers, NormMlpClassifierHead):
         ln_post = parts.norm(layers.norm, "head.norm")
@@ -213,3 +216,18 @@ def classifier(parts: Parts, layers: Any, head: list[nn.Module]) -> Fields:
             parts.note("mlp_head")
     fields = projection(parts, [layers.drop, layers.fc, layers.flatten, *head])
     return {"pooling": "mean", "ln_post": ln_post} | fields
+
+
+def plain_classifier(parts: Parts, pool: Any, layer: nn.Module, head: list[nn.Module]) -> Fields:
+    """The mean of a feature map, and the projection, in a network that keeps them apart."""
+    _mean(parts, pool)
+    return {"pooling": "mean", "ln_post": None} | projection(parts, [layer, *head])
+
+
+def _mean(parts: Parts, pool: Any) -> None:
+    """Notes what is no mean over a feature map."""
+    if not parts.expect(pool, (SelectAdaptivePool2d,), "global_pool"):
+        return
+    kind = pool.pool_type
+    if kind.removeprefix("fast") != "avg" and kind != "fast":
+        parts.note("max_pool" if "max" in kind else "no_pool")

@@ -26,6 +26,7 @@ from clipfast.towers.timm_blocks import is_differential
 from clipfast.towers.timm_networks import (
     NETWORKS,
     NO_PATCHES,
+    SWINS,
     as_tokens,
     held_tensors,
     is_one_convolution,
@@ -112,9 +113,10 @@ def read_at(
         InputError: an image size that the model cannot be given.
     """
     tower, reasons = examined(root, None)
-    if tower is not None and image_size not in (None, tower.image_size):
-        assert image_size is not None
-        check_patches(image_size, tower.patch_size)
+    another = tower is None and {key for key, _ in reasons} == {"grid"}
+    if image_size is not None and (another or (tower is not None and image_size != tower.image_size)):
+        if tower is not None:
+            check_patches(image_size, tower.patch_size)
         copy = resized(root, image_size)
         tower, reasons = examined(copy, image_size)
         tower = None if tower is None else of_copy(tower, root, copy)
@@ -269,7 +271,10 @@ def own_forward(root: nn.Module, trunk: nn.Module, images: Tensor) -> tuple[Tens
     def before(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         stream[0] = as_tokens(inner, inputs[0]).clone()
 
-    last = inner.norm if isinstance(getattr(inner, "norm", None), nn.Module) else inner.head
+    if isinstance(inner, (*TRANSFORMERS, *SWINS)):
+        last = inner.norm
+    else:
+        last = inner.head if isinstance(getattr(inner, "head", None), nn.Module) else inner.global_pool
     first = blocks[0] if blocks else last
     handles = [first.register_forward_pre_hook(before)]
     handles += [block.register_forward_hook(after(index)) for index, block in enumerate(blocks, 1)]

@@ -259,6 +259,18 @@ def test_random_positions_of_training_are_refused() -> None:
     assert timm_towers.refusals(model.eval()) == []
 
 
+@pytest.mark.parametrize(("mode", "expected"), [(True, ["training"]), (False, [])])
+def test_dropout_that_is_no_layer_is_seen(mode: bool, expected: list[str]) -> None:
+    model = timm.create_model("test_resnet", norm_layer=timm.layers.GroupNorm1, drop_rate=0.1).train(mode)
+    assert [key for key, _ in timm_towers.refusals(model)] == expected
+
+
+def test_a_size_that_a_network_does_not_divide_is_refused_until_another_is_given() -> None:
+    model = timm.create_model("efficientnet_b1").eval()
+    assert [key for key, _ in timm_towers.refusals(model)] == ["grid"]
+    assert clipfast.wrap(model, image_size=64).verify(pixels((64, 64))).ok
+
+
 def test_dropout_in_eval_mode_decomposes() -> None:
     rates = {f"{name}_rate": 0.5 for name in ("drop", "pos_drop", "patch_drop", "proj_drop", "attn_drop", "drop_path")}
     for make in (vit, eva):
@@ -341,7 +353,7 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path) -> None:
         (NAME, str(tmp_path / "other.pt"), ModelError, "cannot load timm:test_vit with"),
         (NAME, str(tmp_path / "broken.pt"), ModelError, "cannot load timm:test_vit with"),
         ("timm:hf-hub:timm/test_vit", "tag", ModelError, "brings its own weights"),
-        ("timm:resnet18", None, UnsupportedTower, "not one of timm's classes that are read"),
+        ("timm:mobilenetv3_small_050", None, UnsupportedTower, "not one of timm's classes that are read"),
     ]
     for name, pretrained, kind, message in cases:
         with pytest.raises(kind) as caught:

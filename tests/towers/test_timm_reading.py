@@ -8,6 +8,7 @@ from typing import Any
 
 import open_clip
 import pytest
+import timm
 import torch
 from measures import relative_error
 from plain_forward import embedding
@@ -19,6 +20,7 @@ from timm_small import (
     flagged,
     has_network,
     pixels,
+    randomised,
     trunk_of,
 )
 from tolerances import EMBEDDING_FLOAT32, SUM_FLOAT32
@@ -51,7 +53,7 @@ def check(module: Any, tower: Tower) -> None:
     with torch.no_grad():
         own = module(images)
     assert relative_error(embedding(tower, images), own) <= 1e-11
-    contributions = clipfast.wrap(module.float()).decompose(images.float())
+    contributions = clipfast.wrap(module.float(), image_size=tower.image_size).decompose(images.float())
     assert contributions.max_error() <= SUM_FLOAT32
     assert relative_error(contributions.embedding, own) <= EMBEDDING_FLOAT32
 
@@ -66,6 +68,19 @@ def test_every_name_of_timms_transformers_decomposes(name: str) -> None:
 def test_every_flag_is_read_exactly(flag: str) -> None:
     module = flagged(flag, torch.float64)
     check(module, timm_towers.read(module))
+
+
+NETWORKS = (
+    *("test_byobnet", "cs3darknet_focus_s", "cspnext_tiny", "edgenext_xx_small", "regnetx_002", "resnetv2_18"),
+    *("rexnet_100", "tresnet_m", "ese_vovnet19b_slim_dw", "xception41p", "densenet121", "mobilenetv2_035", "resnet18d"),
+)
+"""The smallest name of every class of networks whose pooling is read."""
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_class_of_networks_decomposes(name: str) -> None:
+    module = randomised(timm.create_model(name)).double().eval()
+    check(module, timm_towers.read(module, image_size=(64, 96)))
 
 
 @pytest.mark.parametrize("name", TRUNKS)
