@@ -421,9 +421,9 @@ class FoldedTower(TowerBasis):
         if self._checksums is not None and checksum(output.tensors()) != self._checksums[layer]:
             raise InputError("the weights have changed since these images were decomposed: decompose them again")
         columns = self.readout.matrix
-        if output.scale is not None:
-            columns = output.scale.to(columns.dtype)[:, None] * columns
         with torch.no_grad(), autocast_disabled(columns):
+            if output.scale is not None:
+                columns = output.scale.to(columns.dtype)[:, None] * columns
             return self._values_of(output, columns)
 
     def _values_of(self, output: Output, columns: Tensor) -> Tensor:

@@ -200,13 +200,13 @@ class Contributions:
         ``rest`` is the last one where layers were left out, and of the blocks before an attention pool. The terms of a
         pooling alone are ``start``, which is zero, ``pool.H0``, … and ``pool.mlp``.
         """
-        if self.basis.kind == "pool":
-            return ("start", *(f"pool.H{head}" for head in range(self.basis.heads)), "pool.mlp")
+        is_pool = self.basis.kind == "pool"
         names = ["start"]
         for layer in range(self.basis.layers):
             if layer in self.layers:
-                names += [f"L{layer}.attn.H{head}" for head in range(self.basis.heads)]
-            names.append(f"L{layer}.mlp")
+                place = "pool" if is_pool else f"L{layer}.attn"
+                names += [f"{place}.H{head}" for head in range(self.basis.heads)]
+            names.append("pool.mlp" if is_pool else f"L{layer}.mlp")
         return (*names, "rest") if self._has_rest else tuple(names)
 
     @property

@@ -592,7 +592,7 @@ class Model:
 
 def _factors(tower: Tower) -> list[Tensor]:
     """The weights that multiply, which must be of one dtype."""
-    tables = [tower.positional_embedding, tower.registers]
+    tables = [tower.positional_embedding, tower.registers, None if tower.pool is None else tower.pool.weights]
     for block in tower.blocks:
         tables += [] if block.rotary is None else [*block.rotary.tensors()]
     left_out = {id(table) for table in (*tables, *tower.sources) if table is not None}

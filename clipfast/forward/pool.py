@@ -1,5 +1,6 @@
 """The pooling of a tower alone: an attention pool's heads, or a mean as one head."""
 
+import torch
 from torch import Tensor
 
 from clipfast.basis import TowerBasis
@@ -34,9 +35,14 @@ def decompose_pool(tower: Tower, images: Tensor, request: Request, basis: TowerB
         assert pooled.attention is not None
         heads, alpha = pooled.heads, pooled.attention
     collector = Collector(tower, request, x, basis.heads, heads.shape[-1], 0)
-    class_value = None if values is None else values[:, 0]
-    collector.add_attention(0, heads, alpha, values if collector.needs_values(0) else None, class_value)
-    residual = collector.rest.new_zeros(len(x), 2, basis.columns)  # no start, and the pool's MLP
+    rest = heads.new_zeros(len(x), basis.columns)
+    if request.layers:
+        class_value = None if values is None else values[:, 0]
+        collector.add_attention(0, heads, alpha, values if collector.needs_values(0) else None, class_value)
+    else:
+        constants = basis.constants(pooled.mean, pooled.std, [0])[:, 0]
+        rest = torch.einsum("bhe,hec->bc", heads, basis.values(0)) + basis.heads * constants
+    residual = rest.new_zeros(len(x), 2, basis.columns)  # no start, and the pool's MLP
     if pooled.mlp is not None:
         residual[:, 1] = pooled.mlp.to(residual.dtype) @ basis.readout.matrix
-    return collector.finish(pooled, basis, residual, residual.new_zeros(len(x), basis.columns))
+    return collector.finish(pooled, basis, residual, rest)

@@ -79,7 +79,7 @@ class PoolPath:
             ``[B, ..., V]``.
         """
         if self._means is not None:
-            means = self._means.view(len(rows), *[1] * (rows.ndim - 3), -1, 1)
+            means = self._means.view(len(rows), *[1] * (rows.ndim - 3), rows.shape[-2], 1)
             rows = rows - share * means
         if self._centres:
             rows = rows - rows.mean(-1, keepdim=True)

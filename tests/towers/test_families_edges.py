@@ -1,0 +1,77 @@
+"""Models of :mod:`families` used at the edges: no images, no layers, half precision, inference mode."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from families import dinov2_with_registers, eva_post_norm, ijepa, siglip, timm_gap, timm_map
+from hooked import Hooked
+from timm_families import deit_distilled, norm_mean_norm, pe_core
+from tolerances import FLOAT64, SUM_BFLOAT16
+from torch import Tensor
+
+import clipfast
+from clipfast import Model
+from clipfast.basis import Depth
+
+Family = Callable[[], Hooked]
+POOLED = [ijepa, siglip, timm_gap, timm_map, deit_distilled, norm_mean_norm, pe_core]
+
+
+def images(count: int = 2) -> Tensor:
+    return torch.randn(count, 3, 24, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def away(have: Tensor, expected: Tensor) -> float:
+    return float((have.double() - expected).abs().max())
+
+
+@pytest.mark.parametrize("family", POOLED)
+def test_a_pooling_whose_heads_are_not_kept(family: Family) -> None:
+    """All of it is then one term."""
+    model = clipfast.wrap(family().module)
+    expected = model.decompose(images(), depth="pool")
+    have = model.decompose(images(), depth="pool", layers=[])
+    stacked, names = have.stack()
+    assert names == ("start", "pool.mlp", "rest")
+    assert stacked.shape[1] == len(names)
+    assert away(have.rest, expected.heads().sum((1, 2))) <= FLOAT64
+    assert have.max_error() <= FLOAT64
+
+
+@pytest.mark.parametrize("depth", ["all", "pool"])
+@pytest.mark.parametrize("family", POOLED)
+def test_no_images(family: Family, depth: Depth) -> None:
+    model = clipfast.wrap(family().module)
+    texts = torch.randn(4, model.tower.embed_dim, dtype=torch.float64)
+    have = model.decompose(images(0), depth=depth, texts=texts, attention=True)
+    assert len(have) == 0
+    assert have.stack()[0].shape == (0, len(have.terms), model.tower.embed_dim)
+
+
+@pytest.mark.parametrize("family", POOLED)
+def test_half_precision(family: Family) -> None:
+    module = family().module
+    expected = clipfast.wrap(module).decompose(images()).stack()[0]
+    model = clipfast.wrap(module.bfloat16())
+    assert model.dtype == torch.bfloat16
+    assert away(model.decompose(images()).stack()[0], expected) <= SUM_BFLOAT16
+
+
+@pytest.mark.parametrize("family", [dinov2_with_registers, eva_post_norm, timm_gap])
+def test_heads_are_read_after_inference_mode(family: Family) -> None:
+    """A basis that was made in inference mode is completed outside of it."""
+    module: Any = family().module
+    expected = clipfast.wrap(module).decompose(images()).heads()
+    with torch.inference_mode():
+        have = clipfast.wrap(module).decompose(images())
+    assert away(have.heads(), expected) == 0
+
+
+def test_models_are_wrapped_in_half_precision_alone() -> None:
+    """Weights of two dtypes are still refused."""
+    module = deit_distilled().module.bfloat16()
+    module.head.float()
+    with pytest.raises(clipfast.InputError, match="are in bfloat16 and float32"):
+        Model(module, preprocess=lambda image: torch.empty(0), tokenize=None)
