@@ -24,6 +24,7 @@ from clipfast.forward import Maps, Request, decompose
 from clipfast.graphs import ANY_BATCH, Graphs
 from clipfast.indices import resolve_layers
 from clipfast.kernels import dispatch, tuning
+from clipfast.mismatches import known, mismatches, warn
 from clipfast.reading import ImageBatches, OnError, Picture, computing, prepared
 from clipfast.summary import Summary, summarise
 from clipfast.towers import folding, huggingface_models, openclip_models, timm_models
@@ -125,6 +126,9 @@ class Model:
             raise InputError(f"weights of {self.name} are on the meta device and have no values: load them first")
         if len(devices) > 1:
             raise InputError(f"weights of {self.name} are on {', '.join(sorted(devices))}: move them to one device")
+        inner = tower.blocks[0].out_weight.shape[1] if tower.blocks else 0
+        if inner % tower.heads:
+            raise InputError(f"{tower.heads} heads do not divide the {inner} numbers of {self.name}'s attention evenly")
         factors = _factors(tower)
         dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in factors})
         if len(dtypes) > 1:
@@ -210,6 +214,22 @@ class Model:
         """
         return fingerprint(self.tower)
 
+    def mismatches(self, pretrained: str | None = None) -> list[str]:
+        """What does not belong together in the model, in one line each: nothing where all is well or not known.
+
+        Args:
+            pretrained: the tag, or the checkpoint's path, that the model was loaded with.
+        """
+        trained = openclip_models.trained_on(self.name, pretrained)
+        return mismatches(
+            self.module,
+            self.tower,
+            name=self.name,
+            preprocess=self.preprocess,
+            tokenize=self._tokenize,
+            trained=known(trained),
+        )
+
     def describe(self) -> Summary:
         """What the model is: its sizes, images, texts, and what a decomposition takes; printed, it is a table."""
         return summarise(
@@ -225,19 +245,19 @@ class Model:
     @property
     def depth(self) -> Depth:
         """Whose heads a decomposition has by default: ``"pool"``, an attention pool's; ``"all"``, the blocks'."""
-        return _default_depth(self.tower)
+        return default_depth(self.tower)
 
     @property
     def layers(self) -> int:
         """Layers of a decomposition by default, ``L``: 1 for :attr:`depth` ``"pool"``."""
         tower = self.tower
-        return 1 if _default_depth(tower) == "pool" else tower.layers
+        return 1 if default_depth(tower) == "pool" else tower.layers
 
     @property
     def heads(self) -> int:
         """Heads per layer of a decomposition by default, ``H``."""
         tower = self.tower
-        if _default_depth(tower) == "all":
+        if default_depth(tower) == "all":
             return tower.heads
         return 1 if tower.pool is None else tower.pool.heads
 
@@ -599,7 +619,8 @@ def _factors(tower: Tower) -> list[Tensor]:
     return [tensor for tensor in tower.tensors() if tensor.ndim > 1 and id(tensor) not in left_out]
 
 
-def _default_depth(tower: Tower) -> Depth:
+def default_depth(tower: Tower) -> Depth:
+    """Whose heads a decomposition has by default."""
     learned = tower.pool is not None and tower.pool.weights is None
     return "pool" if learned or not tower.blocks else "all"
 
@@ -607,7 +628,7 @@ def _default_depth(tower: Tower) -> Depth:
 def _depth(tower: Tower, depth: Depth | None) -> Depth:
     """The depth that is asked for, or an :class:`InputError` where a tower has none such."""
     if depth is None:
-        return _default_depth(tower)
+        return default_depth(tower)
     if depth not in get_args(Depth):
         raise InputError(f"depth is {depth!r}: choose 'all' or 'pool'")
     if depth == "pool" and tower.pooling == "cls":
@@ -734,7 +755,7 @@ def load(
     preprocess = loaded.preprocess
     if size is not None:
         preprocess = package_of(loaded.module).resized_preprocess(loaded.module, size, preprocess)
-    return Model(
+    model = Model(
         loaded.module,
         preprocess=preprocess,
         tokenize=loaded.tokenize,
@@ -746,6 +767,8 @@ def load(
         precision=precision,
         image_size=size or loaded.image_size,
     )
+    warn(model.mismatches(pretrained))
+    return model
 
 
 def wrap(
@@ -791,7 +814,7 @@ def wrap(
     if not isinstance(module, nn.Module):
         raise InputError(f"wrap takes a torch.nn.Module, not a {type(module).__name__}: clipfast.load takes names")
     package, size = package_of(module), None if image_size is None else size_of(image_size)
-    return Model(
+    model = Model(
         module,
         preprocess=package.resized_preprocess(module, size) if size else package.default_preprocess(module),
         tokenize=tokenize or package.default_tokenizer(module),
@@ -802,3 +825,5 @@ def wrap(
         image_size=size,
         projection=projection,
     )
+    warn(model.mismatches())
+    return model

@@ -221,7 +221,8 @@ def _pooling(tower: Tower) -> str:
         return "the class token" if tower.prefix_tokens else "the first token"
     if tower.pooling == "attention":
         assert tower.pool is not None
-        return f"an attention pool of {tower.pool.heads} heads"
+        kind = "an attention pool" if tower.pool.weights is None else "a pool of fixed weights"
+        return f"{kind}, {tower.pool.heads} heads"
     over = "all tokens" if tower.pooled_from == 0 else "the patches"
     return f"the mean of {over}{', each after the final norm' if tower.pooling == 'normed_mean' else ''}"
 

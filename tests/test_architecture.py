@@ -72,9 +72,11 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.kernels",
     },
     "clipfast.summary": {"clipfast.towers", "clipfast.basis", "clipfast.kernels"},
+    "clipfast.mismatches": {"clipfast.towers", "clipfast.summary"},
     "clipfast.model": {
         "clipfast.towers",
         "clipfast.summary",
+        "clipfast.mismatches",
         "clipfast.fingerprint",
         "clipfast.verification",
         "clipfast.forward",
@@ -161,7 +163,6 @@ ALLOWED: dict[str, set[str]] = {
     "clipfast.commands.models": {
         "clipfast.commands",
         "clipfast.towers.catalogue",
-        "clipfast.basis",
         "clipfast.model",
         "clipfast.summary",
         "clipfast.kernels",

@@ -15,6 +15,8 @@ from typing import Any, cast
 import open_clip
 import torch
 from open_clip.coca_model import CoCa
+from open_clip.constants import OPENAI_DATASET_MEAN as OPENAI_MEAN
+from open_clip.constants import OPENAI_DATASET_STD as OPENAI_STD
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
@@ -354,6 +356,26 @@ def activation_mismatch(name: str, pretrained: str | None) -> str | None:
     other = f"{name}-quickgelu" if trained_quick else name.removesuffix("-quickgelu")
     advice = f"use {other}" if other != name and other in names() else "its numbers will be off"
     return f"{pretrained} was trained with {trained}, but {name} is built with {built}: {advice}"
+
+
+def trained_on(name: str, pretrained: str | None) -> dict[str, Any] | None:
+    """Mean and standard deviation of the images that weights were trained with, as open_clip's list of tags has them.
+
+    Args:
+        name: of the model.
+        pretrained: a tag; or a checkpoint's path, whose images are those of all tags of the name where these agree.
+
+    Returns:
+        ``mean`` and ``std``, or None where neither is known.
+    """
+    if pretrained is None or ":" in name or name not in names():
+        return None
+    listed = [pretrained] if open_clip.get_pretrained_cfg(name, pretrained) else tags(name)
+    found = []
+    for tag in listed:
+        config = open_clip.get_pretrained_cfg(name, tag)
+        found.append({"mean": config.get("mean") or OPENAI_MEAN, "std": config.get("std") or OPENAI_STD})
+    return found[0] if found and all(each == found[0] for each in found) else None
 
 
 # ------------------------------------------------------------------------------------------------ text and pixels

@@ -118,7 +118,7 @@ def test_names_are_escaped_in_notebooks() -> None:
 def test_what_is_special_is_named() -> None:
     pool = siglip().describe()
     assert pool.features == ("no class token", "pooling after the final norm")
-    assert pool.pooling == "an attention pool of 2 heads"
+    assert pool.pooling == "an attention pool, 2 heads"
     assert pool.package == "transformers"
     assert pool.tokenizer is None
     assert "no tokenizer" in str(pool)

@@ -4,13 +4,12 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from clipfast.basis import Depth
 from clipfast.commands import console
 from clipfast.commands.models.options import Options
 from clipfast.errors import InputError, UnsupportedTower
 from clipfast.files import write_text
 from clipfast.kernels import tuning
-from clipfast.model import BUNDLED, load
+from clipfast.model import BUNDLED, default_depth, load
 from clipfast.summary import Summary, summarise
 from clipfast.towers import catalogue
 from clipfast.towers.catalogue import Entry
@@ -109,8 +108,9 @@ def describe(package: str, name: str, options: Options) -> int:
         rows = [["model", f"{name}, of {package}"], *(["is refused", reason] for reason in tower.reasons)]
         console.table(["what", "value"], rows)
         return 0
-    depth: Depth = "pool" if tower.pool is not None or not tower.blocks else "all"
-    summary = summarise(tower, module, name=name, pretrained=None, depth=depth, preprocess=None, tokenize=None)
+    summary = summarise(
+        tower, module, name=name, pretrained=None, depth=default_depth(tower), preprocess=None, tokenize=None
+    )
     return _print(summary, tags, options)
 
 
