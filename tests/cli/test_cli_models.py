@@ -15,6 +15,7 @@ from clipfast.towers import catalogue
 from clipfast.towers.tower import Tower
 
 PACKAGES = ("open_clip", "openai", "timm", "transformers")
+REFUSED = "timm:convnext_large_mlp"
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +49,9 @@ def test_every_package_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
         assert model["refusals"] == []
         assert model["image_size"] == [224, 224]
     assert "webli" in models["ViT-B-16-SigLIP"]["tags"]
-    refused = models["timm:deit_base_distilled_patch16_224"]
+    refused = listed(capsys, search="convnext_large_mlp")[REFUSED]
     assert (refused["decomposes"], refused["pooling"], refused["image_size"]) == (False, None, None)
-    assert "two classifiers" in refused["refusals"][0]
+    assert "a nonlinear projection" in refused["refusals"][0]
 
 
 def test_transformers_are_listed_by_class(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,17 +62,17 @@ def test_transformers_are_listed_by_class(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_rows_and_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(Options("deit_small", package=["timm"])) == 0
+    assert run(Options("large_", package=["timm"])) == 0
     captured = capsys.readouterr()
     rows = [line.split("\t") for line in captured.out.splitlines()]
     headers = ["# package", "name", "decomposes", "pooling", "why not", "image", "image tower", "pretrained"]
     assert rows[0] == headers
     by_name = {row[1]: dict(zip(headers, row, strict=True)) for row in rows[1:]}
-    right, wrong = by_name["timm:deit_small_patch16_224"], by_name["timm:deit_small_distilled_patch16_224"]
+    right, wrong = by_name["timm:vit_large_patch16_224"], by_name[REFUSED]
     assert (right["decomposes"], right["pooling"], right["why not"]) == ("yes", "class token", "-")
-    assert right["image tower"] == "width 384, 6 heads, patch 16, embedding 1000"
+    assert right["image tower"] == "width 1024, 16 heads, patch 16, embedding 1000"
     assert (wrong["decomposes"], wrong["pooling"]) == ("no", "-")
-    assert "two classifiers" in wrong["why not"]
+    assert "a nonlinear projection" in wrong["why not"]
     assert "models" in captured.err
 
 
@@ -137,13 +138,13 @@ def test_the_bundled_model_and_folders_are_loaded(model_folder: Path, capsys: py
 
 
 def test_a_refused_name_says_why(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(Options("timm:deit_base_distilled_patch16_224")) == 0
+    assert run(Options(REFUSED)) == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()[1:]]
-    assert rows[0] == ["model", "timm:deit_base_distilled_patch16_224, of timm"]
+    assert rows[0] == ["model", f"{REFUSED}, of timm"]
     assert rows[1][0] == "is refused"
-    assert "two classifiers" in rows[1][1]
-    assert run(Options("timm:deit_base_distilled_patch16_224", json=True)) == 0
-    assert "two classifiers" in json.loads(capsys.readouterr().out)["refusals"][0]
+    assert "a nonlinear projection" in rows[1][1]
+    assert run(Options(REFUSED, json=True)) == 0
+    assert "a nonlinear projection" in json.loads(capsys.readouterr().out)["refusals"][0]
 
 
 def test_a_package_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
