@@ -133,6 +133,7 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.towers.huggingface_models",
         "clipfast.towers.openclip",
         "clipfast.towers.openclip_models",
+        "clipfast.towers.openclip_sizes",
         "clipfast.contributions",
         "clipfast.kernels.dispatch",
         "clipfast.errors",

@@ -6,7 +6,7 @@ from typing import Any
 from clipfast.bench.document import Document, Row, rows
 from clipfast.bench.table import markdown_table, size
 
-_SHARED = ("texts", "device", "threads", "pairs", "warmup", "float32_matmul_precision")
+_SHARED = ("image_size", "texts", "device", "threads", "pairs", "warmup", "float32_matmul_precision")
 """Settings that change a figure and are not part of the name of a row."""
 
 

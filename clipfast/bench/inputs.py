@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from clipfast.errors import ModelError, UnsupportedTower
 from clipfast.model import BUNDLED, load
 from clipfast.towers import huggingface_models, openclip_models
+from clipfast.towers.openclip_sizes import sized
 
 TEXTS = 16
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
@@ -44,11 +45,25 @@ def _random_weights_are_meant() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def module(name: str, device: str = "cpu", seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
+def module(
+    name: str,
+    device: str = "cpu",
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    image_size: tuple[int, int] | None = None,
+) -> nn.Module:
     """A model by name. Random weights are seeded, and none is zero or one by construction.
+
+    Args:
+        name: as :func:`known` takes it.
+        device: where to put it.
+        seed: of random weights.
+        dtype: of the weights.
+        image_size: height and width of its images; None for its own.
 
     Raises:
         ModelError: no such model, or one that cannot be loaded.
+        InputError: an image size that it cannot be given.
         UnsupportedTower: a tower that cannot be decomposed, with every reason; raised before its weights are built.
     """
     if name in openclip_models.names():
@@ -60,6 +75,7 @@ def module(name: str, device: str = "cpu", seed: int = 0, dtype: torch.dtype = t
         loaded = load(name, device=device, dtype=dtype, backend="eager")
     if not loaded.pretrained:
         randomize(cast(nn.Module, loaded.module.visual))
+    loaded.module.visual = sized(cast(nn.Module, loaded.module.visual), image_size)
     return loaded.module
 
 

@@ -5,7 +5,7 @@ at a time and freed, because all layers together do not fit in memory.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -148,9 +148,19 @@ def call(case: Case, output: str) -> Call:
 
 
 def build(
-    output: str, *, model: str, batch: int, dtype: str, backend: str, texts: int, threads: int, device: str = "cpu"
+    output: str,
+    *,
+    model: str,
+    batch: int,
+    dtype: str,
+    backend: str,
+    texts: int,
+    threads: int,
+    device: str = "cpu",
+    image_size: Sequence[int] | None = None,
 ) -> Call:
     """An output from plain values, so that a new process can build the same (:mod:`clipfast.bench.memory`)."""
     torch.set_num_threads(threads)
-    built = module(model, device, dtype=DTYPES[dtype])
+    size = None if image_size is None else (image_size[0], image_size[1])
+    built = module(model, device, dtype=DTYPES[dtype], image_size=size)
     return call(Case.of(built, batch, backend=backend, texts=texts), output)

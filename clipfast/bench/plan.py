@@ -53,6 +53,7 @@ class Plan:
         naive: also compare with the definition written out.
         compiled: also compare with the compiled plain forward.
         memory: measure peak memory.
+        image_size: height and width of the images; None for those of each model.
     """
 
     models: tuple[str, ...] = ("ViT-B-32",)
@@ -68,6 +69,7 @@ class Plan:
     naive: bool = False
     compiled: bool = False
     memory: bool = True
+    image_size: tuple[int, int] | None = None
 
     def check(self) -> None:
         """Raises for a plan that no machine could measure, before anything is built.

@@ -107,7 +107,7 @@ def measure_plan(plan: Plan) -> Iterator[Entry]:
 def _of_one_model(plan: Plan, name: str, dtype: str, setups: list[Setup]) -> Iterator[Entry]:
     try:
         with _reasons(name):
-            built = module(name, plan.device, dtype=DTYPES[dtype])
+            built = module(name, plan.device, dtype=DTYPES[dtype], image_size=plan.image_size)
     except Failed as failed:
         yield from (_failure(setup, EVERY, failed) for setup in setups)
         return
@@ -217,7 +217,8 @@ class _Measured:
             if self.plan.device != "cpu":
                 peak = self._peaks.get(output) or measure(self._calls[output])
                 return peak.to_json() | {"shown_mb": peak.device_peak_mb, "of": "device"}
-            arguments = self.setup.to_json() | {"texts": self.plan.texts, "threads": self.plan.threads}
+            settings = {name: getattr(self.plan, name) for name in ("texts", "threads", "image_size")}
+            arguments = self.setup.to_json() | settings
             peak = peak_memory(f"{build.__module__}:{build.__name__}", output=output, **arguments)
             return peak.to_json() | {"shown_mb": peak.peak_mb, "of": "process"}
         except ProbeFailed as failed:

@@ -1,6 +1,7 @@
 """Result files as tables: cells for a terminal, and Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from clipfast.bench.document import Document, Factor, Row, provenance, rows
 
@@ -72,9 +73,15 @@ def markdown(document: Document) -> str:
         f"Medians of {settings['pairs']} interleaved pairs; in brackets the 10 % and 90 % quantiles of the pairs' "
         "ratios. *plain* is the model's own forward, and in its row measured against itself: how much of a factor is "
         "noise. *heads* are every head's contributions; *attention* also keeps attention weights; *maps* also draws "
-        f"maps for {settings['texts']} texts; *tokens* makes every token's part of every head, a layer at a time. "
-        "*naive* is the definition written out: with tokens for maps and tokens, without for the others. The largest "
-        "error is that of the checks made before the clock ran. Peak memory is that of a whole fresh process (of the "
-        "device's allocator on an accelerator).",
+        f"maps for {settings['texts']} texts{_of_size(settings)}; *tokens* makes every token's part of every head, a "
+        "layer at a time. *naive* is the definition written out: with tokens for maps and tokens, without for the "
+        "others. The largest error is that of the checks made before the clock ran. Peak memory is that of a whole "
+        "fresh process (of the device's allocator on an accelerator).",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _of_size(settings: Mapping[str, Any]) -> str:
+    """The image size, where it is not that of each model."""
+    size = settings.get("image_size")
+    return f", and images have {size[0]} × {size[1]} pixels" if size else ""

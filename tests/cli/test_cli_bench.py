@@ -57,6 +57,21 @@ def test_results_of_a_run(written: Path) -> None:
             assert len(entry["against"]["plain"]["a"]["all"]) == 1
 
 
+def test_images_of_another_size(tmp_path: Path, model_folder: Path) -> None:
+    assert run(options(tmp_path, model_folder, image_size="16x48", memory=True)) == 0
+    result = read(tmp_path / "out" / "bench.json")
+    assert result["settings"]["image_size"] == [16, 48]
+    assert all(entry["failed"] is None and entry["memory"]["shown_mb"] > 0 for entry in result["cases"])
+    assert "images have 16 × 48 pixels" in (tmp_path / "out" / "bench.md").read_text(encoding="utf-8")
+    built = outputs.module(str(model_folder), image_size=(16, 48))
+    assert outputs.Case.of(built, 2).images.shape == (2, 3, 16, 48)
+    assert run(options(tmp_path, model_folder, image_size="20")) != 0
+    (entry,) = read(tmp_path / "out" / "bench.json")["cases"]
+    assert "images of 20 × 20 pixels are not whole patches of 8 × 8" in entry["failed"]["reason"]
+    with pytest.raises(ClipfastError, match="--image-size is '2x': give HEIGHTxWIDTH"):
+        run(options(tmp_path, model_folder, image_size="2x"))
+
+
 def test_a_refused_model_is_a_row_and_the_exit_code(written: Path) -> None:
     refused = [row for row in rows(read(written / "out" / "bench.json")) if row.failed]
     assert [row.case for row in refused] == [

@@ -26,6 +26,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "mean": {"pool_type": "avg", "final_ln_after_pool": True},
     "sin-cos": {"pos_embed_type": "sin_cos_2d"},
     "no ln_pre": {"no_ln_pre": True},
+    "norm, then mean": {"pool_type": "avg"},
+    "attentional pool": {"attentional_pool": True, "attn_pooler_queries": 3, "attn_pooler_heads": 2},
+    "norms inside": {"block_type": "custom", "qk_norm": True, "scale_attn_inner": True, "scale_fc": True},
 }
 
 
@@ -60,7 +63,7 @@ def test_a_tower_of_open_clip_is_the_one_that_it_builds_for_the_size(kind: str, 
     assert result.max_error() <= 1e-5
     assert relative_error(model.encode_image(pixels, normalize=False), own) <= 1e-6
     assert result.patch_maps().shape == (2, *model.tower.grid, 3)
-    assert result.attention.shape == (2, 3, 2, model.tower.tokens)
+    assert result.attention.shape == (2, model.layers, model.heads, model.tower.tokens)
     verification = model.verify(pixels)
     assert verification.ok
     assert verification.max_error <= 1e-5
@@ -163,6 +166,14 @@ def test_wrapped_and_parametrised_towers() -> None:
     with torch.no_grad():
         module.visual.parametrizations.positional_embedding.original.div_(2)
     assert error(model.decompose(images(16, 40)).embedding, expected) == 0
+
+
+def test_a_resized_model_keeps_the_projection() -> None:
+    probe = torch.randn(20, 5, generator=torch.Generator().manual_seed(7))
+    module, pixels = clip_model(), images(16, 40)
+    plain = clipfast.wrap(module, image_size=(16, 40)).decompose(pixels).embedding
+    result = clipfast.wrap(module, projection=probe).resized(16, 40).decompose(pixels)
+    assert relative_error(result.embedding, plain @ probe) <= 1e-5
 
 
 def test_a_resized_model_keeps_the_settings_of_its_model() -> None:

@@ -21,6 +21,7 @@ from clipfast.commands import console
 from clipfast.commands.bench.options import Options
 from clipfast.commands.files import write_json
 from clipfast.commands.loading import check_device
+from clipfast.commands.options import parse_size
 from clipfast.commands.outcome import FAILED, INTERRUPTED
 from clipfast.commands.results import prepare_results
 from clipfast.files import write_text
@@ -50,6 +51,7 @@ def plan_of(options: Options) -> Plan:
         naive=options.naive,
         compiled=options.compile,
         memory=options.memory,
+        image_size=parse_size(options.image_size),
     )
     with console.status("reading the list of models"):
         plan.check()

@@ -20,6 +20,7 @@ class Options:
         dtype: Precision of the weights; repeat.
         backend: auto, or a name that ``clipfast doctor`` lists; repeat.
         outputs: plain, heads, attention, maps, tokens: with commas or repeated. Default: all.
+        image_size: Height and width of the images in pixels, such as 336x672, or one side. Default: each model's own.
         texts: Random directions that maps are drawn for.
         device: cpu, cuda or cuda:N. Default: CUDA where there is a device.
         threads: Threads torch computes with. Default: torch's own.
@@ -39,6 +40,7 @@ class Options:
     dtype: Sequence[Dtype] = ("fp32",)
     backend: Sequence[str] = ("auto",)
     outputs: Texts = ()
+    image_size: str | None = None
     texts: Positive = 16
     device: str | None = None
     threads: Positive | None = None
