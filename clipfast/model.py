@@ -785,8 +785,9 @@ def wrap(
     """Wraps an existing open_clip CLIP, or its ``.visual``, as it is: weights are shared, not copied.
 
     ``DataParallel``, ``DistributedDataParallel``, ``torch.compile`` and peft around the model or its ``.visual`` are
-    looked through; weights that adapters and parametrisations compute are read as they are. The decomposition computes from the weights and runs no forward of the module, so hooks, replaced methods
-    and layers of other classes are refused, here and whenever they appear later.
+    looked through; weights that adapters and parametrisations compute are read as they are. The decomposition computes
+    from the weights and runs no forward of the module, so hooks, replaced methods and layers of other classes are
+    refused, here and whenever they appear later.
 
     Args:
         module: the model; later changes of its weights, device or dtype are seen.
