@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import timm.models
 import torch
-from timm.layers import PatchEmbed
+from timm.layers import AttentionPool2d, PatchEmbed
 from timm.models.convnext import ConvNeXt
 from timm.models.fastvit import FastVit
 from timm.models.swin_transformer import SwinTransformer
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from clipfast.towers.patches import plain_type
 from clipfast.towers.timm_parts import Parts, classes
-from clipfast.towers.timm_pools import classifier, plain_classifier
+from clipfast.towers.timm_pools import classifier, map_pool, map_tokens, plain_classifier, projection
 from clipfast.towers.tower import Embedder
 
 Fields = dict[str, Any]
@@ -102,9 +102,13 @@ class _FeatureMap:
 
 
 def _convolutional(parts: Parts, trunk: Any, head: list[nn.Module], image_size: tuple[int, int] | None) -> Fields:
-    fields = classifier(parts, trunk.head, head)
+    attends = plain_type(trunk.head) is AttentionPool2d
+    if attends:
+        fields = map_pool(parts, trunk.head, "head") | projection(parts, head)
+    else:
+        fields = classifier(parts, trunk.head, head)
     sized = _FeatureMap(parts, trunk, image_size)
-    return fields | network(parts, trunk, sized, _run_channels_first(trunk), 0, (trunk.head,))
+    return fields | network(parts, trunk, sized, _run_channels_first(trunk), int(attends), (trunk.head,))
 
 
 def _fastvit(parts: Parts, trunk: Any, head: list[nn.Module], image_size: tuple[int, int] | None) -> Fields:
@@ -194,4 +198,6 @@ def as_tokens(trunk: nn.Module, x: Tensor) -> Tensor:
     """A feature map as tokens ``[B, N, W]``: Swin has channels last, others have them first."""
     if x.ndim == 3:
         return x.contiguous()
+    if isinstance(getattr(trunk, "head", None), AttentionPool2d):
+        return map_tokens(trunk.head, x).contiguous()
     return x.flatten(1, 2).contiguous() if isinstance(trunk, SWINS) else x.flatten(2).mT.contiguous()

@@ -7,7 +7,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm import layers as timm_layers
-from timm.layers import AttentionPoolLatent, ClassifierHead, Mlp, NormMlpClassifierHead, SelectAdaptivePool2d
+from timm.layers import (
+    AttentionPoolLatent,
+    ClassifierHead,
+    Mlp,
+    NormMlpClassifierHead,
+    SelectAdaptivePool2d,
+    resample_abs_pos_embed,
+)
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
@@ -216,6 +223,51 @@ def classifier(parts: Parts, layers: Any, head: list[nn.Module]) -> Fields:
             parts.note("mlp_head")
     fields = projection(parts, [layers.drop, layers.fc, layers.flatten, *head])
     return {"pooling": "mean", "ln_post": ln_post} | fields
+
+
+def map_pool(parts: Parts, pool: Any, place: str) -> Fields:
+    """CLIP's attention pool over a feature map, whose query is made of the first of :func:`map_tokens`."""
+    before = parts.notes
+    if pool.pool_type != "token":
+        parts.note("no_pool")
+    if pool.scale != pool.head_dim**-0.5:
+        parts.note("replaced", f"{place}: a scale of its own")
+    parts.idle(place, drop=pool.drop)
+    names = ("q", "k", "v") if pool.qkv is None else ("qkv",)
+    layers = [parts.linear(getattr(pool, name), f"{place}.{name}") for name in names]
+    out = _classifier(parts, pool.proj, f"{place}.proj", pool.embed_dim)
+    fields: Fields = {"pooling": "attention", "ln_post": None}
+    if parts.notes != before:
+        return fields
+    if len(layers) == 1:
+        weights = layers[0].weight.chunk(3)
+        biases = (None, None, None) if layers[0].bias is None else layers[0].bias.chunk(3)
+        layers = [Linear(*pair) for pair in zip(weights, biases, strict=True)]
+    query, key, value = layers
+    read = AttentionPool(
+        query=query.weight,
+        query_bias=query.bias,
+        key_weight=key.weight,
+        key_bias=key.bias,
+        value_weight=value.weight,
+        value_bias=value.bias,
+        out_weight=out.weight,
+        out_bias=zeros(out.weight) if out.bias is None else out.bias,
+        heads=pool.num_heads,
+    )
+    return fields | {"pool": read}
+
+
+def map_tokens(pool: Any, x: Tensor) -> Tensor:
+    """What an ``AttentionPool2d`` reads of a feature map ``[B, W, rows, columns]``: ``[B, 1 + rows·columns, W]``.
+
+    The first token is the mean of the others, or a class token.
+    """
+    size = list(x.shape[2:])
+    x = x.flatten(2).mT
+    first = x.mean(1, keepdim=True) if pool.cls_token is None else pool.cls_token.expand(len(x), 1, -1)
+    position = resample_abs_pos_embed(pool.pos_embed[None], size, old_size=list(pool.feat_size), num_prefix_tokens=1)
+    return torch.cat((first, x), 1) + position
 
 
 def plain_classifier(parts: Parts, pool: Any, layer: nn.Module, head: list[nn.Module]) -> Fields:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import open_clip
 import pytest
 import timm
 import torch
@@ -45,6 +46,17 @@ SHAPES = {
     "vit_pe_core_base_patch16_224": Shape(12, 768, 12, 64, 197),
 }
 LARGE = ("vit_so400m_patch14_siglip_384", "eva02_large_patch14_224")
+
+
+@torch.no_grad()
+def test_a_resnet_of_full_size() -> None:
+    module: Any = randomised(open_clip.create_model("RN50", pretrained=None, load_weights=False).visual).eval()
+    model = clipfast.wrap(module)
+    assert (model.tower.width, model.tower.heads, model.tower.tokens) == (2048, 32, 50)
+    images = pixels(model.tower.image_size, count=1)
+    contributions = model.decompose(images)
+    assert relative_error(contributions.embedding, module(images)) <= EMBEDDING_FLOAT32
+    assert contributions.max_error() <= SUM_FLOAT32
 
 
 @pytest.fixture(params=[pytest.param(name, marks=large) if name in LARGE else name for name in SHAPES])

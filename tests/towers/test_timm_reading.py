@@ -73,8 +73,9 @@ def test_every_flag_is_read_exactly(flag: str) -> None:
 NETWORKS = (
     *("test_byobnet", "cs3darknet_focus_s", "cspnext_tiny", "edgenext_xx_small", "regnetx_002", "resnetv2_18"),
     *("rexnet_100", "tresnet_m", "ese_vovnet19b_slim_dw", "xception41p", "densenet121", "mobilenetv2_035", "resnet18d"),
+    "resnet50_clip",
 )
-"""The smallest name of every class of networks whose pooling is read."""
+"""The smallest name of every class of networks whose pooling is read, and one with an attention pool."""
 
 
 @pytest.mark.parametrize("name", NETWORKS)

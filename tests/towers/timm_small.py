@@ -148,6 +148,13 @@ def direct_pool() -> nn.Module:
     return model
 
 
+def map_pooled(**settings: Any) -> nn.Module:
+    """A network with the attention pool of CLIP's ResNets."""
+    model = timm.create_model("test_byobnet")
+    model.head = timm.layers.AttentionPool2d(256, **{"feat_size": 5, "out_features": 24, "head_dim": 32, **settings})
+    return model
+
+
 FLAGS: dict[str, Callable[[], nn.Module]] = {
     "class token": vit,
     "classes": partial(vit, num_classes=7),
@@ -230,6 +237,8 @@ FLAGS: dict[str, Callable[[], nn.Module]] = {
         window_size=2,
     ),
     "ResNet": partial(timm.create_model, "test_resnet"),
+    "CLIP's ResNet": partial(map_pooled, qkv_separate=True),
+    "attention pool of a map": partial(map_pooled, class_token=True, feat_size=(4, 6)),
     "EfficientNet": partial(timm.create_model, "test_efficientnet", num_classes=0),
     "NormFreeNet": partial(timm.create_model, "test_nfnet", num_classes=7),
     "FastViT": partial(timm.create_model, "fastvit_mci0", layers=(1, 1, 1, 1), embed_dims=(16, 32, 32, 64)),
