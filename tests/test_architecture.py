@@ -107,6 +107,7 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.indices",
         "clipfast.errors",
     },
+    "clipfast.analyses.neurons": {"clipfast.towers.tower", "clipfast.basis", "clipfast.errors"},
     "clipfast.analyses.gradients": {"clipfast.towers.tower", "clipfast.basis", "clipfast.errors"},
     "clipfast.analyses.relevance": {"clipfast.analyses", "clipfast.towers.tower", "clipfast.basis"},
     "clipfast.descriptions": {"clipfast.scenes", "clipfast.files", "clipfast.inputs", "clipfast.errors"},
