@@ -329,7 +329,7 @@ def default_preprocess(module: nn.Module) -> Callable[[Image.Image], Tensor]:
     Where there are none, or they are for images of another size than the positions, it is the one that models of its
     class are trained with.
     """
-    source, parts = _origin(module), Parts(vision_transformer(module))
+    source, parts = _origin(module), _parts_of_known(module)
     own = processors.preprocess(source, parts) if source else None
     size = None if own is None else own.image_size
     if own is not None and size in (None, parts.image_size):
@@ -347,10 +347,18 @@ def resized_preprocess(
     module: nn.Module, image_size: tuple[int, int], preprocess: Callable[[Image.Image], Tensor] | None = None
 ) -> Callable[[Image.Image], Tensor]:
     """The image processor that came with the model, else that of :func:`default_preprocess`, at another size."""
-    source, parts = _origin(module), Parts(vision_transformer(module))
+    source, parts = _origin(module), _parts_of_known(module)
     known = preprocess if isinstance(preprocess, processors.Preprocess) else None
     known = known or (processors.preprocess(source, parts) if source else None)
     return processors.resized(known or processors.of_class(unwrap(module), parts), parts, image_size)
+
+
+def _parts_of_known(module: nn.Module) -> Parts:
+    """The parts of a model's vision transformer; :class:`UnsupportedTower` for a class that is not read."""
+    inner = unwrap(module)
+    if _name(inner) not in CLASSES:
+        raise UnsupportedTower(type(inner).__name__, [text for _, text in refusals(inner)])
+    return Parts(vision_transformer(module))
 
 
 def _origin(module: nn.Module) -> str:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 import clipfast
-from clipfast.errors import InputError
+from clipfast.errors import InputError, UnsupportedTower
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 from huggingface_models import MODELS, build  # noqa: E402
@@ -147,6 +147,14 @@ def test_a_size_that_does_not_fit_is_one_line(name: str) -> None:
     for size in ((20, 24), (4, 24)):
         with pytest.raises(InputError, match=rf"{size[0]} × 24 pixels are not whole patches of 8 × 8"):
             clipfast.wrap(build(name), image_size=size)
+
+
+@pytest.mark.parametrize("options", [{}, {"image_size": 32}])
+def test_a_class_that_is_not_read_is_refused(options: dict[str, int]) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    module = transformers.BertModel(transformers.BertConfig(**sizes, vocab_size=50)).eval()
+    with pytest.raises(UnsupportedTower, match=r"cannot decompose BertModel: not one of the classes that are read"):
+        clipfast.wrap(module, **options)
 
 
 def test_a_processor_that_cannot_be_given_a_size(tmp_path: Path) -> None:
