@@ -82,6 +82,7 @@ _TEXT = ("text_model", "text_projection")
 _VISION_PARTS: WeakKeyDictionary[nn.Module, nn.ModuleDict] = WeakKeyDictionary()
 
 
+@torch.no_grad()
 def read(module: nn.Module, *, ignore_hooks: bool = False, image_size: tuple[int, int] | None = None) -> Tower:
     """Reads a model of transformers, or its vision part, into a :class:`Tower` that shares its parameters.
 
@@ -103,8 +104,7 @@ def read(module: nn.Module, *, ignore_hooks: bool = False, image_size: tuple[int
     parts = Parts(vision_transformer(plain))
     size = parts.image_size if image_size is None else image_size
     layers = [Layer(layer) for layer in parts.layers]
-    with torch.no_grad():
-        rotary, positions, pool = parts.rotary(size), parts.positions(size), parts.pool()
+    rotary, positions, pool = parts.rotary(size), parts.positions(size), parts.pool()
     return Tower(
         patch_weight=parts.patch_weight,
         patch_bias=parts.patches.bias,
@@ -161,6 +161,8 @@ def _replaced(model: nn.Module, vision: nn.Module) -> Iterator[tuple[str, str]]:
     parts = Parts(vision)
     if parts.has_random_positions:
         yield "training", "rope_embeddings: random positions"
+    for name, layer_norm in (("norm before the layers", parts.ln_pre), ("final norm", parts.ln_post)):
+        yield from _replaced_norm(layer_norm, name)
     settings = set()
     for index, layer in enumerate(parts.layers):
         place = f"layer {index}"
@@ -168,16 +170,29 @@ def _replaced(model: nn.Module, vision: nn.Module) -> Iterator[tuple[str, str]]:
         for name, linear in own.linears().items():
             if type(linear) is not nn.Linear:
                 yield replacement(linear), f"{place}, {name}: {type(linear).__name__}"
+        for name, layer_norm in (("first norm", own.ln_1), ("second norm", own.ln_2)):
+            yield from _replaced_norm(layer_norm, f"{place}, {name}")
         used = activation(own.activation)
         if used is None:
             yield "activation", f"{place}: {_kind(own.activation)}"
-        if own.scale and abs(own.scale * (own.out.in_features / own.heads) ** 0.5 - 1) > 1e-9:
-            yield "replaced", f"{place}: its attention is scaled by {own.scale:.4g}"
+        if own.is_causal:
+            yield "replaced", f"{place}: causal attention"
+        if type(own.out) is nn.Linear:
+            head_dim = own.out.in_features / own.heads
+            if own.head_dim not in (None, head_dim):
+                yield "replaced", f"{place}: {own.heads} heads, but head_dim {own.head_dim}"
+            if own.scale and abs(own.scale * head_dim**0.5 - 1) > 1e-9:
+                yield "replaced", f"{place}: its attention is scaled by {own.scale:.4g}"
         settings.add((own.heads, used))
     if len(settings) > 1:
         yield "replaced", "layers with different heads or activations"
     if parts.head is not None:
         yield from _replaced_in_pool(parts.head)
+
+
+def _replaced_norm(layer_norm: object, place: str) -> Iterator[tuple[str, str]]:
+    if layer_norm is not None and type(layer_norm) is not nn.LayerNorm:
+        yield replacement(layer_norm), f"{place}: {type(layer_norm).__name__}"
 
 
 def _foreign_attention(vision: Any) -> str | None:
@@ -196,6 +211,10 @@ def _replaced_in_pool(head: Any) -> Iterator[tuple[str, str]]:
         yield replacement(attention), f"head.attention: {type(attention).__name__}"
     elif attention.in_proj_weight is None or attention.bias_k is not None or attention.add_zero_attn:
         yield "replaced", "head.attention: options that its class does not set"
+    yield from _replaced_norm(head.layernorm, "head.layernorm")
+    if not hasattr(head.mlp, "activation_fn"):
+        yield replacement(head.mlp), f"head.mlp: {type(head.mlp).__name__}"
+        return
     if activation(head.mlp.activation_fn) is None:
         yield "activation", f"head.mlp: {_kind(head.mlp.activation_fn)}"
     for name, linear in (("fc1", head.mlp.fc1), ("fc2", head.mlp.fc2)):

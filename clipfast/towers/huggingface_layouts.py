@@ -4,6 +4,7 @@ Three layouts are read: that of CLIP, that of SigLIP (no class token, an attenti
 the names of layers differ between classes, and between the versions of transformers since 4.57.
 """
 
+from functools import partial
 from math import isqrt
 from typing import Any, cast
 
@@ -206,6 +207,8 @@ class Layer:
         self.query, self.key, self.value = (first(inner, short, long) for short, long in _PROJECTIONS)
         self.out: Any = first(attention, "out_proj", "o_proj") or attention.output.dense
         self.heads = int(first(inner, "num_heads", "num_attention_heads"))
+        self.head_dim: int | None = first(inner, "head_dim", "attention_head_size")
+        self.is_causal = bool(getattr(inner, "is_causal", False))
         self.scale = float(first(inner, "scaling", "scale", "attention_scale") or 0)  # of logits, 0 for none named
         self.ln_1: Any = first(layer, "layer_norm1", "norm1", "layernorm_before")
         self.ln_2: Any = first(layer, "layer_norm2", "norm2", "layernorm_after")
@@ -289,12 +292,23 @@ def pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+def _is_gelu_tanh(act: Any, kind: type) -> bool:
+    """Whether what an activation of that class calls is the one it is made with."""
+    if act is None:  # the class computes it by itself
+        return True
+    if isinstance(act, partial):
+        return act.func is nn.functional.gelu and act.keywords == {"approximate": "tanh"}
+    return getattr(act, "__func__", act) is getattr(kind, "_gelu_tanh_python", kind)
+
+
 def activation(function: Any) -> Activation | None:
     """The name of an activation of transformers, None for one that is not read."""
     if type(function).__module__ == "transformers.activations":
         name = _ACTIVATIONS.get(type(function).__name__)
         own = getattr(type(function), "_gelu_python", None)
         if name == "gelu" and getattr(function.act, "__func__", function.act) not in (nn.functional.gelu, own):
+            return None
+        if name == "gelu_tanh" and not _is_gelu_tanh(getattr(function, "act", None), type(function)):
             return None
         return name
     if type(function) is nn.SiLU or function is nn.functional.silu:

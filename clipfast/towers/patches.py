@@ -40,9 +40,9 @@ METHODS = (
 
 SETTINGS = (
     *("eps", "num_heads", "pool_type", "final_ln_after_pool", "approximate", "scaled_cosine", "dropout", "p"),
-    *("num_attention_heads", "scale", "scaling", "use_head"),  # of transformers
+    *("num_attention_heads", "scale", "scaling", "use_head", "is_causal", "head_dim", "act"),  # of transformers
     *("global_pool", "pool_include_prefix", "num_prefix_tokens", "no_embed_class", "drop_prob", "prob"),
-    *("img_size", "feat_shape", "rotate_half", "gate_last", "bias_gain"),  # of timm
+    *("img_size", "feat_shape", "rotate_half", "gate_last", "bias_gain", "rope_mixed"),  # of timm
 )
 """Attributes of a tower's modules that a decomposition depends on."""
 

@@ -162,6 +162,8 @@ def _parallel_scaling(parts: Parts, block: Any, place: str) -> Fields:
         "mlp_scale": scale,
         "parallel": True,
     }
+    if fields["ln_1"] is None:
+        parts.note("replaced", f"{place}.in_norm: no norm before attention and MLP")
     if parts.notes != before:
         return fields
     hidden = block.in_split[0]

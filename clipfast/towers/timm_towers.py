@@ -189,6 +189,8 @@ def _fields(parts: Parts, trunk: Any, head: list[nn.Module], image_size: tuple[i
 
 def _transformer(parts: Parts, vit: Any, head: list[nn.Module]) -> Fields:
     """A transformer of one of :data:`TRANSFORMERS`."""
+    if not parts.expect(vit.blocks, (nn.Sequential, nn.ModuleList), "blocks"):
+        return {}
     if isinstance(vit, VisionTransformerDistilled):
         fields = distilled(parts, vit) | projection(parts, [vit.head_drop, *head])
     else:
@@ -217,6 +219,9 @@ def _start(parts: Parts, vit: Any) -> Fields:
     ln_pre = parts.norm(norm_pre, "norm_pre")
     positions = getattr(vit, "pos_embed", None)
     registers = getattr(vit, "dist_token", getattr(vit, "reg_token", None))
+    prefix = sum(token.shape[1] for token in (vit.cls_token, registers) if token is not None)
+    if vit.num_prefix_tokens != prefix:
+        parts.note("replaced", f"num_prefix_tokens: {vit.num_prefix_tokens}, where there are {prefix}")
     if not is_one_convolution(embed):
         held = (embed, norm_pre)
         tokens = [token for token in (vit.cls_token, registers, positions) if token is not None]

@@ -1,18 +1,19 @@
-"""Models of :mod:`families` used at the edges: no images, no layers, half precision, inference mode."""
+"""Models of :mod:`families` used at the edges: no images, no layers, half precision, inference mode, odd settings."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from families import dinov2_with_registers, eva_post_norm, ijepa, siglip, timm_gap, timm_map
+from families import clip, dinov2_with_registers, dinov3, eva_post_norm, ijepa, siglip, timm_gap, timm_map
 from hooked import Hooked
-from timm_families import deit_distilled, norm_mean_norm, pe_core
+from timm_families import deit_distilled, norm_mean_norm, parallel_scaling, pe_core
 from tolerances import FLOAT64, SUM_BFLOAT16
-from torch import Tensor
+from torch import Tensor, nn
 
 import clipfast
-from clipfast import Model
+from clipfast import Model, UnsupportedTower
 from clipfast.basis import Depth
 
 Family = Callable[[], Hooked]
@@ -75,3 +76,52 @@ def test_models_are_wrapped_in_half_precision_alone() -> None:
     module.head.float()
     with pytest.raises(clipfast.InputError, match="are in bfloat16 and float32"):
         Model(module, preprocess=lambda image: torch.empty(0), tokenize=None)
+
+
+def _attention(module: Any, name: str, value: object) -> None:
+    first = next(part for part in module.modules() if hasattr(part, "is_causal") and hasattr(part, "head_dim"))
+    setattr(first, name, value)
+
+
+def _replace(module: Any, ending: str) -> None:
+    path = next(path for path, _ in module.named_modules() if path.endswith(ending))
+    module.set_submodule(path, nn.Identity())
+
+
+def _other_approximation(module: Any) -> None:
+    next(part for part in module.modules() if type(part).__name__ == "GELUTanh").act = torch.nn.functional.gelu
+
+
+CHANGES: list[tuple[Family, Callable[[Any], None], str]] = [
+    *((family, lambda module: _attention(module, "is_causal", True), "causal attention") for family in (clip, dinov3)),
+    (siglip, lambda module: _attention(module, "head_dim", 8), "2 heads, but head_dim 8"),
+    (siglip, _other_approximation, "an activation other than GELU"),
+    *((clip, lambda module, n=name: _replace(module, n), "norm: Identity") for name in ("layer_norm1", "layer_norm2")),
+    (clip, lambda module: _replace(module, "pre_layrnorm"), "norm before the layers: Identity"),
+    (ijepa, lambda module: _replace(module, "layernorm"), "final norm: Identity"),
+    (ijepa, lambda module: _replace(module, "o_proj"), "out: Identity"),
+    (siglip, lambda module: _replace(module, "head.layernorm"), "head.layernorm: Identity"),
+    (siglip, lambda module: _replace(module, "head.mlp"), "head.mlp: Identity"),
+    (timm_gap, lambda module: setattr(module, "num_prefix_tokens", 0), "num_prefix_tokens: 0, where there are 2"),
+    (timm_gap, lambda module: _replace(module, "blocks"), "blocks: Identity"),
+    (parallel_scaling, lambda module: _replace(module, "blocks.0.in_norm"), "no norm before attention and MLP"),
+]
+
+
+@pytest.mark.parametrize(("family", "change", "reason"), CHANGES)
+def test_changes_that_are_refused(family: Family, change: Callable[[Any], None], reason: str) -> None:
+    """Before a model is wrapped, and after."""
+    module = family().module
+    model = clipfast.wrap(module)
+    model.decompose(images())
+    change(module)
+    with pytest.raises(UnsupportedTower, match=reason):
+        model.decompose(images())
+    with pytest.raises(UnsupportedTower, match=reason):
+        clipfast.wrap(module)
+
+
+@pytest.mark.parametrize("family", [clip, dinov3, ijepa, siglip, timm_map])
+def test_copies_of_results(family: Family) -> None:
+    contributions = clipfast.wrap(family().module).decompose(images())
+    assert torch.equal(copy.deepcopy(contributions).heads(), contributions.heads())
