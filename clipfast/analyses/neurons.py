@@ -325,13 +325,15 @@ def decompose(model: HasPool, images: Any) -> PairContributions:
     assert tower.embedder is not None
     with autocast_disabled(pixels):
         tokens = tower.embedder.run(pixels).to(weights.out.dtype)
-        attention = _attention(pool, tokens)
-        activations = attention @ tokens  # [B, H, C]
-        embedding = weights.sum(activations) + weights.constant
+        attention, embedding = _pooled(pool, tokens)
+        if tower.projection is not None:
+            embedding = embedding @ tower.projection.to(embedding)
+        if tower.projection_bias is not None:
+            embedding = embedding + tower.projection_bias.to(embedding)
     return PairContributions(
         embedding=embedding,
         norm=embedding.norm(dim=-1),
-        activations=activations,
+        activations=attention @ tokens,
         attention=attention,
         tokens=tokens,
         grid=tower.grid,
@@ -339,15 +341,18 @@ def decompose(model: HasPool, images: Any) -> PairContributions:
     )
 
 
-def _attention(pool: AttentionPool, tokens: Tensor) -> Tensor:
-    """The pool's attention weights, ``[B, N, C] → [B, H, N]``."""
+def _pooled(pool: AttentionPool, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The pool's attention weights ``[B, H, N]`` and its output ``[B, D]``, of tokens ``[B, N, C]``."""
 
-    def by_head(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, weight.to(x), None if bias is None else bias.to(x)).unflatten(-1, (pool.heads, -1))
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight.to(x), None if bias is None else bias.to(x))
 
-    query = by_head(tokens[:, 0], pool.query, pool.query_bias)  # [B, H, E]
-    key = by_head(tokens, pool.key_weight, pool.key_bias)  # [B, N, H, E]
-    return (torch.einsum("bhe,bnhe->bhn", query, key) / key.shape[-1] ** 0.5).softmax(-1)
+    query = linear(tokens[:, 0], pool.query, pool.query_bias).unflatten(-1, (pool.heads, -1))  # [B, H, E]
+    key = linear(tokens, pool.key_weight, pool.key_bias).unflatten(-1, (pool.heads, -1))  # [B, N, H, E]
+    value = linear(tokens, pool.value_weight, pool.value_bias).unflatten(-1, (pool.heads, -1))
+    attention = (torch.einsum("bhe,bnhe->bhn", query, key) / key.shape[-1] ** 0.5).softmax(-1)
+    out = torch.einsum("bhn,bnhe->bhe", attention, value).flatten(1)
+    return attention, linear(out, pool.out_weight, pool.out_bias)
 
 
 def check_features(text_features: Tensor, weights: PairWeights) -> Tensor:

@@ -80,6 +80,9 @@ def test_pairs_and_a_constant_are_the_embedding(case: Everything) -> None:
     assert error(have.embedding, case.embedding) <= FLOAT64
     assert error(case.pairs.sum((1, 2)) + have.weights.constant, case.embedding) <= FLOAT64
     assert have.max_error() <= FLOAT64
+    without_one = have.activations.clone()
+    without_one[0, 2, 5] = 0
+    assert replace(have, activations=without_one).max_error() > FLOAT64
     every = [(head, neuron) for head in range(HEADS) for neuron in range(NEURONS)]
     expected = case.pairs / case.norm[:, None, None, None]
     assert error(have.rows(every), expected.flatten(1, 2)) <= FLOAT64
