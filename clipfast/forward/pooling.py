@@ -124,26 +124,29 @@ def _attend(tower: Tower, x: Tensor, backend: str, needs_values: bool) -> Pooled
     value_bias = pool.value_weight.new_zeros(len(pool.value_weight)) if pool.value_bias is None else pool.value_bias
     value_bias = value_bias.unflatten(0, by_head)
     values = None
-    if needs_values or pool.key_norm is not None or pool.weights is not None:
+    if needs_values or pool.key_norm is not None or pool.weights is not None or pool.every_query:
         values = ops.linear(normed, pool.value_weight, pool.value_bias, backend=backend).unflatten(2, by_head)
     if pool.weights is not None:
         assert values is not None
         attention = pool.weights.to(accumulation_dtype(x.dtype)).expand(len(x), -1, -1)
+        heads = torch.einsum("bgn,bnge->bge", attention, values.to(attention.dtype))
+    elif pool.every_query:
+        assert values is not None
+        attention = _mean_attention(pool, normed, values, backend)
         heads = torch.einsum("bgn,bnge->bge", attention, values.to(attention.dtype))
     elif pool.key_norm is None:  # a key's bias adds the same to every logit
         heads, attention = ops.query_row_from_tokens(
             _query(pool, normed), normed, key_weight, value_weight, value_bias, backend=backend
         )
     else:
-        key = ops.linear(normed, pool.key_weight, pool.key_bias, backend=backend).unflatten(2, by_head)
-        key = normalise(key.contiguous(), None, pool.key_norm, backend)
         assert values is not None
-        heads, attention = ops.query_row(_query(pool, normed), key, values, backend=backend)
+        heads, attention = ops.query_row(_query(pool, normed), _keys(pool, normed, backend), values, backend=backend)
     if left_out:  # tokens that the pool does not read count nothing
         attention = F.pad(attention, (left_out, 0))
         values = None if values is None else F.pad(values, (0, 0, 0, 0, left_out, 0))
     out = F.linear(heads.flatten(1).to(x.dtype), pool.out_weight, pool.out_bias)  # [B, W]
-    added = None if pool.mlp is None else pool_mlp(pool.mlp, out, backend)
+    added = None if pool.mlp is None else pool_mlp(pool.mlp, _by_query(pool, heads, out), backend)
+    added = added if added is None or pool.queries == 1 else added.mean(1)
     whole = out if added is None else out + added
     mean, std = statistics(whole, pool.norm, backend)
     row = normalise(whole, None, pool.norm, backend)
@@ -166,12 +169,41 @@ def _query(pool: AttentionPool, normed: Tensor) -> Tensor:
     """The query of each image, ``[B, N, W] → [B, G, E]``."""
     if pool.query.ndim == 1:
         return pool.query.to(normed.dtype).view(pool.heads, -1).expand(len(normed), -1, -1).contiguous()
-    query = F.linear(normed[:, 0], pool.query, pool.query_bias).unflatten(1, (pool.heads, -1))
+    return _queries(pool, normed[:, 0])
+
+
+def _queries(pool: AttentionPool, normed: Tensor) -> Tensor:
+    """Queries that are made of tokens, ``[..., W] → [..., G, E]``."""
+    query = F.linear(normed, pool.query, pool.query_bias).unflatten(-1, (pool.heads, -1))
     return query if pool.query_norm is None else normalise(query, None, pool.query_norm, "auto")
 
 
+def _keys(pool: AttentionPool, normed: Tensor, backend: str) -> Tensor:
+    """The keys of all tokens, ``[B, N, W] → [B, N, G, E]``."""
+    key = ops.linear(normed, pool.key_weight, pool.key_bias, backend=backend).unflatten(2, (pool.heads, -1))
+    return key if pool.key_norm is None else normalise(key.contiguous(), None, pool.key_norm, backend)
+
+
+def _mean_attention(pool: AttentionPool, normed: Tensor, values: Tensor, backend: str) -> Tensor:
+    """The mean of every token's attention, ``[B, N, W] → [B, G, N]``."""
+    qkv = torch.stack((_queries(pool, normed), _keys(pool, normed, backend), values), 2)
+    tokens = normed.shape[1]
+    share = normed.new_full((len(normed), 1, tokens), 1 / tokens, dtype=accumulation_dtype(normed.dtype))
+    rows: Tensor = ops.weighted_rows(qkv, share, backend=backend)
+    return rows[:, 0]
+
+
+def _by_query(pool: AttentionPool, heads: Tensor, out: Tensor) -> Tensor:
+    """What each query of several gives before its MLP, ``[B, Q, W]``; of one, the output ``[B, W]``."""
+    if pool.queries == 1:
+        return out
+    by_query = heads.unflatten(1, (pool.queries, -1)).flatten(2).to(out.dtype)  # [B, Q, inner / Q]
+    weight = pool.out_weight.unflatten(1, (pool.queries, -1))
+    return pool.queries * torch.einsum("bqi,wqi->bqw", by_query, weight) + pool.out_bias
+
+
 def pool_mlp(mlp: PoolMlp, out: Tensor, backend: str) -> Tensor:
-    """What the MLP of an attention pool adds to its output, ``[B, W] → [B, W]``."""
+    """What the MLP of an attention pool adds to its output, ``[..., W] → [..., W]``."""
     normed = normalise(out, None, mlp.norm, backend)
     hidden = activate(F.linear(normed, mlp.in_weight, mlp.in_bias), mlp.activation)
     return F.linear(hidden, mlp.out_weight, mlp.out_bias)

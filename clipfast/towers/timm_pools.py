@@ -39,10 +39,10 @@ def attention_pool(parts: Parts, pool: Any, place: str, *, reads_prefix: bool) -
 
 
 def _latent_pool(parts: Parts, pool: Any, place: str) -> Fields:
-    """One learned query."""
+    """One learned query, or the mean of several."""
     before = parts.notes
-    if pool.latent_len > 1 and pool.pool != "token":
-        parts.note("queries", place)
+    if pool.pool not in ("token", "avg"):
+        parts.note("no_pool", place)
     if pool.pos_embed is not None:
         parts.note("pool_positions", place)
     if pool.scale != pool.head_dim**-0.5:
@@ -54,24 +54,33 @@ def _latent_pool(parts: Parts, pool: Any, place: str) -> Fields:
     mlp = _pool_mlp(parts, pool, place)
     if parts.notes != before:
         return {}
-    query = pool.latent[0, 0]
+    count = pool.latent_len if pool.pool == "avg" else 1
+    query = pool.latent[0, :count]
     if to_query is not None:
         query = F.linear(query, *to_query)
     if query_norm is not None:
-        query = apply_norm(query.view(pool.num_heads, -1), query_norm).flatten()
-    key, value = halves(packed)
+        query = apply_norm(query.unflatten(1, (pool.num_heads, -1)), query_norm)
+    key, value = (_repeated(layer, count) for layer in halves(packed))
     return {
-        "query": query,
+        "query": query.flatten(),
         "key_weight": key.weight,
         "key_bias": key.bias,
         "value_weight": value.weight,
         "value_bias": value.bias,
-        "out_weight": out.weight,
+        "out_weight": out.weight if count == 1 else out.weight.repeat(1, count) / count,
         "out_bias": zeros(out.weight) if out.bias is None else out.bias,
-        "heads": pool.num_heads,
+        "heads": pool.num_heads * count,
+        "queries": count,
         "key_norm": key_norm,
         "mlp": mlp,
     }
+
+
+def _repeated(layer: Linear, times: int) -> Linear:
+    """A layer several times, one below the other."""
+    if times == 1:
+        return layer
+    return Linear(layer.weight.repeat(times, 1), None if layer.bias is None else layer.bias.repeat(times))
 
 
 def _pool_mlp(parts: Parts, pool: Any, place: str) -> PoolMlp | None:
@@ -95,15 +104,13 @@ def _pool_mlp(parts: Parts, pool: Any, place: str) -> PoolMlp | None:
 
 
 def _refining_pool(parts: Parts, pool: Any, place: str) -> Fields:
-    """Attention of the class token without weights: the tokens themselves are its query, keys and values."""
-    if pool.pool != "token":
-        parts.note("queries", place)
+    """Attention without weights, of the class token or the mean of all tokens': they are queries, keys and values."""
     for name in ("pre_norm", "post_norm"):
         parts.expect(getattr(pool, name), (nn.Identity,), f"{place}.{name}")
     identity = torch.eye(pool.out_features, dtype=parts.like.dtype, device=parts.like.device)
     names = ("query", "key_weight", "value_weight", "out_weight")
     biases = {"key_bias": None, "value_bias": None, "out_bias": zeros(identity)}
-    return dict.fromkeys(names, identity) | biases | {"heads": pool.num_heads}
+    return dict.fromkeys(names, identity) | biases | {"heads": pool.num_heads, "every_query": pool.pool == "avg"}
 
 
 def pooling(parts: Parts, vit: Any) -> Fields:

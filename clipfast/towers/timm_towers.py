@@ -57,7 +57,6 @@ REFUSALS: dict[str, str] = {
     "differential": "differential attention below a class token: a norm over the difference of two attentions per head",
     "gate": "a gate on the heads' outputs",
     "branches": "parallel branches with different heads, or with norms inside them",
-    "queries": "an attention pool that averages several queries",
     "pool_positions": "an attention pool that adds positions of its own",
     "timm_activation": "an activation other than GELU, its approximations and SiLU",
     "channels": "images of other than three channels",

@@ -245,6 +245,9 @@ class AttentionPool(_Axes):
         norm: after both; the embedding reads it.
         reads_prefix: whether it reads class token and registers, or the patches alone.
         weights: what each head reads of each token, the same for all images; there are no queries and keys then.
+        queries: how many queries' outputs are averaged. Each has its part of the heads, and ``out_weight`` holds the
+            average; the MLP reads each query's output.
+        every_query: every token makes a query, not the first alone, and their attention is averaged.
     """
 
     query: Tensor
@@ -262,6 +265,8 @@ class AttentionPool(_Axes):
     mlp: PoolMlp | None = None
     reads_prefix: bool = True
     weights: Tensor | None = None
+    queries: int = 1
+    every_query: bool = False
 
     axes: ClassVar = {
         "key_weight": ("inner", "width"),

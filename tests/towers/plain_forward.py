@@ -92,19 +92,22 @@ def _attention_pooled(pool: AttentionPool, normed: Tensor) -> Tensor:
         F.linear(normed, weight, bias).unflatten(-1, (pool.heads, -1))
         for weight, bias in ((pool.key_weight, pool.key_bias), (pool.value_weight, pool.value_bias))
     )
-    query = pool.query.expand(len(normed), -1) if pool.query.ndim == 1 else None
+    query = pool.query.expand(len(normed), 1, -1) if pool.query.ndim == 1 else None
     if query is None:
-        query = F.linear(normed[:, 0], pool.query, pool.query_bias)
+        query = F.linear(normed if pool.every_query else normed[:, :1], pool.query, pool.query_bias)
     query, key = _normed(query.unflatten(-1, (pool.heads, -1)), pool.query_norm), _normed(key, pool.key_norm)
-    weights = (torch.einsum("bhe,bnhe->bhn", query, key) / query.shape[-1] ** 0.5).softmax(-1)
+    weights = (torch.einsum("bqhe,bnhe->bqhn", query, key) / query.shape[-1] ** 0.5).softmax(-1).mean(1)
     if pool.weights is not None:
         weights = pool.weights.expand(len(normed), -1, -1)
-    out = F.linear(torch.einsum("bhn,bnhe->bhe", weights, value).flatten(1), pool.out_weight, pool.out_bias)
-    mlp = pool.mlp
-    if mlp is not None:
-        hidden = _activated(F.linear(_normed(out, mlp.norm), mlp.in_weight, mlp.in_bias), mlp.activation)
-        out = out + F.linear(hidden, mlp.out_weight, mlp.out_bias)
-    return _normed(out, pool.norm)
+    heads = torch.einsum("bhn,bnhe->bhe", weights, value).flatten(1)
+    out = F.linear(heads, pool.out_weight, pool.out_bias)
+    mlp, added = pool.mlp, []
+    for part, weight in zip(heads.chunk(pool.queries, 1), pool.out_weight.chunk(pool.queries, 1), strict=True):
+        if mlp is not None:
+            each = _normed(F.linear(part, pool.queries * weight, pool.out_bias), mlp.norm)
+            hidden = _activated(F.linear(each, mlp.in_weight, mlp.in_bias), mlp.activation)
+            added.append(F.linear(hidden, mlp.out_weight, mlp.out_bias))
+    return _normed(out + sum(added) / pool.queries, pool.norm)
 
 
 def _pooled(tower: Tower, x: Tensor) -> Tensor:

@@ -181,11 +181,6 @@ def gate(model: Any) -> None:
     model.blocks[1].attn.gate = nn.Linear(32, 32)
 
 
-def average_queries(model: Any) -> None:
-    settings = {"latent_len": 2, "pool_type": "avg", "norm_layer": timm.layers.LayerNorm}
-    model.attn_pool = timm.layers.AttentionPoolLatent(32, num_heads=4, **settings)
-
-
 def place_queries(model: Any) -> None:
     settings = {"pos_embed": "abs", "feat_size": 16, "norm_layer": timm.layers.LayerNorm}
     model.attn_pool = timm.layers.AttentionPoolLatent(32, num_heads=4, **settings)
@@ -218,7 +213,6 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "differential": lambda: vit(attn_layer="diff"),
     "gate": lambda: changed(gate),
     "branches": lambda: vit(block_fn=vits.ParallelThingsBlock, qk_norm=True),
-    "queries": lambda: changed(average_queries, vit(global_pool="map", class_token=False)),
     "pool_positions": lambda: changed(place_queries, vit(global_pool="map", class_token=False)),
     "timm_activation": lambda: vit(act_layer=nn.ReLU),
     "channels": lambda: vit(in_chans=4),

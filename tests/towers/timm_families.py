@@ -111,6 +111,46 @@ def pool_mlp_norm() -> Hooked:
     return Hooked(model, timm_layers(model), 2, pool(model, post=model.fc_norm), model)
 
 
+def several_queries() -> Hooked:
+    """The mean of what three queries and their MLP give."""
+    model = made(vits.VisionTransformer(**TIMM, num_classes=20, global_pool="map", class_token=False))
+    settings = {"num_heads": 4, "latent_len": 3, "pool_type": "avg", "norm_layer": timm.layers.LayerNorm}
+    model.attn_pool = pool = made(timm.layers.AttentionPoolLatent(32, **settings))
+
+    def read(x: Tensor) -> tuple[Tokens, Tensor]:
+        normed = frozen_norm(model.norm, x)
+        keys = pool.kv(normed(x)).unflatten(-1, (2, 4, -1))[:, :, 0]
+        query = pool.q(pool.latent[0]).unflatten(-1, (4, -1))
+        weights = (torch.einsum("qhe,bnhe->bqhn", query, keys) * keys.shape[-1] ** -0.5).softmax(-1)
+
+        def each(y: Tensor) -> Tensor:
+            values = pool.kv(normed(y)).unflatten(-1, (2, 4, -1))[:, :, 1]
+            return pool.proj(torch.einsum("bqhn,bnhe->bqhe", weights, values).flatten(2))
+
+        added = pool.mlp(pool.norm(each(x))).mean(1)
+        return (lambda y: model.head(each(y).mean(1))), added @ model.head.weight.T
+
+    return Hooked(model, timm_layers(model), 2, read, model)
+
+
+def refined_patches() -> Hooked:
+    """The mean of what all tokens read of each other, without weights."""
+    model = made(vits.VisionTransformer(**TIMM, num_classes=20, global_pool="prr", class_token=False, reg_tokens=1))
+
+    def read(x: Tensor) -> tuple[Tokens, None]:
+        normed = frozen_norm(model.norm, x)
+        tokens = normed(x).unflatten(-1, (2, -1))
+        logits = torch.einsum("bqhe,bnhe->bhqn", tokens, tokens) * tokens.shape[-1] ** -0.5
+        weights = logits.softmax(-1).mean(2)
+
+        def pooled(y: Tensor) -> Tensor:
+            return torch.einsum("bhn,bnhe->bhe", weights, normed(y).unflatten(-1, (2, -1))).flatten(1)
+
+        return (lambda y: model.head(pooled(y))), None
+
+    return Hooked(model, timm_layers(model), 2, read, model)
+
+
 def aimv2() -> Hooked:
     """RMS norms, gated MLPs, no biases, and a norm after the convolution."""
     model = made(timm.create_model("aimv2_large_patch14_224", **TIMM, num_classes=20))
@@ -156,6 +196,6 @@ TIMM_FAMILIES: dict[str, Callable[[], Hooked]] = {
     make.__name__: make
     for make in (
         *(relpos_class_token, relpos_mean, relpos_normed_mean, beit, deit_distilled, norm_mean_norm, norm_token_norm),
-        *(pe_core, pool_mlp_norm, aimv2, parallel_scaling, convolutional_stem),
+        *(pe_core, pool_mlp_norm, several_queries, refined_patches, aimv2, parallel_scaling, convolutional_stem),
     )
 }

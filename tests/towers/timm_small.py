@@ -140,6 +140,14 @@ def deeper_pool() -> nn.Module:
     return model
 
 
+def several_queries() -> nn.Module:
+    """An attention pool that averages what three queries and their MLP give, with norms on queries and keys."""
+    model = vit(global_pool="map", class_token=False, num_classes=5)
+    settings = {"qk_norm": True, "norm_layer": timm.layers.LayerNorm, "pool_type": "avg"}
+    model.attn_pool = timm.layers.AttentionPoolLatent(32, num_heads=4, latent_len=3, **settings)
+    return model
+
+
 def direct_pool() -> nn.Module:
     """An attention pool whose latent is the query itself, without an MLP."""
     model = vit(global_pool="map", class_token=False)
@@ -177,7 +185,9 @@ FLAGS: dict[str, Callable[[], nn.Module]] = {
     "attention pool of all tokens": partial(vit, global_pool="map", pool_include_prefix=True),
     "attention pool with norms": deeper_pool,
     "attention pool without MLP": direct_pool,
+    "attention pool of several queries": several_queries,
     "refined patches": partial(vit, global_pool="prr"),
+    "refined patches without a class token": partial(vit, global_pool="prr", class_token=False, reg_tokens=1),
     "norms inside": partial(vit, qk_norm=True, scale_attn_norm=True, scale_mlp_norm=True, init_values=0.1),
     "RMS norms": partial(vit, norm_layer=RmsNorm, qk_norm=True, scale_attn_norm=True, scale_mlp_norm=True),
     "norms without weights": partial(vit, norm_layer=partial(timm.layers.LayerNorm, affine=False)),
