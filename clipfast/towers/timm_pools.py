@@ -198,8 +198,19 @@ def _is_linear(layer: Any) -> bool:
     return plain_type(layer) is nn.Conv2d and layer.kernel_size == (1, 1) and layer.groups == 1
 
 
+def _after(fields: Fields, layer: Linear) -> Fields:
+    """The projection of :class:`Tower` with one more layer after it."""
+    weight, bias = layer.weight.T, layer.bias
+    if fields["projection"] is None:
+        return {"projection": weight, "projection_bias": bias}
+    if fields["projection_bias"] is not None:
+        shift = fields["projection_bias"] @ weight
+        bias = shift if bias is None else shift + bias
+    return {"projection": fields["projection"] @ weight, "projection_bias": bias}
+
+
 def projection(parts: Parts, layers: Iterable[Any]) -> Fields:
-    """The linear map after the pooling, with its bias."""
+    """The linear map after the pooling, with its bias: of several layers, their product."""
     fields: Fields = {"projection": None, "projection_bias": None}
     for layer in layers:
         if plain_type(layer) in (*IDLE, nn.Flatten):
@@ -207,10 +218,12 @@ def projection(parts: Parts, layers: Iterable[Any]) -> Fields:
         if isinstance(layer, Mlp):
             parts.note("mlp_head")
         elif plain_type(layer) in LINEARS or _is_linear(layer):
-            if fields["projection"] is not None:
-                parts.note("projections")
+            before = parts.notes
             linear = Linear(layer.weight.flatten(1), layer.bias) if _is_linear(layer) else parts.linear(layer, "head")
-            fields = {"projection": linear.weight.T, "projection_bias": linear.bias}
+            if fields["projection"] is not None and fields["projection"].shape[1] != linear.weight.shape[1]:
+                parts.note("replaced", "head: a layer that does not fit the one before it")
+            if parts.notes == before:
+                fields = _after(fields, linear)
         elif "Pool" in type(layer).__name__:
             parts.note("head_pool", type(layer).__name__)
         else:

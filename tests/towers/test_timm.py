@@ -191,12 +191,6 @@ def trunk(**settings: Any) -> nn.Module:
     return TimmModel("test_vit", embed_dim=16, image_size=160, **settings)
 
 
-def two_projections() -> nn.Module:
-    model: Any = trunk(proj="linear")
-    model.trunk.reset_classifier(8)
-    return model
-
-
 def own_pooling() -> nn.Module:
     model: Any = trunk(proj="")
     model.head = nn.Sequential(timm.layers.RotAttentionPool2d(64, out_features=16))
@@ -209,7 +203,6 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "max_pool": lambda: vit(global_pool="avgmax"),
     "mlp_head": lambda: trunk(proj="mlp"),
     "head_pool": own_pooling,
-    "projections": two_projections,
     "differential": lambda: vit(attn_layer="diff"),
     "gate": lambda: changed(gate),
     "branches": lambda: vit(block_fn=vits.ParallelThingsBlock, qk_norm=True),
@@ -278,6 +271,18 @@ def test_dropout_in_eval_mode_decomposes() -> None:
 def test_a_subclass_with_the_same_forward_is_read() -> None:
     model = randomised(Subclass(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2)).eval()
     assert clipfast.wrap(model).verify(pixels((32, 32))).ok
+
+
+def test_a_classifier_and_a_projection_are_one_map() -> None:
+    model: Any = trunk(proj="linear")
+    model.trunk.reset_classifier(64)
+    model = randomised(model).double().eval()
+    images = pixels((160, 160), dtype=torch.float64)
+    wrapped = clipfast.wrap(model)
+    for _ in range(2):
+        with torch.no_grad():
+            assert relative_error(wrapped.decompose(images).embedding, model(images)) <= 1e-11
+            model.trunk.head.bias.mul_(3)
 
 
 def test_an_evaluated_trunk_alone_is_read_where_its_head_is_refused() -> None:
