@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 _HOME = {
-    "load": "clipfast.model",
-    "wrap": "clipfast.model",
+    "load": "clipfast.loading",
+    "wrap": "clipfast.loading",
     "Model": "clipfast.model",
     "Contributions": "clipfast.contributions",
     "Ablated": "clipfast.analyses.ablated",
@@ -76,7 +76,8 @@ if TYPE_CHECKING:
         NotKept,
         UnsupportedTower,
     )
-    from clipfast.model import Model, load, wrap
+    from clipfast.loading import load, wrap
+    from clipfast.model import Model
     from clipfast.summary import Summary
     from clipfast.verification import Verification
 

@@ -1,33 +1,31 @@
-"""Loading a CLIP model, or wrapping one that exists, and decomposing what it sees."""
+"""A CLIP model whose image embeddings can be taken apart."""
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from clipfast import fp8
+from clipfast.arguments import check_depth, check_request, default_depth, factors, pictures_of, strings_of
 from clipfast.basis import Basis, Centring, Depth, TowerBasis, check_centring, fold
 from clipfast.contributions import Contributions, refuse_gradients
-from clipfast.errors import InputError, ModelError
+from clipfast.errors import InputError
 from clipfast.fingerprint import Weights, fingerprint
 from clipfast.forward import Maps, Request, decompose
 from clipfast.graphs import ANY_BATCH, Graphs
 from clipfast.indices import resolve_layers
 from clipfast.kernels import dispatch, tuning
-from clipfast.mismatches import known, mismatches, warn
+from clipfast.mismatches import known, mismatches
 from clipfast.reading import ImageBatches, OnError, Picture, computing, prepared
 from clipfast.summary import Summary, summarise
-from clipfast.towers import folding, huggingface_models, openclip_models, timm_models
+from clipfast.towers import folding, openclip_models
 from clipfast.towers.packages import package_of
 from clipfast.towers.patches import Signature
 from clipfast.towers.projected import projected
@@ -41,8 +39,6 @@ Images: TypeAlias = Tensor | Picture | Sequence[Picture]
 Precision = Literal["fp8"]
 Tokenize: TypeAlias = Callable[[Sequence[str]], Tensor]
 
-BUNDLED = {"scenes": Path(__file__).parent / "scenes" / "model"}
-"""Models that ship with clipfast, by name."""
 
 logger = logging.getLogger("clipfast")
 
@@ -129,8 +125,7 @@ class Model:
         inner = tower.blocks[0].out_weight.shape[1] if tower.blocks else 0
         if inner % tower.heads:
             raise InputError(f"{tower.heads} heads do not divide the {inner} numbers of {self.name}'s attention evenly")
-        factors = _factors(tower)
-        dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in factors})
+        dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in factors(tower)})
         if len(dtypes) > 1:
             raise InputError(f"weights of {self.name} are in {' and '.join(dtypes)}: convert them to one dtype")
         return tower if self._projection is None else projected(tower, self._projection)
@@ -264,7 +259,7 @@ class Model:
     def basis(self, centring: Centring = "uniform", depth: Depth | None = None) -> TowerBasis:
         """The model's part of every contribution, made once per centring and depth and again when weights change."""
         tower = self.tower
-        depth = _depth(tower, depth)
+        depth = check_depth(tower, depth)
         if torch.compiler.is_compiling():  # made anew in the graph: its weights may change between calls
             return fold(tower, check_centring(centring), depth=depth)
         return self._basis(tower, check_centring(centring), depth, self._weights_state(tower))
@@ -308,7 +303,7 @@ class Model:
             depth: as for :meth:`decompose`.
         """
         tower = self.tower
-        depth = _depth(tower, depth)
+        depth = check_depth(tower, depth)
         if torch.compiler.is_compiling():
             return fold(tower, check_centring(centring), text_features, depth=depth)
         return self._folded_texts(tower, text_features, check_centring(centring), depth, self._weights_state(tower))
@@ -346,7 +341,7 @@ class Model:
             return images.to(tower.device, tower.dtype)
         if isinstance(images, Image.Image | str | PathLike):
             images = [images]
-        pictures = _pictures(images)
+        pictures = pictures_of(images)
         if not pictures:
             return torch.empty(0, 3, height, width, device=tower.device, dtype=tower.dtype)
         (batch,) = self.batches(pictures, len(pictures))
@@ -437,7 +432,7 @@ class Model:
             InputError: no text encoder, no tokenizer, no texts, or a text longer than the model reads.
         """
         if not isinstance(texts, Tensor):
-            texts = _strings(texts)
+            texts = strings_of(texts)
         if not len(texts):
             raise InputError("no texts were given")
         if not self._package.has_text_encoder(self.module):
@@ -488,15 +483,15 @@ class Model:
         if maps not in (None, "summed", "per_head"):
             raise InputError(f"maps is {maps!r}: choose 'summed' or 'per_head'")
         if texts is not None and not isinstance(texts, Tensor):
-            texts = _strings(texts)
+            texts = strings_of(texts)
             labels = texts if labels is None else labels
         features = None if texts is None else self._features(texts, tower)
         refuse_gradients(images=pixels, texts=features)
-        names = None if labels is None else _strings(labels)
+        names = None if labels is None else strings_of(labels)
         if features is not None and names is not None and len(names) != len(features):
             raise InputError(f"{len(names)} labels for {len(features)} texts: give one per text")
-        depth = _depth(tower, depth)
-        _check_request(tower, depth, tokens=tokens, class_token=class_token)
+        depth = check_depth(tower, depth)
+        check_request(tower, depth, tokens=tokens, class_token=class_token)
         count, state = 1 if depth == "pool" else tower.layers, (0, 0)
         text_basis = partial(self.text_basis, depth=depth)
         if torch.compiler.is_compiling():
@@ -610,77 +605,6 @@ class Model:
         return kept[2]
 
 
-def _factors(tower: Tower) -> list[Tensor]:
-    """The weights that multiply, which must be of one dtype."""
-    tables = [tower.positional_embedding, tower.registers, None if tower.pool is None else tower.pool.weights]
-    for block in tower.blocks:
-        tables += [] if block.rotary is None else [*block.rotary.tensors()]
-    left_out = {id(table) for table in (*tables, *tower.sources) if table is not None}
-    return [tensor for tensor in tower.tensors() if tensor.ndim > 1 and id(tensor) not in left_out]
-
-
-def default_depth(tower: Tower) -> Depth:
-    """Whose heads a decomposition has by default."""
-    learned = tower.pool is not None and tower.pool.weights is None
-    return "pool" if learned or not tower.blocks else "all"
-
-
-def _depth(tower: Tower, depth: Depth | None) -> Depth:
-    """The depth that is asked for, or an :class:`InputError` where a tower has none such."""
-    if depth is None:
-        return default_depth(tower)
-    if depth not in get_args(Depth):
-        raise InputError(f"depth is {depth!r}: choose 'all' or 'pool'")
-    if depth == "pool" and tower.pooling == "cls":
-        raise InputError("depth='pool' needs a pooling over tokens, and this model reads its class token alone")
-    if depth == "all" and not tower.blocks:
-        raise InputError("depth='all' needs transformer blocks, and this model has none: leave it out")
-    return depth
-
-
-def _check_request(tower: Tower, depth: Depth, *, tokens: bool, class_token: bool) -> None:
-    """Raises :class:`InputError` where a tower does not have what is asked for."""
-    if class_token and not tower.has_class_token:
-        raise InputError("class_token=True needs a class token, and this model has none")
-    if depth == "all" and tower.pool is not None and (tokens or class_token):
-        name = "tokens" if tokens else "class_token"
-        raise InputError(f"{name}=True is not kept before an attention pool: ask for maps of texts, or depth='pool'")
-
-
-def _pictures(images: Iterable[Picture]) -> list[Picture]:
-    """Paths and PIL images, or one line that says how to pass what else there is."""
-    if isinstance(images, np.ndarray):
-        raise InputError("images is a numpy array: pass PIL images (PIL.Image.fromarray), or a preprocessed tensor")
-    if isinstance(images, DataLoader):
-        raise InputError("images is a DataLoader: pass the images of each batch, for pixels, labels in loader: ...")
-    if isinstance(images, Dataset):
-        raise InputError("images is a Dataset: pass the images of each batch of a torch.utils.data.DataLoader")
-    if isinstance(images, Mapping):
-        raise InputError(f"images is a {type(images).__name__}: pass the images in it alone")
-    try:
-        pictures = list(images)
-    except TypeError as error:
-        kind = type(images).__name__
-        raise InputError(f"images is a {kind}: pass a preprocessed tensor, PIL images or paths") from error
-    tensors = [isinstance(picture, Tensor) for picture in pictures]
-    if any(tensors):
-        if pictures[0].ndim == 4 if isinstance(pictures[0], Tensor) else False:
-            raise InputError("images is a batch with its labels: pass the first of the two alone, images[0]")
-        raise InputError("images holds tensors: pass one tensor [images, 3, height, width], torch.stack(images)")
-    if any(isinstance(picture, np.ndarray) for picture in pictures):
-        raise InputError("images holds numpy arrays: pass PIL images (PIL.Image.fromarray), or a preprocessed tensor")
-    return pictures
-
-
-def _strings(texts: Iterable[str]) -> tuple[str, ...]:
-    """One string or several as a tuple; a generator is read once."""
-    strings = (texts,) if isinstance(texts, str) else tuple(texts)
-    wrong = next((text for text in strings if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise InputError(f"texts hold a {type(wrong).__name__}: give strings, or features as one tensor [T, D]")
-    return strings
-
-
 def _fingerprint_of(tower: Tower, weights: Weights, state: int) -> str:
     """A tower's fingerprint, unless its weights have changed since ``weights.all`` of them was ``state``."""
     if weights.all(tower.tensors()) != state:
@@ -703,128 +627,3 @@ def _graphs(option: bool | int | None, device: torch.device) -> Graphs:
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.device == b.device and a.dtype == b.dtype and torch.equal(a, b)
-
-
-def load(
-    name: str,
-    pretrained: str | None = None,
-    *,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
-    backend: str = "auto",
-    cuda_graphs: bool | int | None = None,
-    ignore_hooks: bool = False,
-    precision: Precision | None = None,
-    image_size: int | tuple[int, int] | None = None,
-) -> Model:
-    """Loads a model by name.
-
-    Args:
-        name: any open_clip name, ``"scenes"`` (bundled), ``local-dir:FOLDER`` or a folder, ``hf-hub:REPOSITORY`` with
-            an open_clip model, ``hf:REPOSITORY`` or a folder with a model of transformers, ``timm:NAME`` of timm.
-        pretrained: a tag that open_clip or timm knows (of timm also ``"default"``), or a checkpoint's path
-            (safetensors, or a pickle holding weights only). None gives random weights, with a warning.
-        device: where to put it; CUDA when there is one, else the CPU. The logger ``clipfast`` says which at INFO.
-        dtype: float32, bfloat16, float16 or float64.
-        backend: which kernels compute; ``"auto"`` chooses.
-        cuda_graphs: whether forwards whose shapes repeat run as CUDA graphs, which keep memory
-            (:attr:`Model.graph_nbytes`); a number is the largest batch for which they do, 0 none. Default wherever the
-            model is on a CUDA device.
-        ignore_hooks: accept forward hooks that are registered later, as for :func:`wrap`.
-        precision: as for :func:`wrap`.
-        image_size: as for :func:`wrap`.
-
-    Raises:
-        ModelError: no such model, tag or checkpoint, or one that does not fit.
-        InputError: a precision that is not possible here, with every reason, or an image size that does not fit.
-        UnsupportedTower: a vision tower that cannot be decomposed, with every reason.
-    """
-    size = None if image_size is None else size_of(image_size)
-    place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
-    is_huggingface = name.startswith(huggingface_models.PREFIX) or huggingface_models.is_folder(name)
-    if is_huggingface and name not in BUNDLED:
-        if pretrained is not None:
-            raise ModelError(f"{name} brings its own weights: leave pretrained={pretrained!r} out")
-        loaded = huggingface_models.create(name, place, dtype)
-    elif name.startswith(timm_models.PREFIX):
-        loaded = timm_models.create(name, pretrained, place, dtype)
-    else:
-        source = f"local-dir:{BUNDLED[name]}" if name in BUNDLED else name
-        loaded = openclip_models.create(source, pretrained, place, dtype)
-    logger.info("%s is loaded on %s in %s", name, place, str(dtype).removeprefix("torch."))
-    preprocess = loaded.preprocess
-    if size is not None:
-        preprocess = package_of(loaded.module).resized_preprocess(loaded.module, size, preprocess)
-    model = Model(
-        loaded.module,
-        preprocess=preprocess,
-        tokenize=loaded.tokenize,
-        backend=backend,
-        cuda_graphs=cuda_graphs,
-        pretrained=loaded.pretrained,
-        name=name,
-        ignore_hooks=ignore_hooks,
-        precision=precision,
-        image_size=size or loaded.image_size,
-    )
-    warn(model.mismatches(pretrained))
-    return model
-
-
-def wrap(
-    module: nn.Module,
-    *,
-    tokenize: Tokenize | None = None,
-    backend: str = "auto",
-    cuda_graphs: bool | int | None = None,
-    ignore_hooks: bool = False,
-    precision: Precision | None = None,
-    image_size: int | tuple[int, int] | None = None,
-    projection: Tensor | None = None,
-) -> Model:
-    """Wraps an existing open_clip CLIP, or its ``.visual``, as it is: weights are shared, not copied.
-
-    ``DataParallel``, ``DistributedDataParallel``, ``torch.compile`` and peft around the model or its ``.visual`` are
-    looked through; weights that adapters and parametrisations compute are read as they are. The decomposition computes
-    from the weights and runs no forward of the module, so hooks, replaced methods and layers of other classes are
-    refused, here and whenever they appear later.
-
-    Args:
-        module: the model; later changes of its weights, device or dtype are seen.
-        tokenize: strings → tokens ``[T, context]``; default open_clip's own where the vocabulary is its.
-        backend: which kernels compute; ``"auto"`` chooses.
-        cuda_graphs: whether forwards whose shapes repeat run as CUDA graphs, which keep memory
-            (:attr:`Model.graph_nbytes`); a number is the largest batch for which they do, 0 none. Default wherever the
-            model is on a CUDA device.
-        ignore_hooks: accept forward hooks, which the decomposition does not run: for hooks that only read, such as
-            those that log activations. :meth:`Model.verify` shows whether they change the embedding.
-        precision: ``"fp8"`` multiplies the MLPs of all tokens in 8 bits, with a scale for every token and every row of
-            a weight: for bfloat16 on a GPU of compute capability 9.0 (Hopper) or later. The sum of all terms is then
-            still the embedding, and the embedding another: :meth:`Model.verify` compares it with the module's own.
-            None, the default, keeps the weights' precision.
-        image_size: height and width of the images, or the side of square ones, in pixels, where they are not to be of
-            the size that the model is for: as :meth:`Model.resized`.
-        projection: a linear map after the model's own embedding, ``[D, D']``, such as a linear probe: everything is
-            then of that space.
-
-    Raises:
-        UnsupportedTower: a vision tower that cannot be decomposed, with every reason.
-        InputError: weights on the meta device or on several devices, a precision that is not possible here, or an image
-            size that does not fit.
-    """
-    if not isinstance(module, nn.Module):
-        raise InputError(f"wrap takes a torch.nn.Module, not a {type(module).__name__}: clipfast.load takes names")
-    package, size = package_of(module), None if image_size is None else size_of(image_size)
-    model = Model(
-        module,
-        preprocess=package.resized_preprocess(module, size) if size else package.default_preprocess(module),
-        tokenize=tokenize or package.default_tokenizer(module),
-        backend=backend,
-        cuda_graphs=cuda_graphs,
-        ignore_hooks=ignore_hooks,
-        precision=precision,
-        image_size=size,
-        projection=projection,
-    )
-    warn(model.mismatches())
-    return model

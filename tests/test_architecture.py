@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.analyses",
         "clipfast.contributions",
         "clipfast.errors",
+        "clipfast.loading",
         "clipfast.model",
         "clipfast.summary",
         "clipfast.verification",
@@ -75,6 +76,7 @@ ALLOWED: dict[str, set[str]] = {
     "clipfast.mismatches": {"clipfast.towers", "clipfast.summary"},
     "clipfast.model": {
         "clipfast.towers",
+        "clipfast.arguments",
         "clipfast.summary",
         "clipfast.mismatches",
         "clipfast.fingerprint",
@@ -90,6 +92,8 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.kernels",
         "clipfast.errors",
     },
+    "clipfast.arguments": {"clipfast.towers.tower", "clipfast.basis", "clipfast.reading", "clipfast.errors"},
+    "clipfast.loading": {"clipfast.model", "clipfast.towers", "clipfast.mismatches", "clipfast.errors"},
     "clipfast.selftest": {"clipfast.model", "clipfast.contributions", "clipfast.basis", "clipfast.scenes"},
     "clipfast.analyses": {
         "clipfast.contributions",
@@ -130,6 +134,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "clipfast.bench": {
         "clipfast.report.palette",
+        "clipfast.loading",
         "clipfast.model",
         "clipfast.towers.huggingface_models",
         "clipfast.towers.openclip",
@@ -149,6 +154,7 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.files",
         "clipfast.fingerprint",
         "clipfast.storage",
+        "clipfast.loading",
         "clipfast.model",
         "clipfast.selftest",
         "clipfast.contributions",
@@ -165,7 +171,8 @@ ALLOWED: dict[str, set[str]] = {
     "clipfast.commands.models": {
         "clipfast.commands",
         "clipfast.towers.catalogue",
-        "clipfast.model",
+        "clipfast.arguments",
+        "clipfast.loading",
         "clipfast.summary",
         "clipfast.kernels",
         "clipfast.files",

@@ -18,7 +18,7 @@ from clipfast.bench.inputs import unit
 from clipfast.bench.measuring import Check
 from clipfast.bench.outputs import COMPILED, NAIVE_HEADS, NAIVE_TOKENS, PLAIN, Case, naive_refusals, plain
 from clipfast.contributions import Contributions
-from clipfast.model import wrap
+from clipfast.loading import wrap
 from clipfast.towers.openclip import vision_module
 
 BOUND = 1e-5

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from clipfast.errors import ModelError, UnsupportedTower
-from clipfast.model import BUNDLED, load
+from clipfast.loading import BUNDLED, load
 from clipfast.towers import huggingface_models, openclip_models
 from clipfast.towers.openclip_sizes import sized
 

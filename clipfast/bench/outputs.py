@@ -18,7 +18,8 @@ from clipfast.bench.inputs import DTYPES, TEXTS, module, noise, unit_texts
 from clipfast.bench.measuring import Call
 from clipfast.contributions import Contributions
 from clipfast.errors import InputError
-from clipfast.model import Model, wrap
+from clipfast.loading import wrap
+from clipfast.model import Model
 from clipfast.towers.openclip import vision_module
 
 PLAIN = "plain"

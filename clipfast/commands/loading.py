@@ -9,7 +9,8 @@ import clipfast
 from clipfast.commands import console
 from clipfast.commands.options import DTYPE, MODEL, ImageOptions, parse_size, size_text
 from clipfast.errors import InputError
-from clipfast.model import Model, load
+from clipfast.loading import load
+from clipfast.model import Model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 

@@ -43,7 +43,7 @@ def test_different_results_are_not_timed(tmp_path: Path) -> None:
     (tmp_path / "clipfast" / "__init__.py").write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
         "__path__.insert(0, sys.path[0] + '/clipfast')\n"
-        "from clipfast import model as _m\n"
+        "from clipfast import loading as _m\n"
         "def load(*a, **k):\n"
         "    model = _m.load(*a, **k)\n"
         "    model.module.visual.proj.data.mul_(1.25)\n"

@@ -11,7 +11,7 @@ from commandline import clipfast, inside, start
 
 import clipfast as package
 from clipfast.cli.app import COMMANDS
-from clipfast.model import BUNDLED
+from clipfast.loading import BUNDLED
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

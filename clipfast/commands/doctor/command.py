@@ -16,7 +16,7 @@ from clipfast.commands.loading import versions
 from clipfast.kernels import cuda, examples, native, tuning
 from clipfast.kernels.dispatch import BACKENDS, candidates
 from clipfast.kernels.registration import operations
-from clipfast.model import BUNDLED
+from clipfast.loading import BUNDLED
 
 OPTIONAL = {
     "transformers": (

@@ -8,7 +8,7 @@ from clipfast.commands.doctor.options import Options
 from clipfast.commands.loading import DTYPES, check_device
 from clipfast.commands.options import DTYPE, parse_size
 from clipfast.dataset.files import find_images
-from clipfast.model import load
+from clipfast.loading import load
 from clipfast.selftest import Check, selftest
 
 WRONG = 1

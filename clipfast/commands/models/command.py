@@ -4,12 +4,13 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from clipfast.arguments import default_depth
 from clipfast.commands import console
 from clipfast.commands.models.options import Options
 from clipfast.errors import InputError, UnsupportedTower
 from clipfast.files import write_text
 from clipfast.kernels import tuning
-from clipfast.model import BUNDLED, default_depth, load
+from clipfast.loading import BUNDLED, load
 from clipfast.summary import Summary, summarise
 from clipfast.towers import catalogue
 from clipfast.towers.catalogue import Entry
