@@ -105,7 +105,7 @@ class Moments:
         self, model: HasBasis | None = None, *, backend: str | None = None, depth: Depth | None = None
     ) -> None:
         self.backend = backend or ("auto" if model is None else model.backend)
-        self._latest = _State(basis=None if model is None else model.basis(depth=depth))
+        self._latest = _State(basis=None if model is None else model.basis(depth=depth) if depth else model.basis())
         self._spans: tuple[_State, HeadSpans] | None = None
 
     @property
