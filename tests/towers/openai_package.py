@@ -51,5 +51,5 @@ def tokens(texts: int = 2, vocabulary: int = 49408) -> Tensor:
 
 
 def traced(clip: Any) -> Any:
-    """The same as OpenAI publishes it: traced, in half precision where the package's own conversion puts it."""
+    """The same traced, as OpenAI publishes it."""
     return torch.jit.trace(clip, (pixels(), tokens(vocabulary=clip.vocab_size)), check_trace=False)

@@ -1,6 +1,7 @@
 """Models of OpenAI's own package, as its code makes them."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -14,6 +15,7 @@ from tolerances import EMBEDDING_FLOAT32, FLOAT64, SUM_FLOAT32
 from torch import nn
 from torch.nn.utils import parametrizations, prune, weight_norm
 
+import clipfast
 from clipfast import InputError, UnsupportedTower, wrap
 from clipfast.towers import openai_clip, openai_code
 from clipfast.towers.openai_clip import REFUSALS
@@ -114,6 +116,20 @@ def test_changed_weights_are_followed(kind: Any) -> None:
             if parameter.ndim > 1 and "conv" not in name:
                 parameter.mul_(1.1)
     assert relative_error(model.decompose(images).embedding, own(module, images)) <= EMBEDDING_FLOAT32
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
+def test_its_archive_gives_the_same_model(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced as the package publishes its models, and read without the package and without running the archive."""
+    module, images = openai_package.build(kind), openai_package.pixels()
+    openai_package.traced(module).save(str(tmp_path / "model.pt"))
+    monkeypatch.setattr(torch.jit, "load", lambda *arguments, **options: pytest.fail("compiles the code of an archive"))
+    model = clipfast.load(f"openai:{tmp_path}/model.pt", device="cpu")
+    assert type(model.module).__module__ == "open_clip.model"
+    assert relative_error(model.encode_image(images, normalize=False), own(module, images)) <= EMBEDDING_FLOAT32
+    assert relative_error(model.decompose(images).embedding, own(module, images)) <= EMBEDDING_FLOAT32
+    texts = ["a red star", "a forest"]
+    assert relative_error(model.encode_text(texts), wrap(module).encode_text(texts)) <= EMBEDDING_FLOAT32
 
 
 def test_images_of_another_size() -> None:
