@@ -15,6 +15,7 @@ module's own forward gets their patches with a mask of ones. What padding cannot
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -105,7 +106,7 @@ def read(module: nn.Module, *, ignore_hooks: bool = False, image_size: tuple[int
     size = parts.image_size if image_size is None else image_size
     layers = [Layer(layer) for layer in parts.layers]
     rotary, positions, pool = parts.rotary(size), parts.positions(size), parts.pool()
-    return Tower(
+    tower = Tower(
         patch_weight=parts.patch_weight,
         patch_bias=parts.patches.bias,
         class_embedding=parts.class_embedding,
@@ -123,6 +124,15 @@ def read(module: nn.Module, *, ignore_hooks: bool = False, image_size: tuple[int
         pool=pool,
         sources=(*parts.sources(positions), *computed),
     )
+    return replace(tower, sources=_with_views(tower, parts.vision, projection))
+
+
+def _with_views(tower: Tower, *modules: nn.Module | None) -> tuple[Tensor, ...]:
+    """A tower's sources, and the parameters that it has views of: other memory of them is no change of a view."""
+    listed = {id(tensor): tensor for tensor in tower.sources}
+    shared = set(map(id, tower.tensors()))
+    held = (parameter for module in modules if module is not None for parameter in module.parameters())
+    return tuple((listed | {id(tensor): tensor for tensor in held if id(tensor) not in shared}).values())
 
 
 # ------------------------------------------------------------------------------------------------------- refusals

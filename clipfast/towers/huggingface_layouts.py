@@ -49,6 +49,7 @@ class Parts:
     """The parts of a vision transformer.
 
     Attributes:
+        vision: all of it.
         start: its output is the start of the residual stream.
         patches: the convolution over patches, or the linear layer of patches that are given as rows.
         class_embedding: ``[W]``, None for none.
@@ -61,6 +62,7 @@ class Parts:
     """
 
     def __init__(self, vision: Any) -> None:
+        self.vision: nn.Module = vision
         embeddings = vision.embeddings
         encoder = first(vision, "encoder", "model") or vision
         self._embeddings = embeddings

@@ -9,7 +9,7 @@ import torch
 from families import clip, dinov2_with_registers, dinov3, eva_post_norm, ijepa, siglip, timm_gap, timm_map
 from hooked import Hooked
 from timm_families import deit_distilled, norm_mean_norm, parallel_scaling, pe_core
-from tolerances import FLOAT64, SUM_BFLOAT16
+from tolerances import EMBEDDING_FLOAT32, FLOAT64, SUM_BFLOAT16
 from torch import Tensor, nn
 
 import clipfast
@@ -125,3 +125,22 @@ def test_changes_that_are_refused(family: Family, change: Callable[[Any], None],
 def test_copies_of_results(family: Family) -> None:
     contributions = clipfast.wrap(family().module).decompose(images())
     assert torch.equal(copy.deepcopy(contributions).heads(), contributions.heads())
+
+
+@pytest.mark.parametrize("family", [clip, dinov2_with_registers, dinov3, ijepa, siglip, timm_map, pe_core])
+def test_parameters_that_are_given_other_memory(family: Family) -> None:
+    """As ``module.half()`` and ``module.cuda()`` do it: the parameters are the same objects."""
+    module: Any = family().module
+    model = clipfast.wrap(module)
+    before = model.encode_image(images(), normalize=False)
+    model.decompose(images())
+    for parameter in module.parameters():
+        parameter.data = parameter.data * 1.25 + 0.125
+    expected = model.encode_image(images(), normalize=False)
+    assert away(expected, before) > 1e-3
+    assert away(model.decompose(images()).embedding, expected) <= FLOAT64
+    module.float()
+    expected = model.encode_image(images().float(), normalize=False)
+    have = model.decompose(images().float()).embedding
+    assert have.dtype == torch.float32
+    assert away(have, expected.double()) <= EMBEDDING_FLOAT32 * float(expected.abs().max())

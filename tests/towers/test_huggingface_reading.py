@@ -129,7 +129,9 @@ def test_what_is_computed_names_what_it_comes_from() -> None:
             assert tower.version() != before, path
         own = {parameter.data_ptr() for parameter in model.parameters()}
         assert {source.data_ptr() for source in tower.sources} <= own | {b.data_ptr() for b in model.buffers()}
-    assert read(build("CLIPModel")).sources == ()
+    assert read(build("CLIPVisionModel")).sources == ()
+    model = build("CLIPModel")
+    assert [id(source) for source in read(model).sources] == [id(model.get_parameter("visual_projection.weight"))]
 
 
 def test_zeros_and_tables_follow_the_dtype_of_the_model() -> None:
