@@ -256,7 +256,7 @@ class ShortOfMemory(Model):
 
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    load = collecting.load_model
+    load = collecting.load_model_of
 
     def loaded(*arguments: Any) -> Model:
         model = load(*arguments)
@@ -264,7 +264,7 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
         return model
 
     monkeypatch.setattr(ShortOfMemory, "limit", limit)
-    monkeypatch.setattr(collecting, "load_model", loaded)
+    monkeypatch.setattr(collecting, "load_model_of", loaded)
 
 
 def test_short_memory_divides_batches_and_names_images(
