@@ -26,7 +26,7 @@ from clipfast.mismatches import known, mismatches
 from clipfast.reading import ImageBatches, OnError, Picture, computing, prepared
 from clipfast.summary import Summary, summarise
 from clipfast.towers import folding, openclip_models
-from clipfast.towers.packages import package_of
+from clipfast.towers.packages import Package, package_of
 from clipfast.towers.patches import Signature
 from clipfast.towers.projected import projected
 from clipfast.towers.sizes import size_of
@@ -75,7 +75,6 @@ class Model:
         except dispatch.BackendUnavailable as error:
             raise InputError(str(error)) from error
         self.module = unwrap(module)
-        self._package = package_of(module)
         visual = self._package.vision_module(module)
         self.name = name or type(self.module if isinstance(visual, nn.ModuleDict) else visual).__name__
         self._wrapped = module
@@ -98,6 +97,10 @@ class Model:
         self._cuda_graphs, self._graphs = cuda_graphs, _graphs(cuda_graphs, self._tower.device)
         self._compiled: set[Hashable] = set()
         self._text_features: tuple[tuple[str, ...], int, Tensor] | None = None
+
+    @property
+    def _package(self) -> Package:  # not kept: a Python module cannot be copied or pickled with the model
+        return package_of(self.module)
 
     def __repr__(self) -> str:
         """Name, device, dtype, size and backends, on one line."""

@@ -1,6 +1,7 @@
 """Models of :mod:`families` used at the edges: no images, no layers, half precision, inference mode, odd settings."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -144,3 +145,20 @@ def test_parameters_that_are_given_other_memory(family: Family) -> None:
     have = model.decompose(images().float()).embedding
     assert have.dtype == torch.float32
     assert away(have, expected.double()) <= EMBEDDING_FLOAT32 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("family", [clip, siglip, timm_map, pe_core])
+def test_copies_of_models(family: Family, duplicate: Callable[[Model], Model]) -> None:
+    """They have weights of their own, and notice when those change."""
+    model = clipfast.wrap(family().module)
+    expected = model.decompose(images()).embedding
+    other = duplicate(model)
+    assert other.fingerprint() == model.fingerprint()
+    with torch.no_grad():
+        for parameter in other.module.parameters():
+            parameter.mul_(1.25).add_(0.125)
+    own = other.encode_image(images(), normalize=False)
+    assert away(own, expected) > 1e-3
+    assert away(other.decompose(images()).embedding, own) <= FLOAT64
+    assert away(model.decompose(images()).embedding, expected) == 0
