@@ -257,6 +257,11 @@ class Moments:
         """
         return self._expanded(self._mean())
 
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the images were decomposed with ``class_token=True``: whether :meth:`class_means` is known."""
+        return "class" in self._sums
+
     def class_means(self) -> Tensor:
         """Mean of the class token's own part of every head, ``[L, H, D]``, float64.
 

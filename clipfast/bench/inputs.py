@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from clipfast.errors import ModelError, UnsupportedTower
 from clipfast.loading import BUNDLED, load
-from clipfast.towers import huggingface_models, openclip_models
+from clipfast.towers import huggingface_models, openclip_models, timm_models
 from clipfast.towers.openclip_sizes import sized
 
 TEXTS = 16
@@ -26,11 +26,13 @@ def known(name: str) -> None:
     """Raises unless a model of that name exists, without building it.
 
     Raises:
-        ModelError: no such name or folder, where the message suggests similar names; or a model of transformers.
+        ModelError: no such name or folder, where the message suggests similar names; or a model of another package.
     """
     if name not in BUNDLED:
-        if name.startswith(huggingface_models.PREFIX) or huggingface_models.is_folder(name):
-            raise ModelError(f"{name} is a model of transformers, and only models of open_clip are measured")
+        is_huggingface = name.startswith(huggingface_models.PREFIX) or huggingface_models.is_folder(name)
+        if is_huggingface or name.startswith(timm_models.PREFIX):
+            package = "transformers" if is_huggingface else "timm"
+            raise ModelError(f"{name} is a model of {package}, and only models of open_clip are measured")
         openclip_models.resolve_name(name)
 
 

@@ -52,6 +52,7 @@ def test_outputs_with_commas_or_repeated() -> None:
         ({"backends": ("auto", "abacus")}, "unknown backend 'abacus'"),
         ({"models": ("scenes", "ViT-B-23")}, "no model is called 'ViT-B-23'"),
         ({"models": ("hf:a/b",)}, "hf:a/b is a model of transformers, and only models of open_clip are measured"),
+        ({"models": ("timm:vit_tiny",)}, "timm:vit_tiny is a model of timm, and only models of open_clip are measured"),
         ({"models": ("local-dir:/nowhere",)}, "holds no open_clip_config.json"),
     ],
 )

@@ -86,11 +86,13 @@ def needs_texts(options: Options) -> bool:
 
 
 def paper(moments: Moments) -> list[Removal]:
-    """The paper's ablations: MLPs, class token, both, and layers from the first on."""
+    """The paper's ablations: MLPs, class token where there is one, both, and layers from the first on."""
     basis = moments.basis
     mlps, own = Terms.all_mlps(basis), Terms.all_class_tokens(basis)
     layers = Terms.cumulative(basis)
-    named = [Removal("all MLPs", mlps), Removal("class token to itself", own), Removal("both", mlps | own)]
+    named = [Removal("all MLPs", mlps)]
+    if moments.has_class_token:
+        named += [Removal("class token to itself", own), Removal("both", mlps | own)]
     return named + [Removal(f"attention of layers 0 to {layer}", terms) for layer, terms in enumerate(layers)]
 
 

@@ -218,7 +218,10 @@ def _first_pass(findings: Findings, reading: _Pass, moments: Moments) -> dict[Pa
     basis, zeroshot = moments.basis, reading.zeroshot
     layers, mlps, own = Terms.cumulative(basis), Terms.all_mlps(basis), Terms.all_class_tokens(basis)
     heads = {head: Terms.of(basis, heads=[head]) for head in moments.heads()}
-    ablations = [*layers, mlps, own, mlps | own, *heads.values()]
+    others = {"all MLPs": mlps}
+    if moments.has_class_token:
+        others |= {"CLS→CLS": own, "both": mlps | own}
+    ablations = [*layers, *others.values(), *heads.values()]
     batches = reading.batches("reading contributions", 1 + len(ablations), analyse=True)
     alone: dict[Pair, Judged] = {}
     if zeroshot is None:
@@ -235,10 +238,7 @@ def _first_pass(findings: Findings, reading: _Pass, moments: Moments) -> dict[Pa
                 zeroshot.judged(f"layers 0 to {layer}" if layer else "layer 0", accuracies[terms])
                 for layer, terms in enumerate(layers)
             ],
-            others=[
-                zeroshot.judged(name, accuracies[terms])
-                for name, terms in (("all MLPs", mlps), ("CLS→CLS", own), ("both", mlps | own))
-            ],
+            others=[zeroshot.judged(name, accuracies[terms]) for name, terms in others.items()],
             worst_group=zeroshot.worst_group(baseline),
         )
         alone = {head: zeroshot.judged(str(terms), accuracies[terms]) for head, terms in heads.items()}

@@ -106,13 +106,16 @@ def _figures(ablated: Ablated) -> list[_Figure]:
     rows = [baseline, *ablated.layers]
     made = [_Figure("Attention ablated layer by layer", Markup(chart), caption, "ablated", rows)]
     rows = [baseline, *ablated.others]
-    chart = charts.bars(rows, rules, "Accuracy with MLPs and the class token's own attention ablated")
-    caption = (
-        "MLPs, and the part that the class token reads from itself (CLS→CLS), replaced by their mean over the images."
-    )
+    title, name = "MLPs", "Accuracy with MLPs ablated"
+    caption = "MLPs replaced by their mean over the images."
+    if len(ablated.others) > 1:
+        title, name = "MLPs and the class token", "Accuracy with MLPs and the class token's own attention ablated"
+        caption = "MLPs, and the part that the class token reads from itself (CLS→CLS), replaced by their mean over the"
+        caption += " images."
+    chart = charts.bars(rows, rules, name)
     if groups and ablated.worst_group is not None:
         caption += f" The worst group with nothing ablated: {ablated.worst_group}."
-    made.append(_Figure("MLPs and the class token", Markup(chart), caption, "ablated", rows))
+    made.append(_Figure(title, Markup(chart), caption, "ablated", rows))
     if ablated.sizes:
         chart = charts.curves(_lines(ablated.sizes), levels, "texts per head", "Accuracy by texts per head")
         caption = f"{ablated.replaced}, each replaced by its mean plus its projection on its first texts."
