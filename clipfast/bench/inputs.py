@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from clipfast.errors import ModelError, UnsupportedTower
 from clipfast.loading import BUNDLED, load
-from clipfast.towers import huggingface_models, openclip_models, timm_models
+from clipfast.towers import huggingface_models, openclip_models
 from clipfast.towers.openclip_sizes import sized
 
 TEXTS = 16
@@ -30,7 +30,7 @@ def known(name: str) -> None:
     """
     if name not in BUNDLED:
         is_huggingface = name.startswith(huggingface_models.PREFIX) or huggingface_models.is_folder(name)
-        if is_huggingface or name.startswith(timm_models.PREFIX):
+        if is_huggingface or name.startswith("timm:"):
             package = "transformers" if is_huggingface else "timm"
             raise ModelError(f"{name} is a model of {package}, and only models of open_clip are measured")
         openclip_models.resolve_name(name)
