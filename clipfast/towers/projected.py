@@ -14,9 +14,14 @@ def projected(tower: Tower, projection: Tensor) -> Tower:
     """The tower with a linear map ``[D, D']`` after its embedding, in its dtype and on its device.
 
     Raises:
-        InputError: a map that takes no embeddings of this width.
+        InputError: a map that takes no embeddings of this width, or is none.
     """
-    if projection.ndim != 2 or projection.shape[0] != tower.embed_dim or not projection.is_floating_point():
+    if not isinstance(projection, Tensor):
+        raise InputError(f"projection is a {type(projection).__name__}: give a tensor, of a linear layer weight.T")
+    if projection.device.type == "meta":
+        raise InputError("projection is on the meta device and has no values: load it first")
+    fits = projection.ndim == 2 and projection.shape[0] == tower.embed_dim and projection.shape[1] > 0
+    if not fits or not projection.is_floating_point():
         kind = f"{str(projection.dtype).removeprefix('torch.')} {list(projection.shape)}"
         raise InputError(f"projection is {kind}: expected floating point [{tower.embed_dim}, any width]")
     given = projection.detach().to(tower.device, tower.dtype)

@@ -1,5 +1,7 @@
 """A linear map that a user puts after a model's embedding."""
 
+from typing import Any
+
 import pytest
 import torch
 from builders import pixels, vision_tower
@@ -51,3 +53,17 @@ def test_it_follows_the_dtype_of_the_module() -> None:
 def test_a_map_of_another_width_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"^projection is float32 .*: expected floating point \[20, any width\]$"):
         clipfast.wrap(vision_tower(), projection=torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.nn.Linear(20, 4), r"projection is a Linear: give a tensor, of a linear layer weight\.T"),
+        ([[1.0]], "projection is a list: give a tensor"),
+        (torch.zeros(20, 4, device="meta"), "projection is on the meta device and has no values"),
+        (torch.zeros(20, 0), r"projection is float32 \[20, 0\]"),
+    ],
+)
+def test_what_is_no_map_is_refused(given: Any, message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        clipfast.wrap(vision_tower(), projection=given)
