@@ -30,7 +30,7 @@ from clipfast.towers.packages import Package, package_of
 from clipfast.towers.patches import Signature
 from clipfast.towers.projected import projected
 from clipfast.towers.sizes import size_of
-from clipfast.towers.tower import Tower
+from clipfast.towers.tower import Tower, views_detached
 from clipfast.towers.wrappers import unwrap
 from clipfast.transfer import Upload
 from clipfast.verification import Verification, verify
@@ -131,7 +131,7 @@ class Model:
         dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in factors(tower)})
         if len(dtypes) > 1:
             raise InputError(f"weights of {self.name} are in {' and '.join(dtypes)}: convert them to one dtype")
-        return tower if self._projection is None else projected(tower, self._projection)
+        return views_detached(tower if self._projection is None else projected(tower, self._projection))
 
     @property
     def tower(self) -> Tower:

@@ -5,10 +5,10 @@ nothing else. Tensors are the module's own parameters, shared and never copied.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from operator import attrgetter
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -67,6 +67,26 @@ def _check_axes(name: str, tensor: Tensor, axes: tuple[str, ...], sizes: dict[st
             raise ValueError(f"{name} has shape {list(tensor.shape)}, expected axes {axes}")
         if not axis.isdigit() and sizes.setdefault(axis, size) != size:
             raise ValueError(f"{name}: axis {axis} is {size}, elsewhere {sizes[axis]}")
+
+
+P = TypeVar("P", bound=_Axes)
+
+
+def views_detached(part: P) -> P:
+    """A tower, or a part of one, with its views of parameters cut off from autograd; their memory is shared.
+
+    Autograd refuses to look at a view that was made without it once its parameter has changed in place; compiled code
+    looks at it to tell whether the graph still holds.
+    """
+
+    def detached(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value if value._base is None else value.detach()
+        if isinstance(value, _Axes):
+            return views_detached(value)
+        return tuple(map(detached, value)) if isinstance(value, tuple) else value
+
+    return replace(part, **{field.name: detached(getattr(part, field.name)) for field in fields(part)})  # type: ignore
 
 
 @dataclass(frozen=True)

@@ -162,3 +162,17 @@ def test_copies_of_models(family: Family, duplicate: Callable[[Model], Model]) -
     assert away(own, expected) > 1e-3
     assert away(other.decompose(images()).embedding, own) <= FLOAT64
     assert away(model.decompose(images()).embedding, expected) == 0
+
+
+@pytest.mark.parametrize("family", [dinov2_with_registers, parallel_scaling])
+def test_compiled_code_after_a_change_in_place(family: Family) -> None:
+    """Optimizers change weights in place; compiled code then looks at the tensors it was compiled for."""
+    module: Any = family().module
+    model = clipfast.wrap(module)
+    torch._dynamo.reset()
+    compiled = torch.compile(model.decompose, fullgraph=True, backend="aot_eager")
+    compiled(images())
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(1.1)
+    assert away(compiled(images()).embedding, model.encode_image(images(), normalize=False)) <= FLOAT64
