@@ -7,9 +7,10 @@ Text is what a command line gets: items with commas between, each adding to the 
     L4              the attention of a layer, all its heads; L0-L7: of eight layers
     L5.H3           one head
     cls             the class token's own part of every layer's attention; cls 5, cls 3-7: of some layers
+    pool            all heads of a pooling; pool.H3: one of them; pool.mlp: the MLP after it
     nothing         the empty set
 
-Layers count from 0, negative ones from the end (``L0-L-5`` is all but the last four).
+The names of :attr:`.Contributions.terms` are read, too: ``L5.attn.H3``, ``L5.mlp``. Layers count from 0, negative ones from the end (``L0-L-5`` is all but the last four).
 """
 
 import re
@@ -24,7 +25,9 @@ NOTHING = "nothing"
 _HELP = "write start, mlps, mlp 5, L4, L0-L7, L5.H3, cls, cls 5 or nothing, with commas between"
 _LAYERS = r"(-?\d+)(?:\s*-\s*{}(-?\d+))?"
 _ATTENTION = re.compile(r"l" + _LAYERS.format("l?"), re.IGNORECASE)
-_HEAD = re.compile(r"l(-?\d+)\s*\.\s*h(\d+)", re.IGNORECASE)
+_HEAD = re.compile(r"l(-?\d+)\s*\.\s*(?:attn\s*\.\s*)?h(\d+)", re.IGNORECASE)
+_LAYER_MLP = re.compile(r"l(-?\d+)\s*\.\s*mlp", re.IGNORECASE)
+_POOL = re.compile(r"pool\s*(\.|$)", re.IGNORECASE)
 _NAMED = re.compile(r"(mlp|cls)\s*" + _LAYERS.format(""), re.IGNORECASE)
 
 
@@ -200,6 +203,10 @@ def as_terms(terms: Terms | str, model: Source) -> Terms:
 def _item(text: str, shape: tuple[int, int]) -> Terms:
     """One item of the text; ``ValueError`` where it is none."""
     model = _Shape(*shape)
+    if _POOL.match(text):
+        if shape[0] != 1:
+            raise InputError("these are the heads of the blocks, not of a pooling")
+        text = _POOL.sub(r"L0\1", text, count=1)  # a pooling is one layer
     if text.casefold() == "start":
         return Terms.of(model, start=True)
     if text.casefold() == "mlps":
@@ -208,6 +215,8 @@ def _item(text: str, shape: tuple[int, int]) -> Terms:
         return Terms.all_class_tokens(model)
     if match := _HEAD.fullmatch(text):
         return Terms.of(model, heads=[(int(match[1]), int(match[2]))])
+    if match := _LAYER_MLP.fullmatch(text):
+        return Terms.of(model, mlps=[int(match[1])])
     if match := _ATTENTION.fullmatch(text):
         return Terms.attention(model, _range(match[1], match[2], shape[0]))
     if match := _NAMED.fullmatch(text):

@@ -57,6 +57,7 @@ def heads(*layers: int) -> frozenset[tuple[int, int]]:
         ("L-2-L-1", Terms.of(TWELVE, heads=heads(10, 11))),
         ("L10-L-1", Terms.of(TWELVE, heads=heads(10, 11))),
         ("L5.H3", Terms.of(TWELVE, heads=[(5, 3)])),
+        ("L5.attn.H3, L-1.mlp", Terms.of(TWELVE, heads=[(5, 3)], mlps=[11])),
         ("L-1.h0, mlp 0,start", Terms.of(TWELVE, start=True, heads=[(11, 0)], mlps=[0])),
         ("nothing", Terms.of(TWELVE)),
         ("nothing, start", Terms.of(TWELVE, start=True)),
@@ -156,3 +157,13 @@ def test_terms_or_their_text() -> None:
 def test_terms_that_do_not_exist(wrong: dict) -> None:
     with pytest.raises(clipfast.InputError, match="does not exist"):
         Terms.of(TWELVE, **wrong)
+
+
+def test_the_terms_of_a_pooling() -> None:
+    pool = Sized(layers=1)
+    assert Terms.parse("pool", pool) == Terms.all_heads(pool)
+    assert Terms.parse("pool.H3, Pool.mlp", pool) == Terms.of(pool, heads=[(0, 3)], mlps=[0])
+    with pytest.raises(clipfast.InputError, match=r"^'pool.H3': these are the heads of the blocks, not of a pooling$"):
+        Terms.parse("pool.H3", TWELVE)
+    with pytest.raises(clipfast.InputError, match=r"^'pools' is no term"):
+        Terms.parse("pools", pool)
