@@ -10,7 +10,8 @@ Text is what a command line gets: items with commas between, each adding to the 
     pool            all heads of a pooling; pool.H3: one of them; pool.mlp: the MLP after it
     nothing         the empty set
 
-The names of :attr:`.Contributions.terms` are read, too: ``L5.attn.H3``, ``L5.mlp``. Layers count from 0, negative ones from the end (``L0-L-5`` is all but the last four).
+The names of :attr:`.Contributions.terms` are read, too: ``L5.attn.H3``, ``L5.mlp``. Layers count from 0, negative ones
+from the end (``L0-L-5`` is all but the last four).
 """
 
 import re
