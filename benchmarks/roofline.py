@@ -153,12 +153,19 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+def is_modelled(name: str) -> bool:
+    """Whether a model has a plain vision transformer of open_clip's own: none of timm, no ResNet, no attention pool."""
+    vision = openclip_models.vision_config(name)
+    own = vision.get("timm_model_name") is None and isinstance(vision.get("layers", 12), int)
+    return own and not vision.get("attentional_pool", False)
+
+
 def supported(pattern: str = "*") -> dict[Shape, list[str]]:
-    """Names of the open_clip models that match the pattern and can be decomposed, by shape."""
+    """Names of the open_clip models that match the pattern, can be decomposed and are modelled, by shape."""
     names = [name for name in openclip_models.names() if fnmatchcase(name, pattern)]
     shapes: dict[Shape, list[str]] = {}
     for name in sorted(names, key=lambda name: (not name.startswith("ViT"), len(name), name)):  # plainest first
-        if not openclip_models.supports(name):
+        if is_modelled(name) and not openclip_models.supports(name):
             shapes.setdefault(shape_of(name), []).append(name)
     return shapes
 

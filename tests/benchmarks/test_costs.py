@@ -190,7 +190,9 @@ def test_shapes_of_models_that_differ() -> None:
 def test_every_model_has_a_shape_or_is_unsupported(shapes: dict[Shape, list[str]]) -> None:
     supported = [name for alike in shapes.values() for name in alike]
     assert len(supported) == len(set(supported))
-    assert all(openclip_models.supports(name) for name in set(openclip_models.names()) - set(supported))
+    left_out = set(openclip_models.names()) - set(supported)
+    assert all(openclip_models.supports(name) for name in left_out if roofline.is_modelled(name))
+    assert len(supported) >= 50
     assert all(roofline.shape_of(name) == shape for shape, alike in shapes.items() for name in alike)
 
 
