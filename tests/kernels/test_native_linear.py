@@ -119,9 +119,12 @@ def test_which_products_are_transposed(weight: Tensor) -> None:
 @pytest.mark.parametrize("rows", [50, 197, 400])
 def test_results_do_not_depend_on_the_number_of_threads(rows: int, weight: Tensor) -> None:
     x, bias = draw(9, rows, DEPTH), draw(10, COLUMNS)
-    results = []
+    results, products = [], []
     for count in (1, 2, 3, *THREADS[3:]):
         with threads(count):
+            products.append(x @ weight.T)
             plain = [ops.linear(x, weight, shift, backend="native") for shift in (bias, None)]
             results.append([*plain, ops.linear_activation(x, weight, bias, "quick_gelu", backend="native")])
+    if not all(torch.equal(products[0], other) for other in products):
+        pytest.skip("the sums of torch's own product depend on the number of threads on this CPU")
     assert all(torch.equal(*pair) for other in results[1:] for pair in zip(results[0], other, strict=True))

@@ -23,7 +23,6 @@ CALLS: Calls = {
     },
     "weighted_rows": {
         "float32": (draw(2, 9, 3, 2, 16), draw(2, 4, 9)),
-        "float64": (draw(2, 9, 3, 2, 16, dtype=torch.float64), draw(2, 4, 9, dtype=torch.float64)),
         "bf16": (draw(2, 9, 3, 2, 16, dtype=LOW), draw(2, 4, 9)),
         "strided": (draw(2, 3, 2, 9, 16).permute(0, 3, 1, 2, 4), draw(9, 4, 2).permute(2, 1, 0)),
         "empty": (draw(0, 9, 3, 2, 16), draw(0, 4, 9)),
