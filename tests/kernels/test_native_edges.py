@@ -17,6 +17,7 @@ from tolerances import OP_FLOAT32
 from torch import Tensor
 
 from clipfast.kernels import dispatch, native, ops, reference
+from clipfast.kernels.linear import eager as eager_linear
 from clipfast.kernels.linear import native as native_linear
 from clipfast.kernels.registration import mutated_arguments
 
@@ -299,7 +300,8 @@ def test_gelu_halves_denormal_values(dtype: torch.dtype) -> None:
     unit = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     x = (torch.arange(-100, 101).double() * unit).to(dtype)[:, None]
     have = ops.linear_activation(x, x.new_ones(1, 1), x.new_zeros(1), "gelu", backend="native")
-    assert error(have, x.double() / 2) <= unit / 2
+    by_amx = dtype == torch.bfloat16 and eager_linear._reads_whole_tiles()  # which takes denormal numbers for zero
+    assert error(have, x.double() / 2) <= (torch.finfo(dtype).smallest_normal if by_amx else unit / 2)
 
 
 # --------------------------------------------------------------------------------------------------- infinities
