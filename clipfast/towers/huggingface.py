@@ -36,6 +36,7 @@ from clipfast.towers.huggingface_layouts import (
     norm,
 )
 from clipfast.towers.patches import CHANGED, drops_now, patches, replacement, sentence
+from clipfast.towers.recording import record
 from clipfast.towers.tower import Activation, Tower
 from clipfast.towers.wrappers import unwrap
 
@@ -293,23 +294,7 @@ def own_forward(module: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor 
         ``[B, D]``, and the stream before the first layer and after each, ``[B, N, W]``; None for what did not run.
     """
     parts = Parts(vision_transformer(module))
-    recorded = [parts.start, *parts.layers]
-    stream: list[Tensor | None] = [None] * len(recorded)
-
-    def hook(index: int) -> Callable[[nn.Module, object, Any], None]:
-        def record(_module: nn.Module, _inputs: object, output: Any) -> None:
-            stream[index] = (output[0] if isinstance(output, tuple) else output).clone()
-
-        return record
-
-    handles = [part.register_forward_hook(hook(index)) for index, part in enumerate(recorded)]
-    try:
-        with torch.autocast(images.device.type, enabled=False):
-            embedding = encode_image(module, images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return embedding, stream
+    return record([parts.start, *parts.layers], lambda: encode_image(module, images), images.device)
 
 
 # ----------------------------------------------------------------------------------------------- text and pixels

@@ -30,6 +30,7 @@ from clipfast.towers.clip_layers import (
 from clipfast.towers.folding import copy_with, folded
 from clipfast.towers.openai_code import changed_methods
 from clipfast.towers.patches import CHANGED, drops_now, patches, plain_type, sentence
+from clipfast.towers.recording import record
 from clipfast.towers.sizes import Size, check_patches, of_copy, pixels_of, resampled, size_of
 from clipfast.towers.tower import Activation, Tower
 from clipfast.towers.wrappers import unwrap
@@ -233,22 +234,8 @@ def own_forward(module: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor 
     if _name(visual) == "ModifiedResNet":
         return clip_resnet.own_forward(visual, images)
     parts = [visual.ln_pre, *visual.transformer.resblocks]
-    stream: list[Tensor | None] = [None] * len(parts)
-
-    def hook(index: int) -> Callable[[nn.Module, object, Tensor], None]:
-        def record(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            stream[index] = (output.transpose(0, 1) if index else output).clone()  # its blocks have tokens first
-
-        return record
-
-    handles = [part.register_forward_hook(hook(index)) for index, part in enumerate(parts)]
-    try:
-        with torch.autocast(images.device.type, enabled=False):
-            embedding = visual._call_impl(images)  # a forward that was compiled in place would not run the hooks
-    finally:
-        for handle in handles:
-            handle.remove()
-    return embedding, stream
+    # A forward that was compiled in place would not run the hooks. Blocks have tokens first.
+    return record(parts, lambda: visual._call_impl(images), images.device, tokens_first=True)
 
 
 # ------------------------------------------------------------------------------------------------ text and pixels

@@ -4,7 +4,6 @@ A tower is read from an unmodified module of open_clip's own ``VisionTransformer
 cannot be decomposed exactly is refused with every reason at once; the documentation lists ``REFUSALS``.
 """
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -47,6 +46,7 @@ from clipfast.towers.clip_layers import (
 from clipfast.towers.folding import folded
 from clipfast.towers.openclip_sizes import sized
 from clipfast.towers.patches import drops_now, patches, plain_type, sentence
+from clipfast.towers.recording import record
 from clipfast.towers.sizes import of_copy, pixels_of
 from clipfast.towers.tower import Activation, AttentionPool, LayerNorm, Linear, Pooling, Tower
 from clipfast.towers.wrappers import unwrap
@@ -213,23 +213,9 @@ def own_forward(module: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor 
     if isinstance(visual, ModifiedResNet):
         return clip_resnet.own_forward(visual, images)
     parts = [visual.ln_pre, *visual.transformer.resblocks]
-    stream: list[Tensor | None] = [None] * len(parts)
     tokens_first = not getattr(visual.transformer, "batch_first", True)
-
-    def record(index: int, output: Tensor) -> None:
-        stream[index] = output.transpose(0, 1).clone() if tokens_first and index else output.clone()
-
-    def hook(index: int) -> Callable[[nn.Module, object, Tensor], None]:
-        return lambda _module, _inputs, output: record(index, output)
-
-    handles = [part.register_forward_hook(hook(index)) for index, part in enumerate(parts)]
-    try:
-        with torch.autocast(images.device.type, enabled=False):
-            out = visual._call_impl(images)  # a forward that was compiled in place would not run the hooks
-    finally:
-        for handle in handles:
-            handle.remove()
-    return out[0] if isinstance(out, tuple) else out, stream
+    # A forward that was compiled in place would not run the hooks.
+    return record(parts, lambda: visual._call_impl(images), images.device, tokens_first=tokens_first)
 
 
 def _replaced_encoder(module: nn.Module) -> list[str]:
