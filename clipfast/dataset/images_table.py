@@ -148,6 +148,11 @@ def _bytes(name: str) -> bytes:
         return name.encode("utf-8", "surrogatepass")
 
 
+def name_of(content: bytes) -> str:
+    """A name from a column of bytes, as Python writes names of files."""
+    return content.decode("utf-8", "surrogateescape")
+
+
 def read_images(folder: Path, record: Record, columns: Sequence[str] | None = None) -> Any:
     """The table of a unit's images.
 
