@@ -13,7 +13,16 @@ class InputError(ClipfastError, ValueError):
 
 
 class ImageError(ClipfastError):
-    """A file that is not a readable image."""
+    """A file that is not a readable image.
+
+    Attributes:
+        status: the kind of failure, a value of :class:`clipfast.dataset.samples.Status`: ``"missing"``,
+            ``"unreadable"``, ``"no_image"``, ``"decode_error"``, ``"too_large"`` or ``"out_of_memory"``.
+    """
+
+    def __init__(self, message: str, status: str = "decode_error") -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class ModelError(ClipfastError):

@@ -64,6 +64,9 @@ _CODEC_BYTES = {"WEBP": 4, "AVIF": 8, "JPEG2000": 16}
 class _OutOfMemoryError(ImageError):
     """Memory ran out while an image was read."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "out_of_memory")
+
 
 # ------------------------------------------------------------------------------------------------------------ opening
 
@@ -114,11 +117,12 @@ def _unchanged(image: Image.Image) -> Image.Image:
 
 def _open(path: str | PathLike[str], convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     name = fspath(path)
+    status = "unreadable"
     try:
         with open_regular(name) as file:
             return _decode(file, name, convert)
     except FileNotFoundError:
-        reason = "no such file"
+        reason, status = "no such file", "missing"
     except IsADirectoryError:
         reason = "a folder, not an image"
     except PermissionError:
@@ -127,7 +131,7 @@ def _open(path: str | PathLike[str], convert: Callable[[Image.Image], Image.Imag
         reason = error.strerror or str(error)
     except ValueError:  # a name with a zero byte
         reason = "not a file name"
-    raise ImageError(f"{printable(name)}: {reason}")
+    raise ImageError(f"{printable(name)}: {reason}", status)
 
 
 def _decode(file: IO[bytes], name: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
@@ -139,12 +143,12 @@ def _decode(file: IO[bytes], name: str, convert: Callable[[Image.Image], Image.I
             ImageOps.exif_transpose(image, in_place=True)  # else it is copied where there is nothing to turn
             return convert(image)
     except ImageError as error:
-        raise ImageError(f"{shown}: {error}") from None
+        raise ImageError(f"{shown}: {error}", error.status) from None
     except UnidentifiedImageError:
         file.seek(0)
-        raise ImageError(f"{shown}: {_what_instead(file.read(512))}") from None
+        raise ImageError(f"{shown}: {_what_instead(file.read(512))}", "no_image") from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{shown}: too large to decode safely ({error})") from None
+        raise ImageError(f"{shown}: too large to decode safely ({error})", "too_large") from None
     except Exception as error:  # decoders raise what they like on damage
         if is_out_of_memory(error):
             raise _OutOfMemoryError(f"{shown}: not enough memory to decode it") from None
@@ -368,7 +372,7 @@ def with_memory(read: Callable[[], Value], name: str) -> Value:
     except Exception as error:
         if not _is_out_of_memory(error):
             raise
-    raise ImageError(f"{printable(name)}: not enough memory to read it")
+    raise ImageError(f"{printable(name)}: not enough memory to read it", "out_of_memory")
 
 
 def _is_out_of_memory(error: Exception) -> bool:

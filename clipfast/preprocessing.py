@@ -93,7 +93,7 @@ def _check_resized(transform: Transform, size: tuple[int, int], name: str) -> No
         width, height = resized
         if width * height > MAX_RESIZED_PIXELS or not (width and height):
             sizes = f"{size[0]} × {size[1]} pixels, resized to {width} × {height}"
-            raise ImageError(f"{printable(name)}: too long and narrow: {sizes}")
+            raise ImageError(f"{printable(name)}: too long and narrow: {sizes}", "too_large")
         return
 
 

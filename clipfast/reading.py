@@ -296,7 +296,7 @@ def _convert(image: Image.Image, name: str) -> Image.Image:
     try:
         return as_rgb(image)
     except ImageError as error:
-        raise ImageError(f"{printable(name)}: {error}") from None
+        raise ImageError(f"{printable(name)}: {error}", error.status) from None
 
 
 def _items(images: Iterable[Picture]) -> Iterator[_Item]:

@@ -79,7 +79,7 @@ class Source:
         if not self.key:
             return open_image(self.path)
         if self.image not in self.members:
-            raise ImageError(f"{printable(self.path)}: it holds no image {printable(self.key)} any more")
+            raise ImageError(f"{printable(self.path)}: it holds no image {printable(self.key)} any more", "missing")
         return decode_image(BytesIO(read_member(self.path, self.members[self.image])), str(self))
 
 
@@ -124,7 +124,7 @@ def find_images(paths: Sequence[Path], skip: Path | None = None) -> Listing:
     for path in paths:
         if not os.path.isdir(path):
             if not os.path.lexists(path):
-                errors.append(Missing(path, ImageError(f"{printable(path)}: no such file")))
+                errors.append(Missing(path, ImageError(f"{printable(path)}: no such file", "missing")))
                 continue
             files.setdefault(os.path.abspath(path), (path, None))
             continue
@@ -132,7 +132,7 @@ def find_images(paths: Sequence[Path], skip: Path | None = None) -> Listing:
         if not inside:
             looked = " ".join(sorted({*SUFFIXES, SHARD}))
             reason = f"{printable(path)}: no images in this folder (looked for {looked})"
-            errors.append(Missing(path, ImageError(reason)))
+            errors.append(Missing(path, ImageError(reason, "no_image")))
         for file in inside:
             files.setdefault(os.path.abspath(file), (file, path))
     sources = [source for path, folder in files.values() for source in _sources(path, folder, errors, left_out)]
@@ -187,7 +187,7 @@ def _sources(path: Path, folder: Path | None, errors: list[Missing], left_out: _
     if index.damage is not None:
         errors.append(Missing(path, index.damage))
     elif not images:
-        errors.append(Missing(path, ImageError(f"{printable(path)}: no images in this shard")))
+        errors.append(Missing(path, ImageError(f"{printable(path)}: no images in this shard", "no_image")))
 
 
 def found_again(places: Sequence[Source]) -> list[Source]:
@@ -206,7 +206,7 @@ def _with_members(place: Source, samples: Mapping[str, Sample]) -> Source:
 def _walk(folder: Path, skip: Path | None, errors: list[Missing], left_out: _LeftOut) -> Iterator[Path]:
     def refused(error: OSError) -> None:
         path = Path(error.filename)
-        errors.append(Missing(path, ImageError(f"{printable(path)}: {error.strerror}")))
+        errors.append(Missing(path, ImageError(f"{printable(path)}: {error.strerror}", "unreadable")))
 
     for root, folders, files in os.walk(folder, onerror=refused):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

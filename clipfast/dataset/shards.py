@@ -101,7 +101,8 @@ def read_index(shard: Path) -> Index:
         index.damage = ImageError(f"{name}: not a whole tar file after {count} samples: {error}{hint}")
     except OSError as error:
         _group(members, index)
-        index.damage = ImageError(f"{name}: {error.strerror or error}")
+        status = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+        index.damage = ImageError(f"{name}: {error.strerror or error}", status)
     else:
         _group(members, index)
     return index
@@ -194,9 +195,9 @@ def read_member(shard: Path, place: Place) -> bytes:
     try:
         data = read_part(shard, place.start, place.size)
     except OSError as error:
-        raise ImageError(f"{printable(shard)}: {error.strerror or error}") from None
+        raise ImageError(f"{printable(shard)}: {error.strerror or error}", "unreadable") from None
     if data is None:
-        raise ImageError(f"{printable(shard)}: the file ends in the middle of a member")
+        raise ImageError(f"{printable(shard)}: the file ends in the middle of a member", "unreadable")
     return data
 
 
