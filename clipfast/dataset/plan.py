@@ -11,7 +11,7 @@ per unit: a worker reads its own row group only, and no process holds the list o
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,22 +23,22 @@ from clipfast.files import atomic_write
 
 UNITS, FILES = "units.parquet", "files.parquet"
 
-Kind = Literal["shard", "files", "table", "items"]
-"""A tar shard; a range of files; a range of rows of a table; a range of a data set in memory."""
+Kind = Literal["shard", "files", "table", "list", "items"]
+"""A tar shard; a range of files; a range of rows of a table, or of a list of paths; a range of a data set in memory."""
 
-_UNIT_SCHEMA = pa.schema(
-    [
-        pa.field("input", pa.int32()),
-        pa.field("kind", pa.string()),
-        pa.field("path", pa.binary()),  # file names are bytes that may be no text
-        pa.field("start", pa.int64()),
-        pa.field("stop", pa.int64()),
-        pa.field("size", pa.int64()),
-        pa.field("version", pa.string()),
-        pa.field("folder", pa.binary()),
-        pa.field("files", pa.int32()),
-    ]
-)
+_UNIT_FIELDS: list[Any] = [
+    pa.field("input", pa.int32()),
+    pa.field("kind", pa.string()),
+    pa.field("path", pa.binary()),  # file names are bytes that may be no text
+    pa.field("start", pa.int64()),
+    pa.field("stop", pa.int64()),
+    pa.field("offset", pa.int64()),
+    pa.field("size", pa.int64()),
+    pa.field("version", pa.string()),
+    pa.field("folder", pa.binary()),
+    pa.field("files", pa.int32()),
+]
+_UNIT_SCHEMA = pa.schema(_UNIT_FIELDS)
 _FILE_SCHEMA = pa.schema([pa.field("path", pa.binary())])
 
 
@@ -64,8 +64,10 @@ class Unit:
             that was searched, for files of a folder; empty where there is none.
         start: first item of a range.
         stop: first item after the range; 0 for a whole shard, whose length is not known before it is read.
+        offset: for a range of a list of paths, the byte of the list where the range begins; else 0.
         size: bytes of the file at ``path`` when the pass was planned, None where that is not known.
-        version: what identifies the version of that file: its time of modification, or an ETag.
+        version: what identifies the version of that file: its time of modification, or an ETag; for kind ``"list"`` the
+            checksum of the range.
         folder: the folder that was searched, None for what was named itself.
         files: paths or URLs of the images, for kind ``"files"``; else empty.
         input: which of the inputs of the pass it belongs to.
@@ -76,6 +78,7 @@ class Unit:
     path: str
     start: int = 0
     stop: int = 0
+    offset: int = 0
     size: int | None = None
     version: str | None = None
     folder: str | None = None
@@ -173,7 +176,8 @@ def write_plan(folder: Path, inputs: Sequence[Input], size: int) -> Plan:
             rows: list[dict[str, object]] = []
             for unit in _numbered(inputs, size):
                 names = [_bytes(name) for name in unit.files]
-                digest.update(repr((unit.kind, _bytes(unit.path), unit.start, unit.stop, names)).encode())
+                content = unit.version if unit.kind == "list" else None
+                digest.update(repr((unit.kind, _bytes(unit.path), unit.start, unit.stop, names, content)).encode())
                 if names:
                     files.write_table(pa.table({"path": names}, schema=_FILE_SCHEMA))
                     groups += 1
@@ -184,6 +188,7 @@ def write_plan(folder: Path, inputs: Sequence[Input], size: int) -> Plan:
                         "path": _bytes(unit.path),
                         "start": unit.start,
                         "stop": unit.stop,
+                        "offset": unit.offset,
                         "size": unit.size,
                         "version": unit.version,
                         "folder": None if unit.folder is None else _bytes(unit.folder),

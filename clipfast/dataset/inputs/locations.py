@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar, cast
 
 import fsspec
 
-from clipfast.dataset.plan import UnitError
+from clipfast.dataset.plan import Unit, UnitError
 from clipfast.errors import ImageError, InputError
 from clipfast.inputs import open_regular, printable
 
@@ -130,21 +130,19 @@ def _key(system: Any, path: str) -> str | None:
         return None
 
 
-def changed(path: str, size: int | None, planned: str | None) -> str | None:
-    """Why a file is not the one that a pass was planned with, one line; None where it may be.
+def changed(unit: Unit) -> str | None:
+    """Why the file of a unit is not the one that the pass was planned with, one line; None where it may be.
 
-    Args:
-        path: an absolute path or a URL.
-        size: what was planned, None where that was not known.
-        planned: its version then.
+    Where nothing was known of the file, because it was not there, it may be.
     """
-    now = version(path)
-    what = []
-    if size is not None and now.size is not None and size != now.size:
-        what.append(f"{now.size} bytes, not {size}")
-    elif planned is not None and now.version is not None and planned != now.version:
-        what.append("another time of modification" if now.modified_ns is not None else "another version")
-    return f"{printable(path)}: it was changed after the pass was planned: {what[0]}" if what else None
+    if unit.kind in ("files", "items"):
+        return None
+    now, reason = version(unit.path), None
+    if None not in (unit.size, now.size) and unit.size != now.size:
+        reason = f"{now.size} bytes, not {unit.size}"
+    elif unit.kind != "list" and None not in (unit.version, now.version) and unit.version != now.version:
+        reason = "another time of modification" if now.modified_ns is not None else "another version"
+    return reason and f"{printable(unit.path)}: it was changed after the pass was planned: {reason}"
 
 
 def open_unit(path: str, name: str) -> BinaryIO:

@@ -119,11 +119,11 @@ def test_units_of_shards_have_size_and_version_and_go_through_a_plan(tmp_path: P
 def test_a_shard_that_was_changed_after_planning_is_noticed(tmp_path: Path) -> None:
     path = shard(tmp_path / "a.tar", MEMBERS)
     (unit,) = of(path).units(1)
-    assert changed(unit.path, unit.size, unit.version) is None
+    assert changed(unit) is None
     os.utime(path, ns=(0, 1))
-    assert "another time of modification" in str(changed(unit.path, unit.size, unit.version))
+    assert "another time of modification" in str(changed(unit))
     shard(path, {**MEMBERS, "z.npy": bytes(10240)})
-    assert f"bytes, not {unit.size}" in str(changed(unit.path, unit.size, unit.version))
+    assert f"bytes, not {unit.size}" in str(changed(unit))
 
 
 @pytest.mark.parametrize("name", ["a.tar", "./a.tar", "../here/a.tar"])
@@ -167,7 +167,7 @@ def test_shards_at_urls(tmp_path: Path) -> None:
     assert units[0].version
     with fsspec.open("memory://tars/a-0.tar", "wb") as file:
         file.write(data)
-    assert "another version" in str(changed(units[0].path, units[0].size, units[0].version))
+    assert "another version" in str(changed(units[0]))
 
 
 def test_file_urls_are_local_files(tmp_path: Path) -> None:
