@@ -129,7 +129,9 @@ class ArrayWriter:
                 raise InputError(f"{name!r} cannot be kept: choose from {', '.join(ARRAYS)}")
             if dtype not in (None, *DTYPES):
                 raise InputError(f"{name} cannot be kept as {dtype!r}: choose from {', '.join(DTYPES)}")
-        self._arrays = [_Growing(folder, name, np.dtype(dtype)) for name, dtype in kept.items() if dtype is not None]
+        self._arrays = [
+            GrowingArray(folder, name, np.dtype(dtype)) for name, dtype in kept.items() if dtype is not None
+        ]
         if self._arrays:
             zarr.create_group(LocalStore(folder), zarr_format=3)
 
@@ -157,12 +159,24 @@ class ArrayWriter:
             array.finish()
 
 
-class _Growing:
-    """An array on disk to which rows are appended."""
+class GrowingArray:
+    """An array on disk to which rows are appended, a shard at a time.
 
-    def __init__(self, folder: Path, name: str, dtype: np.dtype[Any]) -> None:
+    Args:
+        folder: of the Zarr group.
+        name: of the array.
+        dtype: of its numbers.
+        with_pieces: whether checksums of pieces of shards are kept in ``zarr.json``, some bytes per image.
+
+    Attributes:
+        name: of the array.
+        dtype: of its numbers.
+        kind: of the array.
+    """
+
+    def __init__(self, folder: Path, name: str, dtype: np.dtype[Any], *, with_pieces: bool = True) -> None:
         self.name, self.dtype, self.kind = name, dtype, ARRAYS[name]
-        self._folder = folder
+        self._folder, self._with_pieces = folder, with_pieces
         self._labels: dict[str, list[Any]] = {}
         self._buffer: Array | None = None  # [*axes, rows, last axis]: a chunk of a shard lies in one piece
         self._array: zarr.Array[Any] | None = None
@@ -181,7 +195,15 @@ class _Growing:
         return rows
 
     def add(self, rows: Array, labels: dict[str, list[Any]]) -> None:
-        """Appends rows that were converted."""
+        """Appends rows.
+
+        Args:
+            rows: ``[B, *axes, last axis]``, at least one.
+            labels: names along axes.
+
+        Raises:
+            OSError: a shard cannot be written.
+        """
         if self._buffer is None:
             self._labels = labels
             self._chunk, shard = rows_of(rows.shape[1:], self.dtype.itemsize, self.kind.shard_bytes)
@@ -206,12 +228,14 @@ class _Growing:
             start = self._array.shape[0]
             self._array.resize((start + len(rows), *rows.shape[1:]))
         self._array[start:] = rows
+        self._waiting = 0
+        if not self._with_pieces:
+            return
         assert self._array.shards is not None
         place = (start // self._array.shards[0], *[0] * (rows.ndim - 1))
         name = "/".join([self.name, "c", *map(str, place)])
         chunks = math.prod(shard // chunk for shard, chunk in zip(self._array.shards, self._array.chunks, strict=True))
         self._pieces[name] = pieces.checksums_of_pieces(self._folder / name, chunks)
-        self._waiting = 0
 
     def _created(self, shape: tuple[int, ...]) -> "zarr.Array[Any]":
         """The array with its first shard's shape: no larger than the unit, where that has few images."""
@@ -236,7 +260,7 @@ class _Growing:
         if self._waiting:
             self._flush()
         if self._array is not None:
-            named = {"labels": self._labels, _PIECES: self._pieces}
+            named = {"labels": self._labels} | ({_PIECES: self._pieces} if self._with_pieces else {})
             self._array.update_attributes(cast(Any, {"long_name": self.kind.meaning, "units": "1", **named}))
         self._buffer = None
 
@@ -286,6 +310,12 @@ class UnitArrays:
     def dtype(self, name: str) -> np.dtype[Any]:
         """The dtype of an array; raises as :meth:`read`."""
         return np.dtype(self._array(name).dtype)
+
+    def shards(self, name: str) -> int:
+        """How many shards an array has; raises as :meth:`read`."""
+        array = self._array(name)
+        with self._as_damage(name):
+            return -(-array.shape[0] // cast(Any, array.shards)[0])
 
     def labels(self, name: str) -> dict[str, list[Any]]:
         """Names along axes of an array: layers of the model, heads, terms; raises as :meth:`read`."""

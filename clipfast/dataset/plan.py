@@ -136,10 +136,11 @@ class Plan:
             InputError: no such unit, or a damaged plan.
         """
         try:
-            table = pq.read_table(self.folder / UNITS, schema=_UNIT_SCHEMA)
-            lists = pq.ParquetFile(self.folder / FILES) if files and (self.folder / FILES).exists() else None
+            table = pq.read_table(self.folder / UNITS, schema=_UNIT_SCHEMA, page_checksum_verification=True)
+            has_files = files and (self.folder / FILES).exists()
+            lists = pq.ParquetFile(self.folder / FILES, page_checksum_verification=True) if has_files else None
         except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{self.folder / UNITS} cannot be read ({error}): collect the images again") from None
+            raise _damaged(self.folder / UNITS, error) from None
         try:
             for number in range(table.num_rows) if numbers is None else numbers:
                 if not 0 <= number < table.num_rows:
@@ -148,7 +149,10 @@ class Plan:
                 group = row.pop("files")
                 names: tuple[str, ...] = ()
                 if lists is not None and group >= 0:
-                    column = lists.read_row_group(group, columns=["path"]).column("path")
+                    try:
+                        column = lists.read_row_group(group, columns=["path"]).column("path")
+                    except (OSError, pa.ArrowException) as error:
+                        raise _damaged(self.folder / FILES, error) from None
                     names = tuple(_text(name) for name in column.to_pylist() if name is not None)
                 row["path"] = _text(row["path"])
                 row["folder"] = None if row["folder"] is None else _text(row["folder"])
@@ -156,6 +160,21 @@ class Plan:
         finally:
             if lists is not None:
                 lists.close()
+
+    def check(self) -> None:
+        """Reads the whole plan.
+
+        Raises:
+            InputError: it is damaged, or not the one that the collection was made with.
+        """
+        digest, count = xxhash.xxh3_128(), 0
+        for unit in self.units():
+            _add(digest, unit)
+            count += 1
+        if (count, digest.hexdigest()) != (self.count, self.digest):
+            raise InputError(
+                f"{self.folder / UNITS} or {FILES} is damaged: they are not what the pass was planned with"
+            )
 
 
 def write_plan(folder: Path, inputs: Sequence[Input], size: int) -> Plan:
@@ -172,12 +191,13 @@ def write_plan(folder: Path, inputs: Sequence[Input], size: int) -> Plan:
     """
     digest, count, groups = xxhash.xxh3_128(), 0, 0
     with atomic_write(folder / UNITS) as units_path, atomic_write(folder / FILES) as files_path:
-        with pq.ParquetWriter(files_path, _FILE_SCHEMA) as files, pq.ParquetWriter(units_path, _UNIT_SCHEMA) as units:
+        with (
+            pq.ParquetWriter(files_path, _FILE_SCHEMA, write_page_checksum=True) as files,
+            pq.ParquetWriter(units_path, _UNIT_SCHEMA, write_page_checksum=True) as units,
+        ):
             rows: list[dict[str, object]] = []
             for unit in _numbered(inputs, size):
-                names = [_bytes(name) for name in unit.files]
-                content = unit.version if unit.kind == "list" else None
-                digest.update(repr((unit.kind, _bytes(unit.path), unit.start, unit.stop, names, content)).encode())
+                names = _add(digest, unit)
                 if names:
                     files.write_table(pa.table({"path": names}, schema=_FILE_SCHEMA))
                     groups += 1
@@ -203,6 +223,18 @@ def write_plan(folder: Path, inputs: Sequence[Input], size: int) -> Plan:
         if not count:
             raise InputError(f"no images in {', '.join(each.name for each in inputs)}")
     return Plan(folder, count, digest.hexdigest())
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} cannot be read ({' '.join(str(error).split())}): collect the images again")
+
+
+def _add(digest: xxhash.xxh3_128, unit: Unit) -> list[bytes]:
+    """Adds a unit to the digest of a plan; gives the names of its files."""
+    names = [_bytes(name) for name in unit.files]
+    content = unit.version if unit.kind == "list" else None
+    digest.update(repr((unit.kind, _bytes(unit.path), unit.start, unit.stop, names, content)).encode())
+    return names
 
 
 def _numbered(inputs: Sequence[Input], size: int) -> Iterator[Unit]:
