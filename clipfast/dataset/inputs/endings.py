@@ -9,7 +9,7 @@ from clipfast.images import SUFFIXES
 Ending = Literal["image", "shard", "table", "list"]
 
 TABLES = (".parquet", ".arrow", ".feather", ".ipc")
-LISTS = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".lst")
+LISTS = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson")
 _SHORT = (".tgz", ".tbz", ".tbz2", ".txz", ".tzst")
 """Short for ``.tar.gz`` and so on."""
 _ALWAYS = ("gz", "bz2", "xz", "lzma", "zst")

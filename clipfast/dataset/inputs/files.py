@@ -1,11 +1,14 @@
 """Image files: the ones that a user names or a glob finds, on this machine or at a URL, and reading ranges of them."""
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from clipfast.dataset.inputs.locations import Naming, ahead, fetch, is_url
+from clipfast.dataset.inputs.locations import REMOTE_THREADS, Naming, fetch, is_url
 from clipfast.dataset.inputs.reading import Reading, Samples
 from clipfast.dataset.plan import Unit
 from clipfast.dataset.samples import Failure, Sample
@@ -58,7 +61,7 @@ def read_files(unit: Unit, naming: Naming, *, content: bool = True) -> Reading:
 
     def samples(_: Reading) -> Samples:
         named = (located(naming.name(path), path, unit.folder) for path in unit.files)
-        yield from fetched(named, any(map(is_url, unit.files))) if content else named
+        yield from fetched(named) if content else named
 
     return Reading(samples)
 
@@ -75,19 +78,30 @@ def located(name: str, path: str, folder: str | None = None) -> Sample:
     return Sample(name, path, folder=folder, size=size, modified_ns=modified)
 
 
-def fetched(samples: Iterable[Sample], remote: bool = True) -> Iterator[Sample]:
-    """The samples, those at URLs with their bytes, which several threads fetch; in order.
-
-    Args:
-        samples: without content.
-        remote: whether any of them may be at a URL.
-    """
-    return ahead(_fetched, samples) if remote else iter(samples)
+def fetched(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """The samples, those of images at URLs with their bytes, which several threads fetch ahead; in order."""
+    waiting: deque[Future[Sample]] = deque()
+    with ExitStack() as stack:
+        pool: ThreadPoolExecutor | None = None
+        for sample in samples:
+            if is_url(sample.path) and not sample.member and sample.failure is None:
+                if pool is None:
+                    pool = ThreadPoolExecutor(REMOTE_THREADS, thread_name_prefix="clipfast-fetching")
+                    stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+                waiting.append(pool.submit(_fetched, sample))
+            elif waiting:
+                done: Future[Sample] = Future()
+                done.set_result(sample)
+                waiting.append(done)
+            else:
+                yield sample
+            if len(waiting) == 2 * REMOTE_THREADS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _fetched(sample: Sample) -> Sample:
-    if not is_url(sample.path) or sample.failure is not None:
-        return sample
     try:
         data = fetch(sample.path)
     except ImageError as error:

@@ -13,13 +13,16 @@ from clipfast.dataset.inputs.endings import TABLES, kind_of
 from clipfast.dataset.inputs.files import file_units, read_files
 from clipfast.dataset.inputs.locations import Naming
 from clipfast.dataset.inputs.reading import Reading
+from clipfast.dataset.inputs.rows import Selection
+from clipfast.dataset.inputs.tables import TableInput, form_of
 from clipfast.dataset.inputs.tars import read_shard, shard_units
 from clipfast.dataset.notes import Notes
-from clipfast.dataset.plan import Unit
+from clipfast.dataset.plan import Unit, UnitError
+from clipfast.errors import InputError
 from clipfast.images import SUFFIXES
 from clipfast.inputs import printable
 
-SHARD = ".tar"
+_SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,14 @@ class FolderInput:
         folder: its absolute path.
         skip: a folder whose files are results, not images; None for none.
         taken: absolute paths of files and folders that are other inputs of the same pass.
+        selection: the columns of tables in it. Only tables that hold the images themselves are read.
     """
 
     name: str
     folder: str
     skip: str | None = None
     taken: frozenset[str] = frozenset()
+    selection: Selection = field(default_factory=Selection)
     _notes: Notes = field(default_factory=Notes, compare=False)
     _problems: list[str] = field(default_factory=list, compare=False)
 
@@ -59,8 +64,12 @@ class FolderInput:
         start = found = 0
         for path in self._walk():
             found += 1
-            if kind_of(path) == "shard":
+            kind = kind_of(path)
+            if kind == "shard":
                 yield from shard_units([path], self.folder)
+                continue
+            if kind == "table":
+                yield from self._table(path).units(size)
                 continue
             files.append(path)
             if len(files) == size:
@@ -70,7 +79,7 @@ class FolderInput:
         if files:
             yield self._range(files, start)
         if not found:
-            looked = " ".join(sorted({*SUFFIXES, SHARD, *TABLES}))
+            looked = " ".join(sorted({*SUFFIXES, ".tar", *TABLES}))
             self._problems.append(f"{printable(self.name)}: no images in this folder (looked for {looked})")
 
     def _range(self, files: list[str], start: int) -> Unit:
@@ -91,9 +100,37 @@ class FolderInput:
 
     def _read(self, unit: Unit, *, content: bool) -> Reading:
         naming = Naming.below(self.name)
+        if unit.kind == "table":
+            table = self._table(unit.path)
+            return table.read(unit) if content else table.names(unit)
         if unit.kind == "shard":
             return read_shard(unit, naming, content=content)
         return read_files(unit, naming, content=content)
+
+    def _table(self, path: str) -> TableInput:
+        name = Naming.below(self.name).name(path)
+        return TableInput(name, path, self.folder, self.selection, self.folder)
+
+    def _is_input(self, name: str, path: str, beside: set[str]) -> bool:
+        """Whether a file is read; what is left out is noted."""
+        kind = kind_of(name)
+        if kind in ("image", "shard"):
+            return True
+        shown = Naming.below(self.name).name(path)
+        if kind != "table":
+            self._notes.add("files with other endings than images and shards have", shown)
+        elif {f"{os.path.splitext(name)[0]}{ending}" for ending in _SHARD_ENDINGS} & beside:
+            self._notes.add("tables beside a shard of the same name", shown)
+        else:
+            try:
+                if form_of(path, shown, self.selection) != "path":
+                    return True
+                self._notes.add("tables of paths (they are read when they are named themselves)", shown)
+            except InputError:
+                self._notes.add("tables without a column of images", shown)
+            except UnitError as error:
+                self._problems.append(str(error))
+        return False
 
     def _walk(self) -> Iterator[str]:
         """Absolute paths of images and shards: those in a folder before those in the folders in it."""
@@ -111,14 +148,13 @@ class FolderInput:
                 continue
             for name in listing.links:
                 self._notes.add("links to folders", below.name(os.path.join(folder, name)))
+            beside = {name for name in listing.files if kind_of(name) == "shard"}
             for name in listing.files:
                 path = os.path.join(folder, name)
                 if path in self.taken or (skip is not None and name in listing.linked and _leads_into(path, skip)):
                     continue
-                if kind_of(name) in ("image", "shard"):
+                if self._is_input(name, path, beside):
                     yield path
-                else:
-                    self._notes.add("files with other endings than images and shards have", below.name(path))
             inner = (os.path.join(folder, name) for name in reversed(listing.folders))
             waiting += [path for path in inner if path not in self.taken]
 

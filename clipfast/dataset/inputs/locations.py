@@ -22,7 +22,8 @@ MAX_IMAGE_BYTES = 1 << 30
 """The most bytes of an encoded image that are read: 1 GiB."""
 _URL = re.compile(r"(?:[a-z][a-z0-9+.-]*::)*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _LOCAL = ("file://", "local://")
-_REMOTE_THREADS = 16
+REMOTE_THREADS = 16
+"""How many files are asked for at once over a network."""
 _VERSIONS = ("ETag", "etag", "blob_id", "md5Hash", "content_md5", "LastModified", "last_modified", "mtime", "created")
 _BLOCK = 8 << 20
 
@@ -219,9 +220,9 @@ def ahead(function: Callable[[Item], Value], items: Iterable[Item]) -> Iterator[
     """Results of a function that waits for a network, in order; up to 32 items are begun ahead, in 16 threads."""
     waiting: list[Future[Value]] = []
     todo = iter(items)
-    with ThreadPoolExecutor(_REMOTE_THREADS, thread_name_prefix="clipfast-fetching") as pool:
+    with ThreadPoolExecutor(REMOTE_THREADS, thread_name_prefix="clipfast-fetching") as pool:
         try:
-            waiting = [pool.submit(function, item) for item in islice(todo, 2 * _REMOTE_THREADS)]
+            waiting = [pool.submit(function, item) for item in islice(todo, 2 * REMOTE_THREADS)]
             while waiting:
                 yield waiting.pop(0).result()
                 waiting += [pool.submit(function, item) for item in islice(todo, 1)]

@@ -13,7 +13,10 @@ from braceexpand import braceexpand
 from clipfast.dataset.inputs.endings import LISTS, TABLES, kind_of
 from clipfast.dataset.inputs.files import FileInput
 from clipfast.dataset.inputs.folders import FolderInput
+from clipfast.dataset.inputs.lists import ListInput
 from clipfast.dataset.inputs.locations import Naming, absolute, file_system, is_url
+from clipfast.dataset.inputs.rows import Selection
+from clipfast.dataset.inputs.tables import TableInput
 from clipfast.dataset.inputs.tars import ShardInput
 from clipfast.dataset.plan import Input
 from clipfast.errors import InputError
@@ -21,7 +24,7 @@ from clipfast.inputs import printable
 
 _READ = (
     "give image files, folders, tar shards, tables "
-    f"({' '.join(TABLES)}) or lists of paths ({' '.join(LISTS[:4])}), by path, pattern or URL"
+    f"({' '.join(TABLES)}) or lists of paths ({' '.join(LISTS)}), by path, pattern or URL"
 )
 
 
@@ -48,6 +51,7 @@ def open_inputs(
     skip: str | PathLike[str] | None = None,
     image_column: str | None = None,
     id_column: str | None = None,
+    columns: Iterable[str] | None = None,
 ) -> list[Input]:
     """The inputs that a user names, in their order.
 
@@ -62,11 +66,14 @@ def open_inputs(
         image_column: the column of tables and lists with images, paths or URLs; None to choose one by its usual names.
         id_column: the column of tables and lists with a name for each image; None for the path, or the number of the
             row.
+        columns: the other columns of tables and lists that are given with each image; None for all.
 
     Raises:
         InputError: a name that is none of these, or that nothing is there for.
     """
     skipped = None if skip is None else os.path.abspath(skip)
+    selection = Selection(image_column, id_column, None if columns is None else frozenset(columns))
+    working = os.getcwd()
     found = list(_distinct(each for name in names for each in _expanded(os.fspath(name))))
     inputs: list[Input] = []
     before: list[str] = []
@@ -78,7 +85,7 @@ def open_inputs(
         if kind == "folder":
             for each in members:
                 inside = frozenset(path for path in before if path.startswith(os.path.join(each.path, "")))
-                inputs.append(FolderInput(each.given, each.path, skipped, inside))
+                inputs.append(FolderInput(each.given, each.path, skipped, inside, selection))
                 before.append(each.path)
             continue
         before += paths
@@ -86,8 +93,10 @@ def open_inputs(
             inputs.append(ShardInput(label, paths, naming))
         elif kind == "image":
             inputs.append(FileInput(label, paths, naming))
+        elif kind == "table":
+            inputs += [TableInput(each.given, each.path, working, selection) for each in members]
         else:
-            raise InputError(f"{label}: {_READ}")
+            inputs += [ListInput(each.given, each.path, working, selection) for each in members]
     return inputs
 
 

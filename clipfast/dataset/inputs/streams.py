@@ -1,5 +1,6 @@
 """Reading a file once, forward: the checksum of its bytes, and what it holds when it is compressed."""
 
+import contextlib
 import io
 from typing import BinaryIO, cast
 
@@ -56,6 +57,18 @@ class Checksummed(io.RawIOBase):
         self.size += len(data)
         return len(data)
 
+    def seekable(self) -> bool:
+        """Whether the file is; the checksum is wrong afterwards."""
+        return self._file.seekable()
+
+    def seek(self, position: int, whence: int = io.SEEK_SET, /) -> int:
+        """Goes to a byte."""
+        return self._file.seek(position, whence)
+
+    def tell(self) -> int:
+        """Where the file is."""
+        return self._file.tell()
+
     def close(self) -> None:
         """Closes the file too."""
         if not self.closed:
@@ -85,8 +98,8 @@ class Forward:
 
     def __init__(self, file: BinaryIO, name: str, *, seeks: bool = False) -> None:
         self._raw, self._name = Checksummed(file, name), name
-        self._seeks = seeks and isinstance(file, io.RawIOBase) and file.seekable()
-        self._buffer = io.BufferedReader(cast(io.RawIOBase, file) if self._seeks else self._raw, _BUFFER)
+        self._seeks = seeks
+        self._buffer = io.BufferedReader(self._raw, _BUFFER)
         self._position = 0
         try:
             self.compression = _compression(self._buffer.peek(8)[:8], name)
@@ -134,9 +147,10 @@ class Forward:
     def skip(self, size: int) -> int:
         """Passes over bytes; gives how many there were, or ``size`` where they are not read."""
         if self._seeks and self.compression is None and size > 0:
-            self._buffer.seek(size, io.SEEK_CUR)
-            self._position += size
-            return size
+            with contextlib.suppress(OSError, ValueError):  # an answer of a web server that only goes forward
+                self._buffer.seek(size, io.SEEK_CUR)
+                self._position += size
+                return size
         left = size
         while left > 0:
             data = self.read(min(left, _BUFFER))
