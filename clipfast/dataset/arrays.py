@@ -42,6 +42,8 @@ CHUNK_BYTES = 128 << 10
 ALIGNED = 64  # rows of a chunk are a multiple of it, where there are as many
 DTYPES = ("float16", "float32")
 _TORCH = {"float16": torch.float16, "float32": torch.float32}
+_LIMITS = {"float16": 65520.0, "float32": (2.0 - 2.0**-24) * 2.0**127}
+"""From here on numbers round to infinity."""
 _PIECES = "clipfast_pieces"
 
 Array = npt.NDArray[Any]
@@ -187,11 +189,12 @@ class GrowingArray:
     def converted(self, contributions: Contributions) -> Array:
         """The rows of a batch, ``[B, *axes, last axis]``, on the CPU in the dtype that is kept."""
         values = self.kind.values(contributions).detach()
-        kept = values.to(_TORCH[self.dtype.name]).cpu()
-        if not bool(kept.isfinite().all()):
-            largest = f"{self.name} up to {float(values.abs().max()):.4g} do not fit {self.dtype}"
-            raise InputError(f"{largest}: keep {self.name} in float32" if self.dtype == np.float16 else largest)
-        rows: Array = kept.numpy()
+        least, most = (float(bound) for bound in torch.aminmax(values))  # a tenth of the time of isfinite
+        limit = _LIMITS[self.dtype.name]
+        if not -limit < least <= most < limit:  # what rounds to infinity, infinity, or not a number
+            reason = f"{self.name} from {least:.4g} to {most:.4g} do not fit {self.dtype}"
+            raise InputError(f"{reason}: keep {self.name} in float32" if self.dtype == np.float16 else reason)
+        rows: Array = values.to(_TORCH[self.dtype.name]).cpu().numpy()
         return rows
 
     def add(self, rows: Array, labels: dict[str, list[Any]]) -> None:

@@ -146,17 +146,32 @@ def test_options_that_do_not_exist(tmp_path: Path, kept: dict[str, Any], message
         ArrayWriter(tmp_path, kept)
 
 
-def test_a_number_too_large_for_float16_is_refused(tmp_path: Path, batches: list[Contributions]) -> None:
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [(7e4, "float16"), (-65520.0, "float16"), (math.inf, "float16"), (math.nan, "float16"), (-math.inf, "float32")],
+)
+def test_a_number_that_does_not_fit_is_refused(
+    tmp_path: Path, batches: list[Contributions], value: float, kept: str
+) -> None:
     codes = batches[0].codes.clone()
-    codes[2, 1, 0, 3] = 7e4
+    codes[2, 1, 0, 3] = value
     batch = batches[0]._with({"codes": codes})
-    writer = ArrayWriter(tmp_path, {"embeddings": "float32", "codes": "float16"})
-    with pytest.raises(InputError, match=r"codes up to 7e\+04 do not fit float16: keep codes in float32"):
+    writer = ArrayWriter(tmp_path, {"embeddings": "float32", "codes": kept})
+    advice = "$" if kept == "float32" else ": keep codes in float32"
+    with pytest.raises(InputError, match=rf"codes from \S+ to \S+ do not fit {kept}{advice}"):
         writer.add(batch)
     writer.add(batches[1])  # nothing of the batch was taken
     writer.finish()
     unit = UnitArrays(tmp_path, Record(0, "", {Status.OK: 1}, files(tmp_path)))
     assert unit.shape("embeddings")[0] == unit.shape("codes")[0] == 1
+
+
+@pytest.mark.parametrize("value", [65519.0, -65519.0])
+def test_the_largest_number_of_float16(tmp_path: Path, batches: list[Contributions], value: float) -> None:
+    codes = batches[1].codes.clone()
+    codes[0, 1, 0, 3] = value
+    record = write(tmp_path / "unit", [batches[1]._with({"codes": codes})], {"codes": "float16"})
+    assert abs(UnitArrays(tmp_path / "unit", record).read("codes")[0, 1, 0, 3]) == 65504
 
 
 def test_the_bytes_do_not_depend_on_the_run(small: None, tmp_path: Path, batches: list[Contributions]) -> None:
