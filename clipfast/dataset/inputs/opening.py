@@ -13,8 +13,10 @@ from braceexpand import braceexpand
 from clipfast.dataset.inputs.endings import LISTS, TABLES, kind_of
 from clipfast.dataset.inputs.files import FileInput
 from clipfast.dataset.inputs.folders import FolderInput
+from clipfast.dataset.inputs.huggingface import HuggingFaceRows, is_saved, saved_splits
 from clipfast.dataset.inputs.lists import ListInput
 from clipfast.dataset.inputs.locations import Naming, absolute, file_system, is_url
+from clipfast.dataset.inputs.objects import IndexedInput
 from clipfast.dataset.inputs.rows import Selection
 from clipfast.dataset.inputs.tables import TableInput
 from clipfast.dataset.inputs.tars import ShardInput
@@ -35,7 +37,7 @@ class _Named:
     Attributes:
         given: as the user would name it.
         path: its absolute path or URL.
-        kind: ``"folder"``, or as :func:`kind_of` says.
+        kind: ``"folder"``, ``"data set"`` for one that Hugging Face's datasets saved, or as :func:`kind_of` says.
         pattern: what found it; its own name where it was named itself.
     """
 
@@ -59,9 +61,10 @@ def open_inputs(
 
     Args:
         names: paths, patterns or URLs of image files, folders, tar shards (``.tar``, compressed or not), tables
-            (``.parquet``, ``.arrow``, ``.feather``) and lists of paths or URLs (``.txt``, ``.csv``, ``.tsv``,
-            ``.jsonl``). A pattern has braces (``shards-{0000..0099}.tar``) or ``*``, ``?``, ``[…]``, as in a shell; of
-            URLs braces and ``*``. URLs are those that fsspec opens: ``s3://``, ``hf://``, ``https://``, ``file://``.
+            (``.parquet``, ``.arrow``, ``.feather``), lists of paths or URLs (``.txt``, ``.csv``, ``.tsv``,
+            ``.jsonl``), and folders that ``Dataset.save_to_disk`` wrote. A pattern has braces
+            (``shards-{0000..0099}.tar``) or ``*``, ``?``, ``[…]``, as in a shell; of URLs braces and ``*``. URLs are
+            those that fsspec opens: ``s3://``, ``hf://``, ``https://``, ``file://``.
         skip: a folder whose files are results, not images.
         image_column: the column of tables and lists with images, paths or URLs; None to choose one by its usual names.
         id_column: the column of tables and lists with a name for each image; None for the path, or the number of the
@@ -82,6 +85,9 @@ def open_inputs(
         paths = tuple(each.path for each in members)
         label = _label(members)
         naming = Naming.of(members[0].given)
+        if kind == "data set":
+            inputs += [each for member in members for each in _saved(member, selection)]
+            continue
         if kind == "folder":
             for each in members:
                 inside = frozenset(path for path in before if path.startswith(os.path.join(each.path, "")))
@@ -98,6 +104,14 @@ def open_inputs(
         else:
             inputs += [ListInput(each.given, each.path, working, selection) for each in members]
     return inputs
+
+
+def _saved(folder: _Named, selection: Selection) -> Iterator[Input]:
+    """The data sets that a folder was saved with: one, or one for each split."""
+    for split in saved_splits(folder.path):
+        name = os.path.join(folder.given, split) if split else folder.given
+        path = os.path.join(folder.path, split) if split else folder.path
+        yield IndexedInput(name, HuggingFaceRows(path, selection, name))
 
 
 def _label(members: Sequence[_Named]) -> str:
@@ -168,7 +182,7 @@ def _named(given: str, pattern: str) -> _Named:
     kind: str | None = kind_of(given)
     if not is_url(path):
         if os.path.isdir(path):
-            kind = "folder"
+            kind = "data set" if is_saved(path) else "folder"
         elif kind is None and os.path.lexists(path) and not os.path.splitext(path)[1]:
             kind = "image"  # its content decides
         elif kind is None and not os.path.lexists(path):
