@@ -1,11 +1,9 @@
 """What is kept per image of a unit: arrays in a Zarr v3 group, of which one head or one layer reads alone.
 
-========================  =================================  ==========================================================
-``codes``                 ``[image, layer, head, dim]``      :attr:`.Contributions.codes`
-``class_codes``           ``[image, layer, head, dim]``      :attr:`.Contributions.class_codes`
-``terms``                 ``[image, term, embed]``           ``start``, the MLP of every layer of the model, ``rest``
-``embeddings``            ``[image, embed]``                 as the model gives them, not normalised
-========================  =================================  ==========================================================
+* ``codes``, ``[image, layer, head, dim]``: :attr:`.Contributions.codes`
+* ``class_codes``, ``[image, layer, head, dim]``: :attr:`.Contributions.class_codes`
+* ``terms``, ``[image, term, embed]``: ``start``, the MLP of every layer of the model, ``rest``
+* ``embeddings``, ``[image, embed]``: as the model gives them, not normalised
 
 A shard is a file with up to 48 MiB of images; in it a chunk has the numbers of one head, or one term, of up to 128 KiB
 of images. A shard is written with one call: a call to Zarr costs as much as some megabytes.
@@ -40,9 +38,9 @@ __all__ = ["ARRAYS", "DTYPES", "ArrayWriter", "UnitArrays", "files"]
 
 CHUNK_BYTES = 128 << 10
 ALIGNED = 64  # rows of a chunk are a multiple of it, where there are as many
-DTYPES = ("float16", "float32")
-_TORCH = {"float16": torch.float16, "float32": torch.float32}
-_LIMITS = {"float16": 65520.0, "float32": (2.0 - 2.0**-24) * 2.0**127}
+DTYPES = ("float16", "float32", "float64")
+_TORCH = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+_LIMITS = {"float16": 65520.0, "float32": (2.0 - 2.0**-24) * 2.0**127, "float64": math.inf}
 """From here on numbers round to infinity."""
 _PIECES = "clipfast_pieces"
 
@@ -118,7 +116,7 @@ class ArrayWriter:
 
     Args:
         folder: of the unit; it exists.
-        kept: the dtype of each array, ``"float16"`` or ``"float32"``; None for one that is not kept.
+        kept: the dtype of each array, ``"float16"``, ``"float32"`` or ``"float64"``; None for one that is not kept.
 
     Raises:
         InputError: no such array or dtype.

@@ -1,22 +1,18 @@
 """The table of a unit's images, ``images.parquet``: a row per image, whatever became of it, in the order of the unit.
 
-=============  =======  ===================================================================================
-``id``         string   the image's name, different for every image of the data set
-``path``       binary   the file or URL of the image, of the shard or of the table; file names are bytes
-``key``        binary   its sample's name in a shard, else empty
-``member``     binary   its name in the shard or the table, else empty
-``folder``     binary   the folder that was searched, null where there was none
-``size``       int64    bytes of the file at ``path``, null where unknown
-``modified_ns``  int64  when that was last written, in nanoseconds since 1970, null where unknown
-``label``      string   null where there is none
-``group``      string   null where there is none
-``status``     string   a :class:`~clipfast.dataset.samples.Status`
-``reason``     string   why it is not in the results, null where it is
-``mean``       float32  μ of the final LayerNorm's input, null where ``status`` is not ``ok``
-``std``        float32  σ of it
-``norm``       float32  ‖embedding‖
-``row``        int32    its row in the arrays of the unit, null where ``status`` is not ``ok``
-=============  =======  ===================================================================================
+* ``id`` (string): the image's name, different for every image of the data set
+* ``path`` (binary): the file or URL of the image, of the shard or of the table; names of files are bytes
+* ``key`` (binary): its sample's name in a shard, else empty
+* ``member`` (binary): its name in the shard or the table, else empty
+* ``folder`` (binary): the folder that was searched, null where there was none
+* ``size`` (int64): bytes of the file at ``path``, null where that is not known
+* ``modified_ns`` (int64): when that was last written, in nanoseconds since 1970, null where that is not known
+* ``label``, ``group`` (string): null where there is none
+* ``status`` (string): a :class:`~clipfast.dataset.samples.Status`
+* ``reason`` (string): why the image is not in the results, null where it is
+* ``mean``, ``std``, ``norm`` (float64): μ and σ of the final LayerNorm's input, and ‖embedding‖; null where ``status``
+  is not ``ok``
+* ``row`` (int32): its row in the arrays of the unit, null where ``status`` is not ``ok``
 """
 
 from collections.abc import Sequence
@@ -49,9 +45,9 @@ _FIELDS: list[Any] = [
     pa.field("group", pa.string()),
     pa.field("status", pa.string(), nullable=False),
     pa.field("reason", pa.string()),
-    pa.field("mean", pa.float32()),
-    pa.field("std", pa.float32()),
-    pa.field("norm", pa.float32()),
+    pa.field("mean", pa.float64()),
+    pa.field("std", pa.float64()),
+    pa.field("norm", pa.float64()),
     pa.field("row", pa.int32()),
 ]
 SCHEMA: Any = pa.schema(_FIELDS)
@@ -115,7 +111,7 @@ class ImageTable:
 def _numbers(contributions: Contributions) -> list[list[float]]:
     """μ, σ and ‖embedding‖ of every image, in the precision of the columns."""
     columns = torch.stack([contributions.mean, contributions.std, contributions.norm], 1)
-    return cast(list[list[float]], columns.detach().to(torch.float32).cpu().tolist())
+    return cast(list[list[float]], columns.detach().to(torch.float64).cpu().tolist())
 
 
 def _row(sample: Sample) -> dict[str, object]:

@@ -82,6 +82,14 @@ def test_numbers_come_back_from_one_shard(tmp_path: Path, batches: list[Contribu
         assert unit.read(name).tobytes() == values.tobytes()
 
 
+def test_numbers_of_double_precision_keep_their_bits(tmp_path: Path) -> None:
+    model = wrap(clip_model().double())
+    batch = model.decompose(pixels(model.module.visual, 4, dtype=torch.float64))
+    record = write(tmp_path / "unit", [batch], dict.fromkeys(("codes", "terms", "embeddings"), "float64"))
+    assert (UnitArrays(tmp_path / "unit", record).read("codes") == batch.codes.numpy()).all()
+    assert UnitArrays(tmp_path / "unit", record).dtype("codes") == np.float64
+
+
 def test_parts_are_chosen_by_name(small: None, tmp_path: Path, batches: list[Contributions]) -> None:
     unit = UnitArrays(tmp_path / "unit", write(tmp_path / "unit", batches))
     values = expected(batches)
@@ -148,7 +156,14 @@ def test_options_that_do_not_exist(tmp_path: Path, kept: dict[str, Any], message
 
 @pytest.mark.parametrize(
     ("value", "kept"),
-    [(7e4, "float16"), (-65520.0, "float16"), (math.inf, "float16"), (math.nan, "float16"), (-math.inf, "float32")],
+    [
+        (7e4, "float16"),
+        (-65520.0, "float16"),
+        (math.inf, "float16"),
+        (math.nan, "float16"),
+        (-math.inf, "float32"),
+        (math.nan, "float64"),
+    ],
 )
 def test_a_number_that_does_not_fit_is_refused(
     tmp_path: Path, batches: list[Contributions], value: float, kept: str
@@ -157,7 +172,7 @@ def test_a_number_that_does_not_fit_is_refused(
     codes[2, 1, 0, 3] = value
     batch = batches[0]._with({"codes": codes})
     writer = ArrayWriter(tmp_path, {"embeddings": "float32", "codes": kept})
-    advice = "$" if kept == "float32" else ": keep codes in float32"
+    advice = ": keep codes in float32" if kept == "float16" else "$"
     with pytest.raises(InputError, match=rf"codes from \S+ to \S+ do not fit {kept}{advice}"):
         writer.add(batch)
     writer.add(batches[1])  # nothing of the batch was taken
