@@ -43,7 +43,7 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class _Columns:
+class LabelColumns:
     """Which columns are read.
 
     Attributes:
@@ -121,7 +121,7 @@ def read_labels(
         InputError: no image has a label, or the labels cannot be read or lack a column.
     """
     groups = (group,) if isinstance(group, str) else tuple(group or ())
-    columns = _Columns(label, groups, where or {})
+    columns = LabelColumns(label, groups, where or {})
     if origin in (FOLDER, PARENT):
         if columns.named():
             raise InputError(f"labels from folders have no column {columns.named()[0]!r}: give a CSV file")
@@ -141,7 +141,7 @@ def _checked(sources: Sequence[Source], origin: str, labels: Labels) -> Labels:
     others = len(sources) - sum(selected)
     notes = list(labels.notes)
     if sources and all(value is None for value in labels.values):
-        reason = "; ".join(notes[:1]) or _hint(origin)
+        reason = "; ".join(notes[:1]) or hint(origin)
         raise InputError(f"no image has a label from {printable(origin)}: {reason}")
     if missing:
         notes.append(f"{len(missing)} of {len(sources)} images have no label ({some(missing)}): left out")
@@ -150,7 +150,8 @@ def _checked(sources: Sequence[Source], origin: str, labels: Labels) -> Labels:
     return Labels(labels.values, labels.groups, tuple(notes), labels.selected)
 
 
-def _hint(origin: str) -> str:
+def hint(origin: str) -> str:
+    """What may be wrong where no image has a label."""
     if origin in (FOLDER, PARENT):
         return "give the folder that holds one folder per class"
     if origin == SHARD:
@@ -199,13 +200,13 @@ class _Sidecar:
     problem: str | None = None
 
 
-def _shards(sources: Sequence[Source], columns: _Columns) -> Labels:
+def _shards(sources: Sequence[Source], columns: LabelColumns) -> Labels:
     sidecars = [_sidecar(source, (columns.label, *columns.named())) for source in sources]
     keys = list(dict.fromkeys(key for sidecar in sidecars for key in sidecar.row or ()))
     members = [ending for ending in ("cls", "txt") if any(ending in sidecar.texts for sidecar in sidecars)]
     for column in columns.named():
         if column not in keys:
-            raise InputError(f"no .json member has the column {column!r}: {_having(keys, members)}")
+            raise InputError(f"no .json member has the column {column!r}: {having(keys, members)}")
     endings = _label_members(columns.label, keys, members)
     values, groups, selected = [], [], []
     for sidecar in sidecars:
@@ -216,7 +217,7 @@ def _shards(sources: Sequence[Source], columns: _Columns) -> Labels:
         groups.append(columns.group(row) if kept else None)
         selected.append(kept)
     if "txt" in endings and columns.label == DEFAULT_COLUMN:
-        _refuse_captions([sidecar.texts["txt"] for sidecar in sidecars if "txt" in sidecar.texts])
+        refuse_captions([sidecar.texts["txt"] for sidecar in sidecars if "txt" in sidecar.texts])
     problems = [
         f"{printable(str(source))}: {sidecar.problem}"
         for source, sidecar in zip(sources, sidecars, strict=True)
@@ -248,15 +249,16 @@ def _label_members(label: str, keys: Sequence[str], members: Sequence[str]) -> l
             return endings
     elif label in keys or not (keys or members):
         return []
-    raise InputError(f"no member beside an image has the label column {label!r}: {_having(keys, members)}")
+    raise InputError(f"no member beside an image has the label column {label!r}: {having(keys, members)}")
 
 
-def _having(keys: Sequence[str], members: Sequence[str]) -> str:
+def having(keys: Sequence[str], members: Sequence[str]) -> str:
+    """The columns that stand beside images, for a message."""
     have = [*keys, *(f"{ending} (the .{ending} members)" for ending in members)]
     return f"there are {', '.join(map(printable, have))}" if have else "there are none"
 
 
-def _refuse_captions(texts: Sequence[str]) -> None:
+def refuse_captions(texts: Sequence[str]) -> None:
     """Raises :class:`InputError` where texts are long and nearly all different: captions rather than class names."""
     words = sum(len(text.split()) for text in texts)
     if len(texts) > 1 and 2 * len(set(texts)) > len(texts) and words > _CAPTION_WORDS * len(texts):
@@ -309,7 +311,7 @@ def _is_unicode(text: str) -> bool:
 # ----------------------------------------------------------------------------------------------------------------- CSV
 
 
-def _csv(sources: Sequence[Source], file: Path, columns: _Columns, file_column: str | None) -> Labels:
+def _csv(sources: Sequence[Source], file: Path, columns: LabelColumns, file_column: str | None) -> Labels:
     table = match_rows(sources, file, (columns.label, *columns.named()), file_column)
     kept = [row is not None and columns.keeps(row) for row in table.rows]
     rows = [row if row is not None and keep else {} for row, keep in zip(table.rows, kept, strict=True)]

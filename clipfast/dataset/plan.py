@@ -106,6 +106,13 @@ class Input(Protocol):
             UnitError: the unit cannot be read, or not to its end; images given before count.
         """
 
+    def names(self, unit: Unit) -> Iterator[Sample]:
+        """The same images without content and columns, as cheaply as their names can be had.
+
+        Raises:
+            UnitError: as :meth:`read`.
+        """
+
 
 @dataclass(frozen=True)
 class Plan:

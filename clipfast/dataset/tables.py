@@ -12,7 +12,7 @@ from clipfast.dataset.files import Source
 from clipfast.errors import InputError
 from clipfast.inputs import open_regular, printable
 
-_FILE_COLUMNS = (
+FILE_COLUMNS = (
     "file",
     "path",
     "image",
@@ -23,6 +23,7 @@ _FILE_COLUMNS = (
     "image_path",
     "img_filename",
 )
+"""Usual names of the column that names images."""
 _SHOWN = 3
 
 Row = Mapping[str, str | None]
@@ -61,7 +62,7 @@ def match_rows(sources: Sequence[Source], file: Path, columns: Sequence[str], fi
     names = _all_names(sources, file.parent)
     column = file_column or _file_column(file, header, rows, set(chain.from_iterable(names)))
     if column is None:
-        lacking.insert(0, f"{_FILE_COLUMNS[0]!r}")
+        lacking.insert(0, f"{FILE_COLUMNS[0]!r}")
     if column is None or lacking:
         raise InputError(
             f"{printable(file)} has no column {' and no '.join(lacking)}: its columns are {', '.join(header)}"
@@ -94,7 +95,7 @@ def _file_column(
         InputError: several columns name as many.
     """
     counts = {column: sum(row[column] in names for row in rows) for column in header}
-    usual = [column for column in _FILE_COLUMNS if column in counts]
+    usual = [column for column in FILE_COLUMNS if column in counts]
     for column in usual:
         if counts[column]:
             return column

@@ -231,7 +231,7 @@ class IterableInput:
         self._begun = False
 
     @property
-    def _once(self) -> bool:
+    def once(self) -> bool:
         """Whether it can be read once only: it is its own iterator."""
         return isinstance(self._data, Iterator)
 
@@ -257,7 +257,7 @@ class IterableInput:
         Raises:
             InputError: it can be read once only.
         """
-        if self._once:
+        if self.once:
             raise InputError(f"{printable(self.name)}: labels by name need its names first, and {self._remedy()}")
         return Reading(lambda _: self._samples(unit, content=False))
 
@@ -284,7 +284,7 @@ class IterableInput:
 
     def _go_to(self, position: int) -> None:
         if self._iterator is None or self._position > position:
-            if self._begun and self._once:
+            if self._begun and self.once:
                 raise UnitError("unreadable", f"{printable(self.name)}: {self._remedy()}")
             data = self._data if isinstance(self._data, Iterable) else self._data()
             self._iterator, self._position, self._begun = iter(data), 0, True
@@ -308,7 +308,7 @@ class IterableInput:
         return "it can be read only once: give a list, or the function that makes it"
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._once:
+        if self.once:
             raise InputError(f"{printable(self.name)} cannot be given to other processes, {self._remedy()}")
         return {**self.__dict__, "_iterator": None, "_position": 0, "_begun": False}
 
