@@ -71,7 +71,8 @@ class Naming:
     @classmethod
     def below(cls, folder: str) -> "Naming":
         """The naming of files in a folder."""
-        given = "" if Path(folder) == Path() else os.path.join(Path(folder), "")
+        given = folder if is_url(folder) else str(Path(folder))
+        given = "" if given == os.curdir else os.path.join(given, "")
         return cls(given, os.path.join(absolute(folder), ""))
 
     def name(self, path: str) -> str:

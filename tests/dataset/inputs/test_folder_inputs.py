@@ -77,6 +77,15 @@ def test_a_tree_is_walked_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ]
 
 
+def test_a_folder_may_be_named_by_a_file_url(tmp_path: Path) -> None:
+    tree(tmp_path, "a.png", "d/b.tar")
+    have = everything(one(f"file://{tmp_path}"))
+    assert {each.id: level(each) for each in have.good} == {
+        f"file://{tmp_path}/a.png": 0,
+        f"file://{tmp_path}/d/b.tar:1.png": 1,
+    }
+
+
 def test_units_are_ranges_and_shards(tmp_path: Path) -> None:
     tree(tmp_path / "in", *(f"{n}.png" for n in range(7)), "d/8.png", "d/x.tar")
     source = pickle.loads(pickle.dumps(one(tmp_path / "in")))
