@@ -147,12 +147,13 @@ def changed(unit: Unit) -> str | None:
     return reason and f"{printable(unit.path)}: it was changed after the pass was planned: {reason}"
 
 
-def open_unit(path: str, name: str) -> BinaryIO:
-    """Opens a file for reading, forward at least.
+def open_unit(path: str, name: str, *, anywhere: bool = False) -> BinaryIO:
+    """Opens a file for reading.
 
     Args:
         path: an absolute path or a URL.
         name: what the user calls it, for messages.
+        anywhere: whether it is read in any order; else it may be readable forward alone.
 
     Raises:
         UnitError: it is not there or cannot be read.
@@ -161,11 +162,17 @@ def open_unit(path: str, name: str) -> BinaryIO:
         if not is_url(path):
             return cast(BinaryIO, open_regular(path).detach())
         system, inside = file_system(path)
-        return cast(BinaryIO, system.open(inside, "rb", block_size=_BLOCK))
+        return cast(BinaryIO, system.open(inside, "rb", block_size=_BLOCK if anywhere else _block(system)))
     except InputError as error:
         raise UnitError("unreadable", str(error)) from None
     except Exception as error:  # file systems raise what they like
         raise unit_error(name, error) from None
+
+
+def _block(system: Any) -> int:
+    """Bytes asked for at once when a file is read forward; 0 for one answer, which any web server gives."""
+    protocols = [system.protocol] if isinstance(system.protocol, str) else system.protocol
+    return 0 if {"http", "https"} & set(protocols) else _BLOCK
 
 
 def unit_error(name: str, error: BaseException) -> UnitError:
@@ -182,16 +189,19 @@ def fetch(url: str, limit: int = MAX_IMAGE_BYTES) -> bytes:
     """
     try:
         system, inside = file_system(url)
-        with system.open(inside, "rb") as file:
-            data = cast(bytes, file.read(limit + 1))
+        with system.open(inside, "rb", block_size=_block(system)) as file:
+            parts, size = [], 0
+            while size <= limit and (part := file.read(limit + 1 - size)):  # what comes over HTTP comes in parts
+                parts.append(part)
+                size += len(part)
     except InputError as error:
         raise ImageError(str(error), "unreadable") from None
     except Exception as error:  # file systems raise what they like
         kind, reason = _reason(error)
         raise ImageError(f"{printable(url)}: {reason}", kind) from None
-    if len(data) > limit:
+    if size > limit:
         raise ImageError(f"{printable(url)}: more than {limit} bytes", "too_large")
-    return data
+    return b"".join(parts)
 
 
 def _reason(error: BaseException) -> tuple[Literal["missing", "unreadable"], str]:

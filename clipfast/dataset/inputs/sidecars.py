@@ -7,8 +7,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from clipfast.inputs import printable
-
 SIDECARS = ("cls", "txt", "json")
 MAX_SIDECAR_BYTES = 16 << 20
 Columns = dict[str, str | None]
@@ -71,8 +69,3 @@ def as_text(value: Any) -> str | None:
 def is_unicode(text: str) -> bool:
     """Whether a text can be written as UTF-8: it has no surrogates."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def shown(name: str) -> str:
-    """The beginning of a name or a text, for a message."""
-    return printable(name)[:60]

@@ -1,5 +1,6 @@
 """The files of tables: Parquet, and Arrow IPC in both its formats. Ranges of rows, some at a time."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeVar
@@ -128,7 +129,7 @@ def open_table(path: str, name: str, stack: ExitStack) -> ParquetTable | ArrowTa
     Raises:
         UnitError: it is missing, cannot be read, or is no table.
     """
-    file: Any = stack.enter_context(open_unit(path, name))
+    file: Any = stack.enter_context(open_unit(path, name, anywhere=True))
     try:
         head = file.read(8)
         file.seek(0)
@@ -139,8 +140,10 @@ def open_table(path: str, name: str, stack: ExitStack) -> ParquetTable | ArrowTa
             raise UnitError("unreadable", f"{printable(name)}: {reason}")
         if not head:
             raise UnitError("damaged", f"{printable(name)}: an empty file")
-        source = pa.PythonFile(file, mode="r") if is_url(path) else stack.enter_context(pa.memory_map(path))
-        return ArrowTable(source, is_stream=not head.startswith(_IPC_FILE))
+        if is_url(path):
+            return ArrowTable(pa.PythonFile(file, mode="r"), is_stream=not head.startswith(_IPC_FILE))
+        mapped: Any = os.fsencode(path)  # the stubs know texts alone, which not every name can be
+        return ArrowTable(stack.enter_context(pa.memory_map(mapped)), is_stream=not head.startswith(_IPC_FILE))
     except UnitError:
         raise
     except Exception as error:  # pyarrow raises what it likes on damage

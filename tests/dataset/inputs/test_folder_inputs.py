@@ -8,21 +8,25 @@ import tracemalloc
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 from input_files import encoded, everything, given, level, picture, read, shard
+from PIL import Image
 
 from clipfast.dataset.files import find_images
 from clipfast.dataset.inputs import folders
 from clipfast.dataset.inputs.files import FileInput
 from clipfast.dataset.inputs.folders import FolderInput
+from clipfast.dataset.inputs.locations import fetch
 from clipfast.dataset.inputs.opening import open_inputs
 from clipfast.dataset.inputs.tars import ShardInput
 from clipfast.dataset.plan import Input, write_plan
 from clipfast.dataset.samples import Sample
-from clipfast.errors import InputError
+from clipfast.errors import ImageError, InputError
 
 
 def tree(folder: Path, *names: str) -> Path:
@@ -272,7 +276,11 @@ def test_names_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("*.tar", "*.tar: no file has such a name"),
         ("", "an input without a name"),
         ("xyz://a/b.tar", "xyz://a/b.tar: fsspec cannot open it (Protocol not known: xyz)"),
-        ("s3://a/b.tar", "s3://a/b.tar: fsspec cannot open it (Install s3fs to access S3)"),
+        pytest.param(
+            "s3://a/b.tar",
+            "s3://a/b.tar: fsspec cannot open it (Install s3fs to access S3)",
+            marks=pytest.mark.skipif(find_spec("s3fs") is not None, reason="s3fs is installed"),
+        ),
         ("memory://nowhere/*.tar", "memory://nowhere/*.tar: no file has such a name"),
         ("memory://nowhere/", "memory://nowhere/: no input by its name"),
         ("a\nb.docx", "a\\nb.docx: no such file or folder"),
@@ -316,6 +324,20 @@ def test_images_and_shards_over_http(tmp_path: Path, server: str) -> None:
     assert str(read(inputs[1], gone).error) == f"{server}/b.tar: no such file"
     dead = everything(open_inputs(["http://127.0.0.1:9/a.png"])[0])
     assert dead.failures == {"http://127.0.0.1:9/a.png": "unreadable"}
+
+
+def test_large_files_over_http_come_as_a_whole(tmp_path: Path, server: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.bmp")
+    data = (tmp_path / "a.bmp").read_bytes()
+    shard(tmp_path / "a.tar", {"0.bmp": data, "1.bmp": data})
+    for name, count in (("a.bmp", 1), ("a.tar", 2)):
+        have = everything(open_inputs([f"{server}/{name}"])[0])
+        assert have.error is None
+        assert [each.content == data for each in have.samples] == [True] * count
+    with pytest.raises(ImageError, match=r"a\.bmp: more than 1000 bytes") as caught:
+        fetch(f"{server}/a.bmp", 1000)
+    assert caught.value.status == "too_large"
 
 
 def test_many_remote_images_keep_their_order() -> None:

@@ -3,6 +3,7 @@
 import datetime
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,17 @@ def test_a_table_that_shrank_after_planning(tmp_path: Path) -> None:
         assert error is not None
         assert error.kind == "damaged"
         assert "it has 13 rows, not 20 or more" in str(error)
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names that this system's files cannot have")
+@pytest.mark.parametrize("how", WRITERS)
+def test_tables_of_any_name(tmp_path: Path, how: str) -> None:
+    name, write = WRITERS[how]
+    write(pa.table({"img": [encoded(3)]}), tmp_path / name)
+    odd = f"{tmp_path}/\udcff{name}"
+    (tmp_path / name).rename(odd)
+    have = everything(of(odd))
+    assert (have.ids, [level(each) for each in have.good]) == ([f"{odd}:0"], [3])
 
 
 def test_remote_tables(tmp_path: Path) -> None:
