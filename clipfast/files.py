@@ -74,6 +74,18 @@ def flush_folder(folder: Path) -> None:
         _flush_to_disk(folder, os.O_DIRECTORY)
 
 
+def flush_tree(folder: Path) -> None:
+    """Flushes every file of a folder and of the folders in it to the disk, and the lists of their names.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    for root, _, files in os.walk(folder):
+        for name in files:
+            _flush_to_disk(Path(root, name))
+        flush_folder(Path(root))
+
+
 def _flush_to_disk(path: Path, flags: int = 0) -> None:
     descriptor = os.open(path, os.O_RDONLY | flags)
     try:

@@ -118,6 +118,11 @@ ALLOWED: dict[str, set[str]] = {
     "clipfast.dataset": {
         "clipfast.analyses.moments",
         "clipfast.contributions",
+        "clipfast.basis",
+        "clipfast.model",
+        "clipfast.preprocessing",
+        "clipfast.reading",
+        "clipfast.transfer",
         "clipfast.storage",
         "clipfast.images",
         "clipfast.inputs",

@@ -408,8 +408,13 @@ class Moments:
         total = self._sums["total"]
         return (self._sums["second"] - total[:, :, None] * total[:, None] / self.count) / (self.count - 1)
 
-    def save(self, path: str | PathLike[str]) -> None:
+    def save(self, path: str | PathLike[str], *, with_basis: bool = True) -> None:
         """Writes sums and basis to one safetensors file.
+
+        Args:
+            path: the file.
+            with_basis: whether the basis, 20 to 80 MB for large models, is written too. Moments without it are read
+                with the basis from elsewhere.
 
         Raises:
             InputError: no images yet.
@@ -422,24 +427,36 @@ class Moments:
             "layers": self.layers,
             "dtype": str(self._state.dtype).removeprefix("torch."),
         }
-        storage.write(path, header | self.basis.header(), {**self._sums} | self.basis.tensors(self.layers))
+        basis = self.basis.tensors(self.layers) if with_basis else {}
+        storage.write(path, header | self.basis.header(), {**self._sums} | basis)
 
     @classmethod
-    def load(cls, path: str | PathLike[str], *, backend: str = "auto") -> "Moments":
+    def load(cls, path: str | PathLike[str], *, backend: str = "auto", basis: Basis | None = None) -> "Moments":
         """Reads what :meth:`save` wrote.
 
+        Args:
+            path: the file.
+            backend: which kernels compute.
+            basis: the basis of moments that were saved without it.
+
         Raises:
-            InputError: not such a file, or damaged.
+            InputError: not such a file, damaged, without a basis where none is given, or of another model than the
+                basis that is given.
             FileNotFoundError: no such file.
         """
         header, tensors = storage.read(path, FORMAT, "Moments.save")
         moments = cls(backend=backend)
         with storage.as_damage(path):
             layers = tuple(header["layers"])
+            if not any(name.startswith("basis/") for name in tensors):
+                if basis is None:
+                    raise InputError(f"{path} holds no basis: read it with that of its model")
+                if basis.fingerprint != header["fingerprint"] or basis.centring != header["centring"]:
+                    raise InputError(f"{path} holds moments of another model than the basis that is given")
             moments._latest = _State(
                 count=header["count"],
                 layers=layers,
-                basis=StoredBasis.of(tensors, layers, header),
+                basis=StoredBasis.of(tensors, layers, header) if basis is None else basis,
                 dtype=getattr(torch, header["dtype"]),
                 sums={name: tensor for name, tensor in tensors.items() if not name.startswith("basis/")},
             )

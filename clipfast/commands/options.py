@@ -100,7 +100,6 @@ class InputOptions(ImageOptions):
         group_column: The column with groups, or several with commas (y,place), whose combinations are the groups.
         file_column: The column that names the images. Default: file, path, image, filename or another that does.
         where: Keep only the images whose row has this value, such as split=2; repeat.
-        moments_only: Keep no image's contributions; ``stats`` sets it.
     """
 
     _: KW_ONLY
@@ -109,7 +108,6 @@ class InputOptions(ImageOptions):
     group_column: str | None = None
     file_column: str | None = None
     where: Texts = ()
-    moments_only: Annotated[bool, Parameter(parse=False)] = False
 
     def check(self) -> None:
         """Checks what can be checked before anything is read.

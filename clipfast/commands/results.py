@@ -4,7 +4,7 @@ from pathlib import Path
 
 from clipfast.commands.files import prepare_folder
 from clipfast.commands.options import ImageOptions
-from clipfast.dataset.collection import is_collection, refuse_collection
+from clipfast.dataset.manifest import is_collection, refuse_collection
 
 
 def prepare_results(folder: Path, inputs: ImageOptions | None = None) -> Path:

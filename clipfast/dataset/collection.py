@@ -1,40 +1,36 @@
-"""What one pass over many images leaves on disk, to read: moments, every image's contributions, labels.
+"""A collection to read, as the analyses take it: moments, images with their labels, and their contributions."""
 
-A collection is a folder with
-
-* ``collection.json``: the model, what was kept, which images failed, whether the pass is complete, and the names and
-  checksums of the other files;
-* ``moments-00001.safetensors``: :class:`~clipfast.analyses.moments.Moments` of all images;
-* ``images.jsonl``: a line per image: file, name, label, group, and where its contributions are;
-* ``contributions-00000.safetensors`` and so on, unless only moments were kept.
-
-``collection.json`` is written last and replaced as a whole, and the files that it names are never changed: they are new
-files, or longer ones of which it counts a part. So it describes a whole state of the pass at any time, also when the
-writer was killed or the disk was full (:mod:`clipfast.dataset.writing`). Everything it says is checked on reading.
-"""
-
-import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from clipfast import storage
+import numpy as np
+import torch
+from torch import Tensor
+
 from clipfast.analyses.moments import Moments
+from clipfast.basis import StoredBasis
 from clipfast.contributions import Contributions
-from clipfast.dataset.files import Identity, Source, found_again
+from clipfast.dataset.arrays import UnitArrays
+from clipfast.dataset.files import Identity, Source, distinct, found_again
+from clipfast.dataset.images_table import fine, name_of, read_images
 from clipfast.dataset.labels import Labels
-from clipfast.dataset.store import Shard
+from clipfast.dataset.manifest import Manifest, Record
+from clipfast.dataset.merging import load_basis, merged_moments
+from clipfast.dataset.samples import Status
 from clipfast.errors import InputError
 from clipfast.inputs import printable
 
-FORMAT = "clipfast.collection/4"
-HEADER, IMAGES = "collection.json", "images.jsonl"
-_CHECKSUM = "checksum"
+_ROWS = 1024
+"""Images that are read at once."""
 _SHOWN = 3
+_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
+"""Names of commands' options."""
 
 logger = logging.getLogger("clipfast")
 
@@ -44,18 +40,16 @@ class Entry:
     """One image of a collection.
 
     Attributes:
-        file: the image as the user named it.
+        file: the image as the user named it; no other image of the collection has this name.
         name: a file name without suffix, different for every image.
-        path: the image's file, or the tar shard it is in, from the root of the file system.
+        path: the image's file, or the shard or table that it is in, from the root of the file system or as a URL.
         key: its sample's name in the tar shard, empty for a file of its own.
-        member: its own name in the tar shard, empty for a file of its own.
+        member: its own name in the shard or the table, empty for a file of its own.
         size: bytes of the file or the shard when it was read.
         modified_ns: when the file or the shard was last written before it was read, in nanoseconds since 1970.
         folder: the folder that was searched, None for a file that was named itself.
         label: its label, None where there is none.
         group: its group, None where there is none.
-        shard: the file with its contributions, None where only moments were kept.
-        row: its row in that file.
     """
 
     file: str
@@ -68,8 +62,6 @@ class Entry:
     folder: str | None = None
     label: str | None = None
     group: str | None = None
-    shard: str | None = None
-    row: int = 0
 
     @classmethod
     def of(cls, source: Source) -> "Entry":
@@ -77,94 +69,6 @@ class Entry:
         folder = None if source.folder is None else os.path.abspath(source.folder)
         path, member, size, modified_ns = source.identity()
         return cls(str(source), source.name, path, source.key, member, size, modified_ns, folder)
-
-    @property
-    def identity(self) -> Identity:
-        """What identifies the image that was read."""
-        return Identity(self.path, self.member, self.size, self.modified_ns)
-
-
-@dataclass(frozen=True)
-class Header:
-    """Contents of ``collection.json``.
-
-    Attributes:
-        settings: what the pass depends on: the model, its weights, the images, what is kept.
-        count: images that are in.
-        position: how many images of the pass were taken, those that failed too.
-        complete: whether the pass came to its end.
-        images: bytes and checksum of the part of ``images.jsonl`` that counts.
-        moments: file name and checksum of the moments, None before the first image.
-        shards: the files of contributions.
-        failed: file and reason of every image that could not be read.
-    """
-
-    settings: Mapping[str, Any]
-    count: int = 0
-    position: int = 0
-    complete: bool = False
-    images: tuple[int, str] = (0, storage.checksum(b""))
-    moments: tuple[str, str] | None = None
-    shards: tuple[Shard, ...] = ()
-    failed: tuple[Mapping[str, str], ...] = ()
-
-    def to_json(self) -> str:
-        """The text of the file, with its own checksum."""
-        content = {
-            "format": FORMAT,
-            "complete": self.complete,
-            "count": self.count,
-            **self.settings,
-            "position": self.position,
-            "images.jsonl": {"bytes": self.images[0], _CHECKSUM: self.images[1]},
-            "moments": None if self.moments is None else {"file": self.moments[0], _CHECKSUM: self.moments[1]},
-            "shards": [{"file": shard.file, "rows": shard.rows, _CHECKSUM: shard.checksum} for shard in self.shards],
-            "failed": list(self.failed),
-        }
-        return json.dumps({**content, _CHECKSUM: _content_checksum(content)}, indent=2) + "\n"
-
-    @classmethod
-    def read(cls, folder: Path) -> "Header":
-        """Reads the header of a collection.
-
-        Raises:
-            InputError: no collection, one of another version, or a damaged header.
-        """
-        path = folder / HEADER
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise InputError(f"{folder} is no collection: it has no {HEADER}, see `clipfast stats`") from None
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}") from None
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is damaged: it is not JSON ({type(error).__name__})") from None
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise InputError(f"{path} is not one that this version's `clipfast stats` wrote: collect the images again")
-        expected = content.pop(_CHECKSUM, None)
-        if _content_checksum(content) != expected:
-            raise InputError(f"{path} is damaged or was edited: its checksum does not match")
-        with storage.as_damage(path):
-            return cls._of(content)
-
-    @classmethod
-    def _of(cls, content: dict[str, Any]) -> "Header":
-        del content["format"]
-        images, moments = content.pop(IMAGES), content.pop("moments")
-        return cls(
-            count=content.pop("count"),
-            position=content.pop("position"),
-            complete=content.pop("complete"),
-            images=(images["bytes"], images[_CHECKSUM]),
-            moments=None if moments is None else (moments["file"], moments[_CHECKSUM]),
-            shards=tuple(Shard(shard["file"], shard["rows"], shard[_CHECKSUM]) for shard in content.pop("shards")),
-            failed=tuple(content.pop("failed")),
-            settings=content,
-        )
-
-
-def _content_checksum(content: Mapping[str, Any]) -> str:
-    return storage.checksum(json.dumps(content, sort_keys=True).encode())
 
 
 def labelled(entries: Sequence[Entry], labels: Labels) -> list[Entry]:
@@ -176,21 +80,6 @@ def labelled(entries: Sequence[Entry], labels: Labels) -> list[Entry]:
     ]
 
 
-def is_collection(folder: Path) -> bool:
-    """Whether a folder holds a collection, finished or not."""
-    return (folder / HEADER).is_file()
-
-
-def refuse_collection(folder: Path) -> None:
-    """For commands whose results would overwrite the files of a collection: call it before the first one is written.
-
-    Raises:
-        InputError: the folder holds a collection.
-    """
-    if is_collection(folder):
-        raise InputError(f"{folder} holds a collection, and results here would overwrite it: give another --out")
-
-
 class Collection:
     """A collection on disk, to read.
 
@@ -200,9 +89,7 @@ class Collection:
 
     Attributes:
         folder: where it is.
-        header: settings of the pass, and ``complete``, ``count`` and ``failed`` of ``collection.json``.
-        moments: of all its images.
-        entries: its images, in order.
+        manifest: its settings, plan and records.
 
     Raises:
         InputError: no collection, an unfinished one, or a damaged one.
@@ -210,19 +97,89 @@ class Collection:
 
     def __init__(self, folder: Path, *, unfinished: bool = False) -> None:
         self.folder = folder
-        header, self.moments, self.entries = _read_all(folder, unfinished)
-        self._shards = {shard.file: shard for shard in header.shards}
-        self.header: dict[str, Any] = {
-            **header.settings,
-            "complete": header.complete,
-            "count": header.count,
-            "failed": list(header.failed),
-        }
+        self.manifest = Manifest(folder)
+        self._records = list(self.manifest.records())
+        if not (self.complete or unfinished):
+            raise InputError(
+                f"{folder} holds an unfinished pass ({len(self._records)} of {self.manifest.plan.count} units): run "
+                "the command that began it once more to finish it"
+            )
+        if not any(record.count for record in self._records):
+            raise InputError(f"{folder} holds no image yet, or none that could be read: run its pass again")
+        self._entries: list[Entry] | None = None
 
     @property
     def complete(self) -> bool:
         """Whether the pass came to its end."""
-        return bool(self.header["complete"])
+        return len(self._records) == self.manifest.plan.count
+
+    @property
+    def count(self) -> int:
+        """Images that are in."""
+        return sum(record.count for record in self._records)
+
+    @property
+    def statuses(self) -> Counter[str]:
+        """How many images have each status."""
+        total: Counter[str] = Counter()
+        for record in self._records:
+            total.update(record.statuses)
+        return total
+
+    @property
+    def failed(self) -> int:
+        """Images, and units, that could not be read."""
+        return sum(record.failed + (record.problem is not None) for record in self._records)
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What analyses tell of the pass: ``model``, ``pretrained``, ``dtype``, ``weights``, ``labels`` and so on."""
+        settings = self.manifest.settings
+        model = settings.model
+        names = ("pretrained", "image_size", "weights", "layers", "heads")
+        return {"model": model["name"], "labels": settings.labels.get("origin"), "complete": self.complete} | {
+            "count": self.count,
+            "dtype": _DTYPES.get(model["dtype"], model["dtype"]),
+            **{name: model[name] for name in names},
+        }
+
+    @property
+    def holds_contributions(self) -> bool:
+        """Whether every image's contributions were kept, not the moments alone."""
+        kept = self.manifest.settings.kept
+        return all(kept.get(name) is not None for name in ("codes", "terms", "embeddings"))
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Of all its images."""
+        return merged_moments(self.manifest)
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Its images, in order, without those that failed."""
+        if self._entries is None:
+            rows = [row for record in self._records for row in self._rows(record)]
+            names = distinct(_label(row) for row in rows)
+            self._entries = [_entry(row, name) for row, name in zip(rows, names, strict=True)]
+        return self._entries
+
+    @entries.setter
+    def entries(self, entries: list[Entry]) -> None:
+        if len(entries) != self.count:
+            raise ValueError(f"{len(entries)} entries for {self.count} images")
+        self._entries = entries
+
+    def failures(self) -> Iterator[dict[str, str]]:
+        """``file``, ``status`` and ``error`` of every image, and of every unit, that could not be read."""
+        for record in self._records:
+            if record.problem is not None:
+                path = str(record.source.get("path", ""))
+                yield {"file": path, "status": record.problem["kind"], "error": record.problem["reason"]}
+            if record.failed:
+                table = read_images(self.manifest.data / record.folder, record, ["id", "status", "reason"])
+                for row in table.to_pylist():
+                    if row["status"] != Status.OK:
+                        yield {"file": row["id"], "status": row["status"], "error": row["reason"]}
 
     def sources(self) -> list[Source]:
         """The images themselves, in order. One that is gone raises when it is opened; changed ones give a warning."""
@@ -238,43 +195,111 @@ class Collection:
             )
         return sources
 
-    def batches(self) -> Iterator[tuple[Sequence[Entry], Contributions]]:
-        """The images with their contributions, a file at a time, in order.
+    def batches(self, *, without_terms: bool = False) -> Iterator[tuple[Sequence[Entry], Contributions]]:
+        """The images with their contributions, at most 1024 at once, in order.
+
+        Args:
+            without_terms: whether start and MLPs are not read. They are then zero, and what they are is in
+                :attr:`.Contributions.rest`, so that the sum of all terms is still the embedding.
 
         Raises:
-            InputError: only moments were kept, or a file is gone, damaged, or not the one that the pass wrote.
+            InputError: what is asked for was not kept, or a file is gone or damaged.
         """
-        for file, group in groupby(self.entries, lambda entry: entry.shard):
-            if file is None:
+        kept = self.manifest.settings.kept
+        wanted = {"codes": "--codes", "embeddings": "--embeddings"} | ({} if without_terms else {"terms": "--terms"})
+        lacking = [option for name, option in wanted.items() if kept.get(name) is None]
+        if lacking:
+            if not any(kept.values()):
                 raise InputError(f"{self.folder} holds moments only: collect the images again with their contributions")
-            entries, path, shard = list(group), self.folder / file, self._shards.get(file)
-            if not path.is_file():
-                raise InputError(f"{path} is gone: collect the images again")
-            contributions = Contributions.load(path)
-            if shard is None or storage.file_checksum(path) != shard.checksum:
-                raise InputError(f"{path} is not the file that this pass wrote: collect the images again")
-            if [entry.row for entry in entries] != list(range(len(contributions))):
-                raise InputError(f"{path} has {len(contributions)} rows, {IMAGES} names others: collect them again")
-            yield entries, contributions
-
-
-def _read_all(folder: Path, unfinished: bool) -> tuple[Header, Moments, list[Entry]]:
-    """Header, moments and images of one state, also while a pass replaces it by the next."""
-    while True:
-        header = Header.read(folder)
-        if header.moments is None:
-            raise InputError(f"{folder} holds a pass that was stopped before any image: run it again")
-        if not (header.complete or unfinished):
-            of = f" of {header.settings['sources']}" if "sources" in header.settings else ""
             raise InputError(
-                f"{folder} holds an unfinished pass with {header.count}{of} images: run the command that began it once "
-                "more to finish it"
+                f"{self.folder} does not hold every image's {', '.join(n for n in wanted if kept.get(n) is None)}: "
+                f"collect the images again with {' '.join(lacking)}"
             )
-        try:
-            return header, read_moments(folder, header), read_entries(folder, header)
-        except (InputError, FileNotFoundError):
-            if Header.read(folder) == header:
-                raise
+        entries, start = self.entries, 0
+        for record in self._records:
+            if not record.count:
+                continue
+            columns = ["mean", "std", "norm"]
+            table = fine(read_images(self.manifest.data / record.folder, record, [*columns, "status"]))
+            numbers = torch.from_numpy(np.stack([table.column(name).to_numpy() for name in columns], 1)).to(self._dtype)
+            arrays = UnitArrays(self.manifest.data / record.folder, record)
+            for first in range(0, record.count, _ROWS):
+                part = slice(first, min(first + _ROWS, record.count))
+                contributions = self._contributions(arrays, part, numbers[part], without_terms)
+                yield entries[start + part.start : start + part.stop], contributions
+            start += record.count
+
+    def _contributions(self, arrays: UnitArrays, rows: slice, numbers: Tensor, without_terms: bool) -> Contributions:
+        model = self.manifest.settings.model
+
+        def read(name: str) -> Tensor:
+            return torch.from_numpy(arrays.read(name, rows)).to(self._dtype)
+
+        embedding = read("embeddings")
+        if without_terms:
+            start = rest = torch.zeros_like(embedding)
+            mlps = torch.zeros((), dtype=self._dtype).expand(len(embedding), self._basis.layers, embedding.shape[1])
+        else:
+            terms = read("terms")
+            start, mlps, rest = terms[:, 0], terms[:, 1:-1], terms[:, -1]
+        mean, std, norm = numbers.T.contiguous()
+        contributions = Contributions(
+            embedding=embedding,
+            norm=norm,
+            mean=mean,
+            std=std,
+            codes=read("codes"),
+            start=start,
+            mlps=mlps,
+            rest=rest,
+            layers=tuple(range(model["layers"])),
+            grid=(model["grid"][0], model["grid"][1]),
+            basis=self._basis.to(embedding.device, self._dtype),
+            prefix_tokens=model["prefix_tokens"],
+            _class_codes=read("class_codes") if "class_codes" in arrays.names else None,
+        )
+        if not without_terms:
+            return contributions
+        return replace(contributions, rest=embedding / norm[:, None] - contributions.total())
+
+    @cached_property
+    def _basis(self) -> StoredBasis:
+        return load_basis(self.folder)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """What contributions are computed in: float64 for a model of float64, else float32."""
+        return torch.float64 if self.manifest.settings.model["dtype"] == "float64" else torch.float32
+
+    def _rows(self, record: Record) -> list[dict[str, Any]]:
+        columns = ["id", "path", "key", "member", "folder", "size", "modified_ns", "label", "group", "row"]
+        table = fine(read_images(self.manifest.data / record.folder, record, [*columns, "status"]))
+        return cast(list[dict[str, Any]], table.to_pylist())
+
+
+def _label(row: dict[str, Any]) -> str:
+    """What an image's results are called, before names are made distinct."""
+    path = Path(name_of(row["path"]))
+    stem = path.stem
+    if row["folder"] is not None and path.is_relative_to(name_of(row["folder"])):
+        stem = "__".join(path.relative_to(name_of(row["folder"])).with_suffix("").parts)
+    place = name_of(row["key"] or row["member"])
+    return f"{stem}__{place.replace('/', '__')}" if place else stem
+
+
+def _entry(row: dict[str, Any], name: str) -> Entry:
+    return Entry(
+        file=row["id"],
+        name=name,
+        path=name_of(row["path"]),
+        key=name_of(row["key"]),
+        member=name_of(row["member"]),
+        size=row["size"],
+        modified_ns=row["modified_ns"],
+        folder=None if row["folder"] is None else name_of(row["folder"]),
+        label=row["label"],
+        group=row["group"],
+    )
 
 
 def changed_images(entries: Sequence[Entry], identities: Sequence[Identity]) -> list[Entry]:
@@ -289,42 +314,3 @@ def changed_images(entries: Sequence[Entry], identities: Sequence[Identity]) -> 
 def shown(entries: Sequence[Entry]) -> str:
     """Some of the images by name, for messages."""
     return ", ".join(printable(entry.file) for entry in entries[:_SHOWN]) + (", …" if len(entries) > _SHOWN else "")
-
-
-def read_moments(folder: Path, header: Header, backend: str = "auto") -> Moments:
-    """The moments that a header names.
-
-    Raises:
-        InputError: they are gone, damaged, or not those that the pass wrote.
-    """
-    assert header.moments is not None
-    path = folder / header.moments[0]
-    if not path.is_file():
-        raise InputError(f"{path} is gone: collect the images again")
-    moments = Moments.load(path, backend=backend)
-    if storage.file_checksum(path) != header.moments[1]:
-        raise InputError(f"{path} is not the file that this pass wrote: collect the images again")
-    if moments.count != header.count:
-        raise InputError(f"{path} holds {moments.count} images, {HEADER} counts {header.count}: collect them again")
-    return moments
-
-
-def read_entries(folder: Path, header: Header) -> list[Entry]:
-    """The images that a header counts.
-
-    Raises:
-        InputError: the list is gone, shorter than the header says, or was edited.
-    """
-    path, (size, checksum) = folder / IMAGES, header.images
-    try:
-        with path.open("rb") as file:
-            data = file.read(size)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    if len(data) < size or storage.checksum(data) != checksum:
-        raise InputError(f"{path} is damaged or was edited: its checksum does not match")
-    with storage.as_damage(path):
-        entries = [Entry(**json.loads(line)) for line in data.decode("ascii").split("\n")[:-1]]
-    if len(entries) != header.count:
-        raise InputError(f"{path} names {len(entries)} images, {HEADER} counts {header.count}: collect them again")
-    return entries

@@ -93,6 +93,16 @@ class ImageTable:
         while len(self._waiting) >= ROWS_AT_ONCE:
             self._flush()
 
+    def add_unmeasured(self, samples: Sequence[Sample]) -> None:
+        """Appends images that are in the statistics, but whose μ, σ and norm are not known, and that have no arrays.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self._waiting += map(_row, samples)
+        while len(self._waiting) >= ROWS_AT_ONCE:
+            self._flush()
+
     def _flush(self) -> None:
         rows, self._waiting = self._waiting[:ROWS_AT_ONCE], self._waiting[ROWS_AT_ONCE:]
         self._writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), row_group_size=ROWS_AT_ONCE)

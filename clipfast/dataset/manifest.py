@@ -36,6 +36,8 @@ from clipfast.files import write_text
 
 FORMAT = "clipfast.collection/5"
 HEADER, LOCK, RUN = "collection.json", ".lock", ".run"
+KEPT = ("codes", "class_codes", "terms", "embeddings")
+"""What can be kept per image: see :mod:`clipfast.dataset.arrays`."""
 RECORDS, DATA, BASIS, MOMENTS = "units", "data", "basis.safetensors", "moments.safetensors"
 _RECORD = re.compile(r"(\d{6,})\.json")
 _CHECKSUM = "checksum"
@@ -68,23 +70,11 @@ class Settings:
 
     def differences(self, other: "Settings") -> list[str]:
         """Every reason why a pass with other settings cannot go on here; empty where it can."""
-        mine, theirs = self.to_json(), other.to_json()
-        reasons = []
-        for name, value in mine.items():
-            if name == "versions" or value == theirs[name]:
-                continue
-            if not isinstance(value, dict):
-                reasons.append(f"{name.replace('_', ' ')} {value!r}, not {theirs[name]!r}")
-                continue
-            for key in dict.fromkeys([*value, *theirs[name]]):
-                have, wanted = value.get(key), theirs[name].get(key)
-                if have != wanted:
-                    reasons.append(_difference(name, key, have, wanted))
-        for package in ("clipfast",):
-            have, wanted = self.versions.get(package), other.versions.get(package)
-            if have != wanted:
-                reasons.append(f"{package} {have}, not {wanted}")
-        return reasons
+        mine, theirs = _flat(self.to_json()), _flat(other.to_json())
+        differing = [name for name in dict.fromkeys([*mine, *theirs]) if mine.get(name) != theirs.get(name)]
+        if _NAMED.intersection(differing):  # then it is clear that these differ, too
+            differing = [name for name in differing if name not in _FOLLOWING]
+        return [_difference(name, mine.get(name), theirs.get(name)) for name in differing if name not in _FREE]
 
     def to_json(self) -> dict[str, Any]:
         """As it is in the file."""
@@ -92,15 +82,35 @@ class Settings:
         return content
 
 
-def _difference(name: str, key: str, have: object, wanted: object) -> str:
-    if key == "weights":
-        return "other weights of the model"
-    if key == "digest":
-        return "a pass over other images"
-    if key == "names":
-        return f"a pass over {', '.join(map(str, have)) if isinstance(have, list) else have}"
-    what = {"model": "", "preprocessing": "preprocessing ", "kept": "kept ", "labels": "labels "}.get(name, f"{name} ")
-    return f"{what}{key.replace('_', ' ')} {have!r}, not {wanted!r}"
+_NAMED = frozenset({"model.name", "model.pretrained", "model.image_size", "model.dtype"})
+_FOLLOWING = frozenset(
+    {f"model.{name}" for name in ("weights", "depth", "layers", "heads", "grid", "prefix_tokens")}
+    | {"preprocessing.steps"}
+)
+_FREE = frozenset({"images.names", "images.units", "versions.torch"})
+"""What may differ: names of the same images, and what rounds differently at most."""
+_SENTENCES = {
+    "model.weights": "images collected with other weights of the model",
+    "preprocessing.steps": "images with another preprocessing",
+    "images.digest": "a pass over other images",
+    "labels.rows": "images with other labels",
+}
+"""What a collection holds where a setting differs whose value says nothing to a reader."""
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name, ``model.name`` and so on."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _difference(name: str, have: object, wanted: object) -> str:
+    if name in _SENTENCES:
+        return _SENTENCES[name]
+    what = name.removesuffix(".name") if name == "model.name" else name.removeprefix("model.")
+    return f"images collected with {what.replace('.', ' ').replace('_', ' ')} {have!r}, not {wanted!r}"
 
 
 @dataclass(frozen=True)
@@ -220,6 +230,11 @@ class Manifest:
         write_text(folder / HEADER, json.dumps({**content, _CHECKSUM: _content_checksum(content)}, indent=2) + "\n")
         return cls(folder)
 
+    @property
+    def data(self) -> Path:
+        """Where the files of units are."""
+        return self.folder / DATA
+
     def finished(self) -> set[int]:
         """Numbers of the units that have a record."""
         return {int(match[1]) for name in os.listdir(self.folder / RECORDS) if (match := _RECORD.fullmatch(name))}
@@ -267,7 +282,7 @@ class Manifest:
 
     def new_folder(self, unit: int) -> Path:
         """A new, empty folder for the files of a unit."""
-        path = self.folder / DATA / f"{unit:06}-{secrets.token_hex(4)}"
+        path = self.data / f"{unit:06}-{secrets.token_hex(4)}"
         path.mkdir()
         return path
 

@@ -160,13 +160,13 @@ def collection(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> 
     ids=lambda arguments: " ".join(arguments),
 )
 def test_no_command_writes_into_a_collection(arguments: tuple[str, ...], collection: Path, model_folder: Path) -> None:
-    before = {path.name: path.read_bytes() for path in collection.iterdir()}
+    before = {path: path.read_bytes() for path in collection.rglob("*") if path.is_file()}
     named = [str(model_folder) if argument == "MODEL" else argument for argument in arguments]
     done = inside(*named, "--out", "c", cwd=collection.parent)
     assert done.returncode == 2
     (line,) = messages(done.stderr)
     assert line == "error: c holds a collection, and results here would overwrite it: give another --out"
-    assert {path.name: path.read_bytes() for path in collection.iterdir()} == before
+    assert {path: path.read_bytes() for path in collection.rglob("*") if path.is_file()} == before
 
 
 # -------------------------------------------------------------------------------------------------------------- labels
@@ -181,8 +181,8 @@ def test_labels_of_the_folder_an_image_is_in(collection: Path, tmp_path: Path) -
     assert result == {"folder": 4, "parent": 4}
     out = tmp_path / "own"
     images = collection.parent / "images"
-    header = json.loads((collection / "collection.json").read_text())
-    done = inside("stats", images, "--model", header["model"], "--labels", "parent", "--out", out, cwd=tmp_path)
+    model = Collection(collection).header["model"]
+    done = inside("stats", images, "--model", model, "--labels", "parent", "--out", out, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [entry.label for entry in Collection(out).entries] == ["x", "x", "y", "y"]
 

@@ -75,7 +75,7 @@ def test_a_collection_records_its_size_and_keeps_to_it(scenes: Path, collected: 
         ran = inside("stats", scenes / "images", *labels(scenes), *options, "--out", collected)
         assert ran.returncode != 0
         other = [96, 48] if options else [64, 64]
-        assert f"holds images collected with image_size [48, 96], not {other}" in ran.stderr
+        assert f"holds images collected with image size [48, 96], not {other}" in ran.stderr
     ran = inside("textspan", collected, "--image-size", 64, "--out", tmp_path)
     assert ran.returncode != 0
     assert "was collected with image size 48x96, not 64x64: leave --image-size out" in ran.stderr

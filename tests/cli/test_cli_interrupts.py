@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,17 @@ from typing import Any
 import pytest
 import torch
 from commandline import heed_signals, inside, picture
-from torch import Tensor
 
 import clipfast as package
 from clipfast.commands import collecting
+from clipfast.commands.collecting import EXACT
 from clipfast.commands.interrupts import saving_interrupts
 from clipfast.commands.options import InputOptions
 from clipfast.commands.stats.command import run
 from clipfast.commands.stats.options import Options
 from clipfast.contributions import Contributions
-from clipfast.dataset.collection import Collection, is_collection
+from clipfast.dataset.collection import Collection
+from clipfast.dataset.manifest import Manifest, is_collection
 from clipfast.errors import InputError
 from clipfast.model import Model
 
@@ -44,14 +46,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _run(arguments: list[str], limit: int | None, seconds_between_flushes: float) -> None:
+def _run(arguments: list[str], limit: int | None) -> None:
     """In a process of its own: the command, ended by Ctrl-C before it begins as a Python program is."""
     from clipfast.cli import main
-    from clipfast.dataset import writing
+    from clipfast.commands.stats import command
 
     heed_signals()
     torch.set_num_threads(1)
-    writing._SECONDS = seconds_between_flushes
+    command.EXACT = replace(EXACT, unit_size=4)  # type: ignore[misc]
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     sys.argv = ["clipfast", *arguments]
@@ -72,8 +74,8 @@ def server() -> Any:
     return context
 
 
-def start(server: Any, arguments: list[object], limit: int | None = None, between: float = 0.0) -> BaseProcess:
-    process: BaseProcess = server.Process(target=_run, args=([str(each) for each in arguments], limit, between))
+def start(server: Any, arguments: list[object], limit: int | None = None) -> BaseProcess:
+    process: BaseProcess = server.Process(target=_run, args=([str(each) for each in arguments], limit))
     process.start()
     return process
 
@@ -83,25 +85,23 @@ def ended(process: BaseProcess) -> int | None:
     return process.exitcode
 
 
-def contents(folder: Path) -> tuple[list[str], dict[str, Tensor], Tensor]:
-    collection = Collection(folder)
-    codes = torch.cat([contributions.codes for _, contributions in collection.batches()])
-    return [entry.file for entry in collection.entries], collection.moments._sums, codes
+def contents(folder: Path) -> dict[int, object]:
+    return {record.unit: (record.statuses, record.files) for record in Manifest(folder).records()}
 
 
 def assert_same(have: Path, expected: Path) -> None:
-    old, new = contents(expected), contents(have)
-    assert new[0] == old[0]
-    assert torch.equal(new[2], old[2])
-    assert new[1].keys() == old[1].keys()
-    assert all(torch.equal(new[1][name], tensor) for name, tensor in old[1].items())
+    """Every byte that the records name, and the merged moments; and nothing else is left."""
+    assert contents(have) == contents(expected)
+    assert (have / "moments.safetensors").read_bytes() == (expected / "moments.safetensors").read_bytes()
+    assert len(list((have / "data").iterdir())) == len(Manifest(have).finished())
+    assert not list(have.glob(".plan-*"))
 
 
 @pytest.fixture(scope="module")
 def whole(server: Any, images: Path, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The collection of a pass that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole") / "c"
-    assert ended(start(server, command(images, model_folder, folder), between=1e9)) == 2  # some cannot be read
+    assert ended(start(server, command(images, model_folder, folder))) == 2  # some cannot be read
     return folder
 
 
@@ -110,16 +110,13 @@ def command(images: Path, model: Path, out: Path) -> list[object]:
 
 
 def taken(folder: Path) -> int:
-    """How many images a pass has written as taken, -1 before it begins to write."""
-    if not is_collection(folder):
-        return -1
-    position: int = json.loads((folder / "collection.json").read_text())["position"]
-    return position
+    """How many units a pass has finished, -1 before it begins to write."""
+    return len(Manifest(folder).finished()) if is_collection(folder) else -1
 
 
-def interrupt(process: BaseProcess, folder: Path, number: int, seconds: float, images: int = 0) -> None:
-    """Sends a signal some time after the pass has taken so many more images."""
-    target = max(taken(folder), 0) + images
+def interrupt(process: BaseProcess, folder: Path, number: int, seconds: float, units: int = 0) -> None:
+    """Sends a signal some time after the pass has finished so many more units."""
+    target = max(taken(folder), 0) + units
     while taken(folder) < target and process.is_alive():
         time.sleep(0.002)
     time.sleep(seconds)
@@ -132,15 +129,13 @@ def interrupt(process: BaseProcess, folder: Path, number: int, seconds: float, i
 def test_signals_save_what_is_done(
     number: int, server: Any, images: Path, model_folder: Path, whole: Path, tmp_path: Path
 ) -> None:
-    """Though no time to write had come: the process is stopped where the first batches are in memory only."""
     out = tmp_path / "c"
-    process = start(server, command(images, model_folder, out), between=1e9)
-    interrupt(process, out, number, 0.1)
+    process = start(server, command(images, model_folder, out))
+    interrupt(process, out, number, 0.0, units=2)
     code = ended(process)
-    state = json.loads((out / "collection.json").read_text())
-    assert code == 128 + number or state["complete"]  # it may have been done before
-    if code == 128 + number and state["count"]:
-        assert Collection(out, unfinished=True).moments.count > 0
+    assert code == 128 + number or Manifest(out).complete  # it may have been done before
+    assert len(Manifest(out).finished()) >= 2
+    assert Collection(out, unfinished=True).moments.count > 0
     assert ended(start(server, command(images, model_folder, out))) == 2
     assert_same(out, whole)
 
@@ -154,7 +149,7 @@ def test_interrupts_and_kills_at_random(
     for _ in range(200):
         process = start(server, command(images, model_folder, out))
         number = rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-        interrupt(process, out, number, rng.uniform(0, 0.05), rng.randrange(9))
+        interrupt(process, out, number, rng.uniform(0, 0.05), rng.randrange(3))
         code = ended(process)
         if code == 2 and interrupted:
             break
@@ -167,7 +162,7 @@ def test_interrupts_and_kills_at_random(
             try:
                 state = Collection(out, unfinished=True)
             except InputError as error:
-                assert "was stopped before any image" in str(error)  # noqa: PT017
+                assert "holds no image yet" in str(error)  # noqa: PT017
             else:
                 assert sum(len(some) for some, _ in state.batches()) == state.moments.count
     assert interrupted
@@ -181,7 +176,7 @@ def test_full_disks(server: Any, images: Path, model_folder: Path, whole: Path, 
     while limit < 10**6:
         code = ended(start(server, command(images, model_folder, out), limit)) or 0
         codes.append(code)
-        if is_collection(out) and json.loads((out / "collection.json").read_text())["complete"]:
+        if is_collection(out) and Manifest(out).complete:
             break
         limit *= 4
     assert codes == [2] * len(codes)
@@ -268,7 +263,11 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
 
 
 def test_short_memory_divides_batches_and_names_images(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "images").mkdir()
     for number in range(20):
@@ -278,12 +277,11 @@ def test_short_memory_divides_batches_and_names_images(
     short_of_memory(monkeypatch, 4)
     options = Options(InputOptions([tmp_path / "images"], model=str(model_folder), batch_size=10), out=tmp_path / "c")
     assert run(options) == 2
-    err = capsys.readouterr().err
-    assert "out of memory with 10 images at once: going on with 5" in err
-    assert "out of memory with 5 images at once: going on with 2" in err
-    assert "10-white.png: out of memory on cpu" in err
+    assert "out of memory with 10 images at once: going on with 5" in caplog.text
+    assert "out of memory with 5 images at once: going on with 2" in caplog.text
+    assert "10-white.png: out of memory on cpu" in capsys.readouterr().err
     collection = Collection(tmp_path / "c")
-    assert [Path(failed["file"]).name for failed in collection.header["failed"]] == ["10-white.png"]
+    assert [Path(failed["file"]).name for failed in collection.failures()] == ["10-white.png"]
     assert [Path(entry.file).name for entry in collection.entries] == [f"{number:02}.png" for number in range(20)]
     model = package.load(str(model_folder), device="cpu")
     for entries, contributions in collection.batches():
@@ -305,18 +303,18 @@ def test_unfinished_collections(server: Any, images: Path, model_folder: Path, t
     """Other commands refuse one; ``stats`` warns, says that it is not complete, and ends with 2."""
     out = tmp_path / "c"
     process = start(server, command(images, model_folder, out))
-    interrupt(process, out, signal.SIGKILL, 0, images=1)
+    interrupt(process, out, signal.SIGKILL, 0, units=1)
     ended(process)
-    state = json.loads((out / "collection.json").read_text())
-    if state["complete"]:
+    before = contents(out)
+    if Manifest(out).complete:
         pytest.skip("this machine was done before it could be interrupted")
     refused = inside("textspan", out, "--pool", "random", "--out", tmp_path / "o", cwd=tmp_path)
     assert refused.returncode == 2
-    count = state["count"]
-    assert f"holds an unfinished pass with {count} of {COUNT + 4} images" in refused.stderr
+    count = Collection(out, unfinished=True).count
+    assert f"holds an unfinished pass ({len(before)} of 7 units)" in refused.stderr
     done = inside("stats", out, "--json", cwd=tmp_path)
     assert done.returncode == 2
-    assert f"warning: {out} holds an unfinished pass: {count} of {COUNT + 4} images" in done.stderr
+    assert f"warning: {out} holds an unfinished pass: {len(before)} of 7 units, {count} images" in done.stderr
     result = json.loads(done.stdout)
     assert (result["complete"], result["images"], result["device"]) == (False, count, "cpu")
-    assert json.loads((out / "collection.json").read_text()) == state
+    assert contents(out) == before

@@ -1,7 +1,6 @@
 """``clipfast report`` as a process: its numbers are those of the analyses, written out here, its refusals one line."""
 
 import csv
-import json
 import re
 import shutil
 import signal
@@ -18,13 +17,12 @@ from commandline import HEADS, LAYERS, clipfast, picture, start
 from pages import NASTY, Parsed
 
 import clipfast as package
-from clipfast import storage
 from clipfast.commands.options import ClassOptions, InputOptions, PoolOptions
 from clipfast.commands.report import command as report
 from clipfast.commands.report.images import in_turn
 from clipfast.commands.report.options import PictureOptions
 from clipfast.commands.stats import command as stats
-from clipfast.dataset.collection import Header
+from clipfast.dataset.merging import MERGED
 
 WORDS = ["cat", "dog", "house", "tree", "car", "boat", "face", "hand", "road", "sky"]
 TEXTS = [f"a photo of a {word}" for word in WORDS]
@@ -216,18 +214,14 @@ def test_moments_alone_are_enough_for_texts(
     assert "random vector" not in page.by_id("L0.H0").text
 
 
-def test_images_that_are_gone_have_no_pictures(written: Path, images: Path, tmp_path: Path) -> None:
+def test_images_that_are_gone_have_no_pictures(images: Path, model_folder: Path, tmp_path: Path) -> None:
     """All but three were deleted after they were collected; and of those three two thumbnails were wanted."""
-    collection = shutil.copytree(written.parent / "all-collection", tmp_path / "c")
-    lines = (collection / "images.jsonl").read_text().split("\n")[:-1]
-    entries = [json.loads(line) for line in lines]
-    for entry in entries[3:]:
-        entry["path"] = str(tmp_path / "gone" / Path(entry["path"]).name)
-    edited = "".join(f"{json.dumps(entry)}\n" for entry in entries).encode()
-    (collection / "images.jsonl").write_bytes(edited)
-    header = replace(Header.read(collection), images=(len(edited), storage.checksum(edited)))
-    (collection / "collection.json").write_text(header.to_json())
-    given = InputOptions([collection])
+    copied = shutil.copytree(images, tmp_path / "images")
+    options = InputOptions([copied], model=str(model_folder), batch_size=5)
+    assert stats.run(stats.Options(options, out=tmp_path / "c")) == 0
+    for path in sorted(copied.iterdir())[3:]:
+        path.unlink()
+    given = InputOptions([tmp_path / "c"])
     pictures = PictureOptions(top=12, random=0, thumbnails=12, maps=0, examples=0)
     texts = str(images.parent / "texts.txt")
     assert (
@@ -247,10 +241,10 @@ def test_images_that_are_gone_have_no_pictures(written: Path, images: Path, tmp_
 
 def test_ctrl_c_leaves_the_page_as_it_was(images: Path, model_folder: Path, tmp_path: Path) -> None:
     """After the pass over the images, while texts are encoded."""
-    out, header = tmp_path / "report.html", tmp_path / "report-collection" / "collection.json"
+    out, collection = tmp_path / "report.html", tmp_path / "report-collection"
     out.write_text("before")
     process = start("report", images, "--model", model_folder, "--pool", "common_words", "--out", out)
-    while process.poll() is None and not (header.is_file() and json.loads(header.read_text())["complete"]):
+    while process.poll() is None and not (collection / MERGED).is_file():
         sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)

@@ -10,8 +10,8 @@ from tolerances import FLOAT32
 
 import clipfast as package
 from clipfast.analyses.moments import Moments
-from clipfast.commands import collecting
 from clipfast.dataset.collection import Collection
+from clipfast.dataset.worker import Worker
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_a_collection_in_place_of_images(images: Path, model_folder: Path, tmp_p
 def test_moments_alone(images: Path, model_folder: Path, tmp_path: Path) -> None:
     done = clipfast("stats", images, *options(model_folder), "--moments-only", "--out", tmp_path / "c")
     assert done.returncode == 0, done.stderr
-    assert not list((tmp_path / "c").glob("contributions-*"))
+    assert not list((tmp_path / "c").rglob("codes"))
     collection = Collection(tmp_path / "c")
     assert collection.moments.count == 8
     with pytest.raises(package.InputError, match="holds moments only"):
@@ -72,9 +72,9 @@ def test_images_that_cannot_be_read_are_left_out(images: Path, model_folder: Pat
     assert done.returncode == 2
     assert json.loads(done.stdout)["failed"] == len(bad)
     assert all(any(name in line and word in line for line in done.stderr.splitlines()) for name, word in bad.items())
-    header = json.loads((tmp_path / "c" / "collection.json").read_text())
-    assert {Path(failure["file"]).name for failure in header["failed"]} == set(bad)
-    assert header["count"] == 8
+    collection = Collection(tmp_path / "c")
+    assert {Path(failure["file"]).name for failure in collection.failures()} == set(bad)
+    assert collection.count == 8
 
 
 @pytest.mark.parametrize(
@@ -96,13 +96,13 @@ def test_errors_in_one_line(images: Path, model_folder: Path, arguments: list[st
 def test_interrupted_before_the_first_image_is_one_line(
     images: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(self: object) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(collecting._Pass, "run", interrupt)
+    monkeypatch.setattr(Worker, "run", interrupt)
     done = inside("stats", images, "--model", model_folder, "--out", tmp_path / "c")
     assert done.returncode == 130
-    assert messages(done.stderr) == ["error: interrupted: 0 of 8 images are collected; run it again to go on"]
+    assert messages(done.stderr) == ["error: interrupted: 0 of 1 units are collected; run it again to go on"]
 
 
 def test_another_model_in_the_same_folder_is_refused(images: Path, model_folder: Path, tmp_path: Path) -> None:
@@ -118,5 +118,5 @@ def test_other_images_in_the_same_folder_are_refused(images: Path, model_folder:
     done = inside("stats", images / "dogs", "--model", model_folder, "--out", tmp_path / "c", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        f"error: {tmp_path / 'c'} holds a pass over other images: give another folder"
+        f"error: {tmp_path / 'c'} holds a pass over other images: give another folder, or the options it was made with"
     )

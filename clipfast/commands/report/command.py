@@ -21,7 +21,7 @@ from clipfast.commands.pools import RANDOM, fitting, pool_features, read_pool
 from clipfast.commands.report.findings import Findings, ZeroShot, analyse
 from clipfast.commands.report.options import Options
 from clipfast.commands.results import prepare_results
-from clipfast.dataset.collection import is_collection
+from clipfast.dataset.manifest import is_collection
 from clipfast.errors import InputError
 from clipfast.files import write_text
 from clipfast.report.html.content import Content, Fact

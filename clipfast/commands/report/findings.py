@@ -106,7 +106,7 @@ def analyse(
     collection, moments = collected.collection, collected.collection.moments
     texts, features = pool
     findings, alone = Findings(), dict[Pair, Judged]()
-    kept = all(entry.shard is not None for entry in collection.entries)
+    kept = collection.holds_contributions
     late = [head for head in moments.heads() if head[0] in moments.layers[-LATE_LAYERS:]]
     with console.status("naming heads"):
         spans = moments.textspan(features, size, sorted({*named, *(late if zeroshot and kept else ())}))
@@ -153,7 +153,7 @@ def _first_features(span: TextSpan, features: Tensor) -> Tensor:
 
 def _note_missing(findings: Findings, collected: Collected, labels: bool, kept: bool) -> None:
     collection = collected.collection
-    count, failed = len(collection.entries), len(collection.header["failed"])
+    count, failed = len(collection.entries), collection.failed
     if failed:
         findings.missing.append((f"{failed} images", "they could not be read when the images were collected"))
     if not kept:

@@ -66,7 +66,7 @@ class LabelQueries:
 
 def labelled_parts(collection: Collection) -> Iterator[Contributions]:
     """The contributions of the labelled images, a file at a time."""
-    for entries, contributions in collection.batches():
+    for entries, contributions in collection.batches(without_terms=True):
         rows = [row for row, entry in enumerate(entries) if entry.label is not None]
         if rows:
             yield contributions if len(rows) == len(entries) else contributions.select(rows)

@@ -111,7 +111,7 @@ def _retrieve(options: Options, collected: Collected, heads: Sequence[Head], res
     collection = collected.collection
     places = [find_query(collection.entries, query) for query in options.query]  # all before anything slow
     index = Index(heads)
-    for _, part in collection.batches():
+    for _, part in collection.batches(without_terms=True):
         index.add(part)
     sources = collection.sources()
     engine: Engine = "faiss" if options.faiss else "exact"

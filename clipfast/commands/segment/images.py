@@ -9,8 +9,9 @@ from clipfast.commands.collecting import collect
 from clipfast.commands.labels import labelled_images
 from clipfast.commands.loading import check_device, load_model_of
 from clipfast.commands.options import DTYPE, MODEL, InputOptions, parse_size, size_text
-from clipfast.dataset.collection import Entry, is_collection
+from clipfast.dataset.collection import Entry
 from clipfast.dataset.files import Source, find_images
+from clipfast.dataset.manifest import is_collection
 from clipfast.errors import ClipfastError, InputError
 from clipfast.model import Model
 

@@ -4,14 +4,13 @@ The folder given as ``--out`` is a collection (:mod:`clipfast.dataset.collection
 place of the images. ``stats.json`` has every head's share of the variance and its rank.
 """
 
-from dataclasses import replace
-
 from clipfast.commands import console
-from clipfast.commands.collecting import collect
+from clipfast.commands.collecting import EXACT, collect
 from clipfast.commands.files import write_json
 from clipfast.commands.heads import head_rows
 from clipfast.commands.outcome import FAILED, INTERRUPTED
 from clipfast.commands.stats.options import Options
+from clipfast.dataset.passes import PassOptions
 
 FORMAT = "clipfast.stats/1"
 _SHOWN = 12
@@ -26,8 +25,8 @@ def run(options: Options) -> int:
         ClipfastError: an option that does not fit, or a model that cannot be loaded.
         OSError: a result that cannot be written.
     """
-    inputs = replace(options.inputs, moments_only=options.moments_only)
-    collected = collect(inputs, options.out, unfinished=True)
+    how = PassOptions(retry_failed=True) if options.moments_only else EXACT
+    collected = collect(options.inputs, options.out, unfinished=True, how=how)
     collection = collected.collection
     moments = collection.moments
     heads = head_rows(moments) if moments.count > 1 else []
@@ -35,7 +34,7 @@ def run(options: Options) -> int:
         "format": FORMAT,
         "complete": collection.complete,
         "images": moments.count,
-        "failed": len(collection.header["failed"]),
+        "failed": collection.failed,
         "device": str(collected.model.device),
         "collection": str(collection.folder),
         "heads": heads,
