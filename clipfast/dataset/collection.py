@@ -22,6 +22,7 @@ from clipfast.dataset.images_table import fine, name_of, read_images
 from clipfast.dataset.labels import Labels
 from clipfast.dataset.manifest import Manifest, Record
 from clipfast.dataset.merging import load_basis, merged_moments
+from clipfast.dataset.reopening import source_of
 from clipfast.dataset.samples import Status
 from clipfast.errors import InputError
 from clipfast.inputs import printable
@@ -184,7 +185,7 @@ class Collection:
     def sources(self) -> list[Source]:
         """The images themselves, in order. One that is gone raises when it is opened; changed ones give a warning."""
         places = [
-            Source(Path(entry.path), entry.name, None if entry.folder is None else Path(entry.folder), entry.key)
+            source_of(entry.file, entry.name, entry.path, key=entry.key, member=entry.member, folder=entry.folder)
             for entry in self.entries
         ]
         sources = found_again(places)
