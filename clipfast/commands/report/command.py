@@ -113,7 +113,9 @@ def _facts(options: Options, collected: Collected, findings: Findings, texts: in
             note = f"{ablated.worst_group}, {counts[ablated.worst_group]:,} images"
             facts.insert(1, Fact("worst group", f"{100 * ablated.baseline.worst:.1f} %", note))
     if findings.check is not None:
-        facts.append(Fact("sum check", f"{findings.check:.1e}", "all terms against the embedding"))
+        stored = collected.collection.manifest.settings.kept.get("codes")
+        how = ", as they are stored in float16" if stored == "float16" else ""
+        facts.append(Fact("sum check", f"{findings.check:.1e}", f"all terms against the embedding{how}"))
     return facts
 
 
