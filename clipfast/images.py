@@ -15,19 +15,21 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import cache
+from io import BytesIO
 from os import PathLike, fspath
-from typing import IO, TypeVar
+from typing import IO, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import (  # the plugins register their formats when they are imported
     AvifImagePlugin,  # noqa: F401
     BmpImagePlugin,  # noqa: F401
+    ExifTags,
     GifImagePlugin,  # noqa: F401
     Image,
     ImageOps,
     Jpeg2KImagePlugin,  # noqa: F401
-    JpegImagePlugin,  # noqa: F401
+    JpegImagePlugin,
     PngImagePlugin,  # noqa: F401
     PpmImagePlugin,  # noqa: F401
     TgaImagePlugin,  # noqa: F401
@@ -40,6 +42,9 @@ from clipfast.errors import ImageError, is_out_of_memory
 from clipfast.inputs import open_regular, printable
 
 Value = TypeVar("Value")
+Size: TypeAlias = tuple[int, int]
+Draft: TypeAlias = Callable[[Size], Size]
+"""Width and height of an upright image → the least width and height that its user needs."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """The formats that are decoded, by Pillow's names; the content decides, not the file's name. See also :data:`_TGA`."""
@@ -49,6 +54,7 @@ SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 
 _TGA = ".tga"
 """TGA is decoded too, but only in files with this ending: it has no signature, so other data can look like it."""
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _STRIP_PIXELS = 1 << 20
 _BUDGET = 640 << 20  # 13 photographs of 12 megapixels, which take 4 bytes a pixel
 _LARGE = 128 << 20
@@ -71,17 +77,22 @@ class _OutOfMemoryError(ImageError):
 # ------------------------------------------------------------------------------------------------------------ opening
 
 
-def open_image(path: str | PathLike[str]) -> Image.Image:
+def open_image(path: str | PathLike[str], draft: Draft | None = None) -> Image.Image:
     """Reads and decodes an image file as 8-bit RGB, upright.
 
     Greyscale, palette and CMYK images are converted, 16-bit ones by their full range. Floating-point pixels are taken
     as 0 … 1 or 0 … 255, see :func:`as_rgb`. Transparency is laid on white, and the EXIF orientation is applied.
 
+    Args:
+        path: the file.
+        draft: gives the least size that is needed. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size, the smallest
+            that is not below it; its pixels are not those of the whole image resized.
+
     Raises:
         ImageError: no such file, not a regular file, not an image, truncated, damaged or too large; the message names
             the file.
     """
-    return _open(path, as_rgb)
+    return _open(path, as_rgb, draft)
 
 
 def open_pixels(path: str | PathLike[str]) -> Image.Image:
@@ -93,13 +104,13 @@ def open_pixels(path: str | PathLike[str]) -> Image.Image:
     return _open(path, _unchanged)
 
 
-def decode_image(file: IO[bytes], name: str) -> Image.Image:
+def decode_image(file: IO[bytes], name: str, draft: Draft | None = None) -> Image.Image:
     """:func:`open_image` of a file that is open, or of bytes in memory; ``name`` is for messages.
 
     Raises:
         ImageError: not an image, truncated, damaged or too large.
     """
-    return _decode(file, name, as_rgb)
+    return _decode(file, name, as_rgb, draft)
 
 
 def decode_pixels(file: IO[bytes], name: str) -> Image.Image:
@@ -115,12 +126,14 @@ def _unchanged(image: Image.Image) -> Image.Image:
     return image
 
 
-def _open(path: str | PathLike[str], convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+def _open(
+    path: str | PathLike[str], convert: Callable[[Image.Image], Image.Image], draft: Draft | None = None
+) -> Image.Image:
     name = fspath(path)
     status = "unreadable"
     try:
         with open_regular(name) as file:
-            return _decode(file, name, convert)
+            return _decode(file, name, convert, draft)
     except FileNotFoundError:
         reason, status = "no such file", "missing"
     except IsADirectoryError:
@@ -134,10 +147,14 @@ def _open(path: str | PathLike[str], convert: Callable[[Image.Image], Image.Imag
     raise ImageError(f"{printable(name)}: {reason}", status)
 
 
-def _decode(file: IO[bytes], name: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+def _decode(
+    file: IO[bytes], name: str, convert: Callable[[Image.Image], Image.Image], draft: Draft | None = None
+) -> Image.Image:
     shown = printable(name)
     try:
         with decoding(), Image.open(file, formats=_formats(name)) as image:
+            if draft is not None:
+                _reduce(image, draft)
             _MEMORY.take(_decoded_bytes(image))
             image.load()
             ImageOps.exif_transpose(image, in_place=True)  # else it is copied where there is nothing to turn
@@ -153,6 +170,36 @@ def _decode(file: IO[bytes], name: str, convert: Callable[[Image.Image], Image.I
         if is_out_of_memory(error):
             raise _OutOfMemoryError(f"{shown}: not enough memory to decode it") from None
         raise ImageError(f"{shown}: damaged or truncated ({error})") from None
+
+
+def _reduce(image: Image.Image, draft: Draft) -> None:
+    """Has a JPEG decoded at part of its size."""
+    if not isinstance(image, JpegImagePlugin.JpegImageFile):
+        return
+    lies = is_turned(image)
+    width, height = draft(image.size[::-1] if lies else image.size)
+    image.draft(None, (height, width) if lies else (width, height))
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether an image's EXIF orientation exchanges width and height."""
+    return image.getexif().get(ExifTags.Base.Orientation) in range(5, 9)
+
+
+def plain_jpeg_size(content: bytes) -> Size | None:
+    """Width and height of a JPEG like most: whole, in RGB or grey, upright; None for every other image. Reads headers.
+
+    Args:
+        content: the file.
+    """
+    if not (content.startswith(_JPEG_START) and content.endswith(_JPEG_END)):
+        return None
+    try:
+        with Image.open(BytesIO(content), formats=["JPEG"]) as image:
+            plain = image.format == "JPEG" and image.mode in ("RGB", "L")
+            return image.size if plain and image.getexif().get(ExifTags.Base.Orientation, 1) == 1 else None
+    except Exception:  # decoders raise what they like on damage
+        return None
 
 
 def _formats(name: str) -> list[str]:

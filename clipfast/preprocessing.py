@@ -50,15 +50,47 @@ class Prepare:
         _check_resized(self._transform, image.size, name)
         if self._table is None:
             return self._transform(image)
+        pixels = self._pixels(image)
+        prepared = np.empty((3, *pixels.shape[:2]), np.float32)
+        look_up(self._table, pixels, prepared)
+        return torch.from_numpy(prepared)
+
+    @property
+    def levels(self) -> NDArray[np.float32] | None:
+        """What the last two steps make of every byte, ``[3, 256]``; None for a preprocessing that has other steps."""
+        return self._table
+
+    def pixels(self, image: Image.Image, name: str = "the image") -> NDArray[np.uint8]:
+        """What :attr:`levels` are looked up for, ``[height, width, 3]``; only where there are levels.
+
+        Args:
+            image: what to prepare.
+            name: of the image, for messages.
+
+        Raises:
+            ImageError: as for a call.
+        """
+        _check_resized(self._transform, image.size, name)
+        return self._pixels(image)
+
+    def _pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         picture = image
         for step in self._steps:
             picture = step(picture)
-        pixels = np.asarray(picture)
-        prepared = np.empty((3, *pixels.shape[:2]), np.float32)
-        for channel, levels in enumerate(self._table):
-            # mode="clip" skips the bounds check: every byte is a valid index
-            np.take(levels, pixels[:, :, channel], out=prepared[channel], mode="clip")
-        return torch.from_numpy(prepared)
+        return np.asarray(picture)
+
+
+def look_up(levels: NDArray[np.float32], pixels: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    """Writes an image's numbers, without torch.
+
+    Args:
+        levels: the number of every byte, ``[3, 256]``.
+        pixels: ``[height, width, 3]``.
+        out: ``[3, height, width]``, gets the result.
+    """
+    for channel, numbers in enumerate(levels):
+        # mode="clip" skips the bounds check: every byte is a valid index
+        np.take(numbers, pixels[:, :, channel], out=out[channel], mode="clip")
 
 
 def _split(transform: Transform) -> tuple[list[Callable[[Image.Image], Image.Image]], NDArray[np.float32] | None]:
@@ -66,8 +98,8 @@ def _split(transform: Transform) -> tuple[list[Callable[[Image.Image], Image.Ima
 
     There is no table unless the preprocessing has open_clip's own order: … → RGB → ToTensor → Normalize.
     """
-    steps = _steps(transform)
-    if [_name(step) for step in steps[-3:]] not in _LAST_STEPS or getattr(steps[-3], "mode", "RGB") != "RGB":
+    steps = steps_of(transform)
+    if [name_of(step) for step in steps[-3:]] not in _LAST_STEPS or getattr(steps[-3], "mode", "RGB") != "RGB":
         return [], None
     ramp = np.broadcast_to(np.arange(_LEVELS, dtype=np.uint8)[None, :, None], (1, _LEVELS, 3))
     levels = steps[-1](steps[-2](Image.fromarray(np.ascontiguousarray(ramp))))
@@ -76,17 +108,19 @@ def _split(transform: Transform) -> tuple[list[Callable[[Image.Image], Image.Ima
     return steps[:-2], levels[:, 0].contiguous().numpy()
 
 
-def _steps(transform: Transform) -> list[Any]:
+def steps_of(transform: Transform) -> list[Any]:
+    """The steps of a torchvision ``Compose``; none for another preprocessing."""
     return list(cast(Any, transform).transforms) if type(transform) is Compose else []
 
 
-def _name(step: object) -> str:
+def name_of(step: object) -> str:
+    """What a step is called: a function's name, or that of its class."""
     return getattr(step, "__name__", type(step).__name__)
 
 
 def _check_resized(transform: Transform, size: tuple[int, int], name: str) -> None:
     """Raises :class:`ImageError` where the first resizing step would make too many pixels, or none."""
-    for step in _steps(transform):
+    for step in steps_of(transform):
         resized = _resized(step, size)
         if resized is None:
             continue
@@ -107,7 +141,7 @@ def _resized(step: Any, size: tuple[int, int]) -> tuple[int, int] | None:
         ratio = min(width, height) / target[0]
         if step.max_size is not None:
             ratio = max(ratio, max(width, height) / step.max_size)
-    elif _name(step) == "ResizeKeepRatio":
+    elif name_of(step) == "ResizeKeepRatio":
         ratios = (height / step.size[0], width / step.size[1])
         ratio = max(ratios) * step.longest + min(ratios) * (1 - step.longest)
     else:
