@@ -3,12 +3,17 @@
 Images are written in the model's dtype into pinned memory, half the bytes of float32 for a model of 16 bits. The copy
 to the GPU runs on a side stream while the GPU computes on the last batch and Python goes on. There are two buffers: one
 is filled while the other may still be read by a copy.
+
+Images may also travel as bytes, a quarter of float32's, and become numbers on the GPU (:class:`Levels`).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 BUFFERS = 2
@@ -30,23 +35,27 @@ class Upload:
         self._buffers: dict[tuple[torch.device, int], _Buffer] = {}
         self._count = 0
 
-    def __call__(self, images: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
+    def __call__(self, images: Sequence[Tensor] | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The images as one batch; work that is queued on the current stream from now on sees it whole.
 
         Args:
-            images: ``[3, height, width]`` each, on the CPU; may be changed as soon as this returns.
+            images: of one shape, ``[3, height, width]`` for floats, on the CPU; a batch already, or one by one. May be
+                changed as soon as this returns, on a CUDA device.
             device: where to.
             dtype: of the batch; rounded as ``Tensor.to`` rounds.
 
         Returns:
-            ``[images, 3, height, width]``.
+            ``[images, …]``.
         """
         if device.type != "cuda":
-            return torch.stack(list(images)).to(device, dtype)
+            return (images if isinstance(images, Tensor) else torch.stack(list(images))).to(device, dtype)
         buffer = self._next(len(images) * images[0].numel(), device, dtype)
         host = buffer.memory[: len(images) * images[0].numel()].view(len(images), *images[0].shape)
-        for place, image in zip(host, images, strict=True):
-            place.copy_(image)
+        if isinstance(images, Tensor):
+            host.copy_(images)
+        else:
+            for place, image in zip(host, images, strict=True):
+                place.copy_(image)
         stream = self._streams.get(device)
         if stream is None:
             stream = self._streams[device] = torch.cuda.Stream(device)
@@ -68,6 +77,30 @@ class Upload:
         if buffer is None or buffer.memory.numel() < count or buffer.memory.dtype != dtype:
             buffer = self._buffers[slot] = _Buffer(_pinned(count, dtype), torch.cuda.Event())
         return buffer
+
+
+class Levels:
+    """Bytes of images become numbers on a device, to the bits that :func:`clipfast.preprocessing.look_up` gives.
+
+    Args:
+        levels: the number of every byte, ``[3, 256]``.
+        device: where the bytes are.
+        dtype: of the numbers; rounded as ``Tensor.to`` rounds.
+    """
+
+    def __init__(self, levels: NDArray[np.float32], device: torch.device, dtype: torch.dtype) -> None:
+        self._table = torch.from_numpy(levels).to(device, dtype).reshape(-1, 1)
+        starts = torch.arange(len(levels), dtype=torch.int32, device=device) * levels.shape[1]
+        self._starts = starts.view(-1, 1, 1)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """The numbers, ``[images, 3, height, width]``.
+
+        Args:
+            pixels: uint8 ``[images, height, width, 3]``.
+        """
+        places = pixels.permute(0, 3, 1, 2).int() + self._starts
+        return F.embedding(places, self._table).squeeze(-1)
 
 
 def _pinned(count: int, dtype: torch.dtype) -> Tensor:

@@ -5,15 +5,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from builders import vision_tower
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
 
 import clipfast
 from clipfast import transfer
-from clipfast.transfer import Upload
+from clipfast.preprocessing import Prepare, look_up
+from clipfast.transfer import Levels, Upload
 
 
 class Stream:
@@ -46,6 +49,10 @@ class Event:
             stream.run(upto)
 
 
+_WRONG = {True: torch.nan, False: 255}
+"""What memory holds before a copy, by whether it holds floats."""
+
+
 class Gpu:
     """What :mod:`clipfast.transfer` uses of ``torch.cuda``, without a GPU and as lazy as one can be."""
 
@@ -66,12 +73,12 @@ class Gpu:
         self.current = before
 
     def copy(self, host: Tensor, device: object) -> Tensor:
-        out = torch.full_like(host, torch.nan)
+        out = torch.full_like(host, _WRONG[host.dtype.is_floating_point])
         self.current.queue.append(lambda: out.copy_(host))
         return out
 
     def pin(self, count: int, dtype: torch.dtype) -> Tensor:
-        self.pinned.append(torch.full((count,), torch.nan, dtype=dtype))
+        self.pinned.append(torch.full((count,), _WRONG[dtype.is_floating_point], dtype=dtype))
         return self.pinned[-1]
 
     def finish(self) -> None:
@@ -99,6 +106,7 @@ class Device:
 
 
 DEVICE: Any = Device()
+needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def images(count: int, seed: int) -> list[Tensor]:
@@ -147,7 +155,44 @@ def test_other_devices_get_a_plain_conversion() -> None:
     assert torch.equal(sent, torch.stack(batch).bfloat16())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_whole_batches_of_bytes_are_sent_as_they_are(gpu: Gpu) -> None:
+    upload = Upload()
+    batches = [bytes_of(count, seed) for seed, count in enumerate((4, 4, 2, 5))]
+    copies = [batch.clone() for batch in batches]
+    sent = []
+    for batch in copies:
+        sent.append(upload(batch, DEVICE, torch.uint8))
+        batch.zero_()
+    gpu.finish()
+    for batch, have in zip(batches, sent, strict=True):
+        assert have.dtype == torch.uint8
+        assert torch.equal(have, batch)
+    assert {memory.dtype for memory in gpu.pinned} == {torch.uint8}
+    assert torch.equal(Upload()(batches[0], torch.device("cpu"), torch.uint8), batches[0])
+
+
+def bytes_of(count: int, seed: int, height: int = 5, width: int = 4) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 255, (count, height, width, 3), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_a_gpu)])
+def test_bytes_become_the_numbers_that_threads_look_up(dtype: torch.dtype, device: str) -> None:
+    """Every byte of every channel, to the bit, rounded to the model's dtype as a conversion of the numbers is."""
+    prepare = Prepare(image_transform_v2(PreprocessCfg(), is_train=False))
+    assert prepare.levels is not None
+    ramp = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3)
+    pixels = torch.cat([ramp, ramp.flip(1), bytes_of(3, 0, 16, 16)])
+    expected = np.empty((len(pixels), 3, 16, 16), np.float32)
+    for image, place in zip(pixels.numpy(), expected, strict=True):
+        look_up(prepare.levels, image, place)
+    numbers = Levels(prepare.levels, torch.device(device), dtype)(pixels.to(device))
+    assert numbers.is_contiguous()
+    assert torch.equal(numbers.cpu(), torch.from_numpy(expected).to(dtype))
+
+
+@needs_a_gpu
 def test_batches_on_a_gpu_are_those_of_a_plain_conversion() -> None:
     upload, device = Upload(), torch.device("cuda", 0)
     batches = [images(64, seed) for seed in range(6)]
@@ -157,7 +202,7 @@ def test_batches_on_a_gpu_are_those_of_a_plain_conversion() -> None:
         assert torch.equal((have * 1).cpu(), torch.stack(batch).bfloat16())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_a_gpu
 def test_files_arrive_on_a_gpu() -> None:
     pictures = [Image.new("RGB", (32, 32), (30 * index, 5, 200)) for index in range(7)]
     near, far = (clipfast.wrap(vision_tower(seed=1).to(device)) for device in ("cpu", "cuda"))
