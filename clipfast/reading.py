@@ -79,14 +79,20 @@ class _Cores:
             self._changed.notify_all()
 
 
-_CORES = _Cores()
+CORES = _Cores()
+"""Those of this process."""
 
 
 @contextmanager
 def computing() -> Iterator[None]:
     """While a model computes on the CPU: images are read ahead only on cores that none of torch's threads uses."""
-    with _CORES.forward(max(0, _available_cores() - torch.get_num_threads())):
+    with CORES.forward(spare_cores()):
         yield
+
+
+def spare_cores() -> int:
+    """Cores that none of torch's threads uses while a model computes on the CPU."""
+    return max(0, _available_cores() - torch.get_num_threads())
 
 
 def _available_cores() -> int:
@@ -151,7 +157,7 @@ def _read_ahead(
     numbers, awaited = count(), -1
 
     def read_item(item: Item, batch: int) -> Read[Item, Value]:
-        with _CORES.read(lambda: batch <= awaited):
+        with CORES.read(lambda: batch <= awaited):
             try:
                 return Read(item, read(item))
             except ClipfastError as error:
@@ -168,11 +174,11 @@ def _read_ahead(
         while started:
             start()  # before waiting for the previous batch: no thread is idle while there is something to read
             awaited += 1
-            _CORES.notify()
+            CORES.notify()
             yield [future.result() for future in started.popleft()]
     finally:
         awaited = next(numbers)  # threads that wait for a core go on, and end
-        _CORES.notify()
+        CORES.notify()
         pool.shutdown(cancel_futures=True)
 
 

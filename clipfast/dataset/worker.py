@@ -16,6 +16,7 @@ from clipfast.dataset.arrays import files
 from clipfast.dataset.flow.batches import Batches
 from clipfast.dataset.flow.decoder import Decoder
 from clipfast.dataset.flow.decomposer import Decomposer
+from clipfast.dataset.flow.jpegs import is_available, on_device
 from clipfast.dataset.flow.reader import Reader
 from clipfast.dataset.flow.writer import UnitWriter
 from clipfast.dataset.labelling import Labeller, LabelNotes
@@ -117,8 +118,10 @@ class Worker:
         expected = self._manifest.settings.model["weights"]
         if self._model.fingerprint() != expected:
             raise InputError(f"{job.model or 'the model'} has other weights than those of {job.folder}")
-        self._decoder = Decoder(self._model.preprocess)
-        self._decomposer = Decomposer(self._model)
+        mode = self._manifest.settings.preprocessing["mode"]
+        leaves_jpegs = mode == "fast" and is_available(self._model.device)
+        self._decoder = Decoder(self._model, mode, leaves_jpegs=leaves_jpegs)
+        self._decomposer = Decomposer(self._model, self._decoder.levels)
 
     def run(self, number: int, report: Report | None = None) -> Outcome:
         """Computes a unit and writes its record; when this raises, or the process ends, the unit has not changed.
@@ -149,12 +152,16 @@ class Worker:
         batches = Batches(self._decoder, settings.batch_size, self._job.threads)
         writer = UnitWriter(folder, settings.kept, Moments(self._model))
         meter = _Meter(unit.number, report, lambda: self._seconds(reader, writer))
-        with closing(reader.read(unit)) as samples, closing(batches.gather(samples)) as gathered:  # type: ignore[type-var]
-            for batch in gathered:
-                for part, contributions in self._decomposer.decompose(batch):
-                    writer.write(part, contributions)
-                    meter.count(len(part), sum(sample.failure is not None for sample in part))
-        writer.finish()
+        with (
+            closing(writer),
+            closing(reader.read(unit)) as samples,
+            closing(on_device(self._decoder, batches.gather(samples))) as gathered,
+            closing(self._decomposer.decompose(gathered)) as parts,
+        ):
+            for part, contributions in parts:
+                writer.write(part, contributions)
+                meter.count(len(part), sum(sample.failure is not None for sample in part))
+            writer.finish()
         meter.flush()
         record = Record(
             unit=unit.number,
