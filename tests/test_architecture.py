@@ -118,6 +118,7 @@ ALLOWED: dict[str, set[str]] = {
     "clipfast.dataset": {
         "clipfast.analyses.moments",
         "clipfast.contributions",
+        "clipfast.indices",
         "clipfast.basis",
         "clipfast.model",
         "clipfast.preprocessing",

@@ -29,6 +29,8 @@ class Listed:
     def read(self, unit: Unit) -> Iterator[Sample]:
         raise NotImplementedError
 
+    names = read
+
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
