@@ -1,5 +1,6 @@
 """A pass over images: preparing its collection, having its units computed, and what came of it."""
 
+import logging
 import os
 import shutil
 import tempfile
@@ -15,6 +16,8 @@ import torch
 
 from clipfast.dataset.changes import refuse_changed, retriable_units
 from clipfast.dataset.engines.engine import Engine, Events
+from clipfast.dataset.flow.difference import Difference, kept_difference
+from clipfast.dataset.flow.fast import Fast
 from clipfast.dataset.labelling import Labeller, LabelNotes, all_names, peek
 from clipfast.dataset.manifest import (
     KEPT,
@@ -34,6 +37,8 @@ from clipfast.model import Model
 
 Preprocess = Literal["exact", "fast"]
 
+logger = logging.getLogger("clipfast")
+
 MODEL_FILE = ".model.pt"
 _ENOUGH = 100  # images, before a share of failures says something
 
@@ -52,7 +57,7 @@ class PassOptions:
         unit_size: images in a unit that is a range; None for the collection's own, or 1024.
         model: what the user calls the model, for the record; default its own name.
         pretrained: the tag or the checkpoint's path that the model was loaded with, for the record.
-        preprocess: ``"exact"``, or ``"fast"``: see :mod:`clipfast.dataset.flow.decoder`.
+        preprocess: ``"exact"``, or ``"fast"``: see :mod:`clipfast.dataset.flow.fast`.
         shard: index and number of the parts that the units are divided over, when several passes share them.
         retry_failed: whether units with failures that may be gone are computed again: see
             :func:`clipfast.dataset.changes.retriable_units`.
@@ -83,6 +88,7 @@ class Summary:
         lost: workers that ended in the middle of a unit.
         notes: what was passed over, by reason.
         labels: what did not fit together about labels.
+        difference: what fast preprocessing changes; None for exact, and where nothing was left to do.
     """
 
     folder: Path
@@ -93,6 +99,7 @@ class Summary:
     lost: int = 0
     notes: Notes = field(default_factory=Notes)
     labels: LabelNotes = field(default_factory=LabelNotes)
+    difference: Difference | None = None
 
     @property
     def failed(self) -> int:
@@ -123,9 +130,11 @@ def prepared(
 
     Raises:
         InputError: another process writes there; the folder holds another pass, with every difference; an image that
-            was collected has changed; or there are no images.
+            was collected has changed; there are no images; or the model's preprocessing has no fast form.
         OSError: the folder cannot be written.
     """
+    if options.preprocess == "fast":
+        Fast(model.preprocess)
     with locked(folder) as run:
         exists = is_collection(folder)
         old = Manifest(folder) if exists else None
@@ -192,6 +201,10 @@ def run_pass(
     """
     manifest = ready.manifest
     summary = Summary(manifest.folder)
+    if options.preprocess == "fast" and ready.units:
+        summary.difference = kept_difference(manifest.folder, model, inputs, manifest.plan.units())
+        if summary.difference is not None:
+            logger.warning("%s", summary.difference)
     events.began(manifest, ready.units)
     file = manifest.folder / MODEL_FILE
     if ready.units:

@@ -1,8 +1,12 @@
 """What fast preprocessing changes, measured on the first images of a pass."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +17,15 @@ from clipfast.dataset.inputs.reading import Reading
 from clipfast.dataset.plan import Input, Unit, UnitError
 from clipfast.dataset.samples import Sample
 from clipfast.errors import ImageError
+from clipfast.files import write_text
 from clipfast.model import Model
 from clipfast.transfer import Levels
 
 IMAGES = 32
+FILE = "preprocessing.json"
+"""Where a collection keeps its difference."""
 _AT_ONCE = 8
+_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ def difference(model: Model, samples: Iterable[Sample], images: int = IMAGES) ->
     Args:
         model: whose preprocessing it is.
         samples: of the pass; at most four times as many as ``images`` are tried.
-        images: how many are compared.
+        images: how many are compared; fewer, but not below eight, where that takes longer than half a minute.
 
     Raises:
         InputError: the model's preprocessing has no fast form.
@@ -68,7 +76,8 @@ def difference(model: Model, samples: Iterable[Sample], images: int = IMAGES) ->
     pairs = islice(_pixels(decoders, islice(samples, 4 * images)), images)
     pixels: list[Tensor] = []  # [mode, images, height, width, 3]
     cosines: list[Tensor] = []
-    while batch := list(islice(pairs, _AT_ONCE)):
+    end = time.monotonic() + _SECONDS
+    while (not pixels or time.monotonic() < end) and (batch := list(islice(pairs, _AT_ONCE))):
         pixels.append(torch.stack(batch, 1))
         embeddings = [model.decompose(numbers(each.to(model.device))).embedding.double() for each in pixels[-1]]
         cosines.append(torch.cosine_similarity(embeddings[0], embeddings[1]).cpu())
@@ -97,7 +106,31 @@ def _pixels(decoders: Sequence[Decoder], samples: Iterable[Sample]) -> Iterator[
         yield both
 
 
-def first_samples(inputs: Sequence[Input], units: Iterable[Unit]) -> Iterator[Sample]:
+def kept_difference(folder: Path, model: Model, inputs: Sequence[Input], units: Iterable[Unit]) -> Difference | None:
+    """The difference that a collection keeps; measured and written where it has none.
+
+    Args:
+        folder: of the collection.
+        model: of the pass.
+        inputs: of the pass.
+        units: of the pass.
+
+    Raises:
+        InputError: the model's preprocessing has no fast form.
+        OSError: it cannot be written.
+    """
+    try:
+        return Difference(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # not there, or damaged
+        pass
+    with closing(first_samples(inputs, units)) as samples:
+        measured = difference(model, samples)
+    if measured is not None:
+        write_text(folder / FILE, json.dumps(measured.to_json()) + "\n")
+    return measured
+
+
+def first_samples(inputs: Sequence[Input], units: Iterable[Unit]) -> Generator[Sample, None, None]:
     """The samples of a pass in their order, as far as they are asked for; units that cannot be read are passed over.
 
     Args:

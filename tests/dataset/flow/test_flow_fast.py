@@ -15,9 +15,13 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, RandomCrop, Resize, ToTensor
 
 from clipfast import ImageError, InputError
+from clipfast.dataset.collecting import collect
+from clipfast.dataset.collection import Collection
 from clipfast.dataset.flow.decoder import Decoder
 from clipfast.dataset.flow.difference import Difference, difference, first_samples
 from clipfast.dataset.flow.fast import Fast
+from clipfast.dataset.inputs.opening import open_inputs
+from clipfast.dataset.passes import PassOptions
 from clipfast.dataset.plan import Unit, UnitError
 from clipfast.images import decode_image, open_image
 from clipfast.preprocessing import Prepare, Transform
@@ -220,3 +224,50 @@ def test_photographs_differ_little() -> None:
             means.append(np.abs(got - prepare.pixels(whole)).mean())
     assert len(means) == 16
     assert max(means) < 4
+
+
+def test_a_fast_pass_measures_its_difference_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, folder, tiny = tmp_path / "images", tmp_path / "collection", model()
+    images.mkdir()
+    for each in samples(12):
+        assert isinstance(each.content, bytes)
+        (images / each.id).write_bytes(each.content)
+    inputs = open_inputs([images])
+    options = PassOptions(preprocess="fast", unit_size=4)
+    summary = collect(inputs, folder, tiny, options)
+    expected = difference(tiny, samples(12))
+    assert summary.difference == expected is not None
+    assert [record.getMessage() for record in caplog.records] == [str(expected)]
+    assert Collection(folder).count == 12
+    assert Collection(folder).manifest.settings.preprocessing["mode"] == "fast"
+    assert collect(inputs, folder, tiny, options).difference is None  # nothing is left to do
+
+    (folder / "units" / "000001.json").unlink()  # as if it had been stopped before that unit
+    monkeypatch.setattr("clipfast.dataset.flow.difference.difference", lambda *_: pytest.fail("measured again"))
+    assert collect(inputs, folder, tiny, options).difference == expected
+    with pytest.raises(InputError, match="preprocessing mode 'fast', not 'exact'"):
+        collect(inputs, folder, tiny, PassOptions(unit_size=4))
+
+
+def test_a_fast_pass_without_a_fast_form_writes_nothing(tmp_path: Path) -> None:
+    tiny = model()
+    tiny.preprocess = lambda image: ToTensor()(image)
+    (tmp_path / "a.jpg").write_bytes(encoded(40, 30, 0))
+    with pytest.raises(InputError, match="no fast form"):
+        collect(open_inputs([tmp_path / "a.jpg"]), tmp_path / "c", tiny, PassOptions(preprocess="fast"))
+    assert not list((tmp_path / "c").iterdir())
+
+
+def test_fast_and_exact_passes_differ_by_the_pixels_alone(tmp_path: Path) -> None:
+    """PNGs of the resized size are not resized: both passes see the same bytes."""
+    tiny, images = model(), tmp_path / "images"
+    images.mkdir()
+    for number in range(5):
+        (images / f"{number}.png").write_bytes(encoded(24, 24, number, "PNG"))
+    inputs = open_inputs([images])
+    for mode in ("exact", "fast"):
+        collect(inputs, tmp_path / mode, tiny, PassOptions(preprocess=mode))  # type: ignore[arg-type]
+    exact, fast = (Collection(tmp_path / mode).moments for mode in ("exact", "fast"))
+    assert all(torch.equal(exact._sums[name], fast._sums[name]) for name in exact._sums)
