@@ -46,12 +46,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _run(arguments: list[str], limit: int | None) -> None:
+def _run(arguments: list[str], limit: int | None, ready: Any) -> None:
     """In a process of its own: the command, ended by Ctrl-C before it begins as a Python program is."""
     from clipfast.cli import main
     from clipfast.commands.stats import command
 
     heed_signals()
+    ready.set()
     torch.set_num_threads(1)
     command.EXACT = replace(EXACT, unit_size=4)  # type: ignore[misc]
     if limit is not None:
@@ -75,8 +76,10 @@ def server() -> Any:
 
 
 def start(server: Any, arguments: list[object], limit: int | None = None) -> BaseProcess:
-    process: BaseProcess = server.Process(target=_run, args=([str(each) for each in arguments], limit))
+    ready = server.Event()  # before it, multiprocessing would end the process with 1
+    process: BaseProcess = server.Process(target=_run, args=([str(each) for each in arguments], limit, ready))
     process.start()
+    assert ready.wait(300)
     return process
 
 
