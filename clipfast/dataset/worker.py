@@ -237,11 +237,22 @@ def save_model(model: Model, path: Path) -> None:
         OSError: the file cannot be written.
     """
     try:
-        torch.save(model, path)
-    except (TypeError, AttributeError, ValueError) as error:
+        with open(path, "wb") as file:
+            torch.save(model, file)
+    except (TypeError, AttributeError, ValueError, RuntimeError, OSError) as error:
+        failure = _failure_of_disk(error)
+        if failure is not None:
+            raise OSError(failure.errno, failure.strerror, str(path)) from None
         raise InputError(
             f"this model cannot be handed to other processes ({error}): collect with engine='serial'"
         ) from None
+
+
+def _failure_of_disk(error: BaseException | None) -> OSError | None:
+    """The error of a file that an error goes back to: torch raises others in place of it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def load_model(path: Path, device: str) -> Model:

@@ -1,10 +1,11 @@
 """Writing what a unit leaves: moments, a table of its images, and arrays."""
 
+import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -32,6 +33,9 @@ class UnitWriter:
         kept: what is kept per image, and in which dtype.
         moments: empty ones of the model.
 
+    Raises:
+        OSError: a file cannot be written.
+
     Attributes:
         statuses: how many images have each status.
         failures: the first images that failed.
@@ -41,8 +45,9 @@ class UnitWriter:
 
     def __init__(self, folder: Path, kept: Mapping[str, str | None], moments: Moments) -> None:
         self._folder, self._moments = folder, moments
-        self._table = ImageTable(folder)
-        self._arrays = ArrayWriter(folder, kept) if any(kept.values()) else None
+        with _naming(folder):
+            self._table = ImageTable(folder)
+            self._arrays = ArrayWriter(folder, kept) if any(kept.values()) else None
         self.statuses: Counter[str] = Counter()
         self.failures: list[Sample] = []
         self.seconds = self.moments_seconds = 0.0
@@ -87,12 +92,13 @@ class UnitWriter:
         self._moments.settle()
         self.moments_seconds += time.perf_counter() - started
         started = time.perf_counter()
-        if self._arrays is not None:
-            self._arrays.finish()
-        self._table.finish()
-        if self._moments.count:
-            self._moments.save(self._folder / MOMENTS, with_basis=False)
-        flush_tree(self._folder)
+        with _naming(self._folder):
+            if self._arrays is not None:
+                self._arrays.finish()
+            self._table.finish()
+            if self._moments.count:
+                self._moments.save(self._folder / MOMENTS, with_basis=False)
+            flush_tree(self._folder)
         self.seconds += time.perf_counter() - started
 
     def close(self) -> None:
@@ -123,7 +129,7 @@ class UnitWriter:
             part = self._parts.get()
 
     def _write(self, part: "_Part") -> None:
-        with part.on_device(self._streams):
+        with _naming(self._folder), part.on_device(self._streams):
             self._table.add(part.samples, part.contributions)
             if part.contributions is not None and self._arrays is not None:
                 self._arrays.add(part.contributions)
@@ -149,3 +155,14 @@ class _Part:
             stream = streams[device] = torch.cuda.Stream(device)
         stream.wait_event(self._ready)
         return torch.cuda.stream(stream)
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Gives an error of a file the name of the folder where the error itself has none, as those of Parquet and Zarr."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(folder)) from error
