@@ -29,6 +29,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from clipfast import storage
+from clipfast.dataset.guard import beginning
 from clipfast.dataset.plan import Plan
 from clipfast.dataset.samples import Status
 from clipfast.errors import InputError
@@ -310,7 +311,7 @@ def locked(folder: Path) -> Iterator[str]:
 
     Yields:
         The name of this run. A worker compares it with :func:`current_run` before it writes a record: one that outlived
-        its run, on another machine or for a moment, writes none.
+        its run, on another machine or for a moment, writes none (:mod:`clipfast.dataset.guard`).
 
     Raises:
         InputError: another process writes to the folder.
@@ -325,7 +326,8 @@ def locked(folder: Path) -> Iterator[str]:
         ) from None
     try:
         run = secrets.token_hex(8)
-        write_text(folder / RUN, run)
+        with beginning(folder):
+            write_text(folder / RUN, run)
         yield run
     finally:
         lock.release()

@@ -19,6 +19,7 @@ from clipfast.dataset.flow.decomposer import Decomposer
 from clipfast.dataset.flow.jpegs import is_available, on_device
 from clipfast.dataset.flow.reader import Reader
 from clipfast.dataset.flow.writer import UnitWriter
+from clipfast.dataset.guard import counting
 from clipfast.dataset.labelling import Labeller, LabelNotes
 from clipfast.dataset.manifest import Manifest, Record, current_run
 from clipfast.dataset.notes import Notes
@@ -188,11 +189,12 @@ class Worker:
 
     def _commit(self, record: Record) -> None:
         """Makes the unit count, and removes the files that counted before it."""
-        if current_run(self._job.folder) != self._job.run:
-            raise StaleRunError(f"{self._job.folder} was taken over by another run")
         flush_folder(self._manifest.data)
-        old = self._manifest.record(record.unit) if self._manifest.record_path(record.unit).exists() else None
-        self._manifest.write(record)
+        with counting(self._job.folder):
+            if current_run(self._job.folder) != self._job.run:
+                raise StaleRunError(f"{self._job.folder} was taken over by another run")
+            old = self._manifest.record(record.unit) if self._manifest.record_path(record.unit).exists() else None
+            self._manifest.write(record)
         if old is not None and old.folder != record.folder:
             shutil.rmtree(self._manifest.data / old.folder, ignore_errors=True)
 
