@@ -14,6 +14,7 @@ from clipfast import storage
 from clipfast.analyses.moments import Moments
 from clipfast.basis import Basis
 from clipfast.dataset.arrays import UnitArrays
+from clipfast.dataset.guard import GUARD
 from clipfast.dataset.images_table import IMAGES, fine, name_of, read_images
 from clipfast.dataset.inputs.locations import is_url, open_unit, version
 from clipfast.dataset.manifest import BASIS, DATA, HEADER, LOCK, MOMENTS, RECORDS, RUN, Manifest, Record
@@ -24,7 +25,7 @@ from clipfast.dataset.samples import Status
 from clipfast.errors import ClipfastError
 from clipfast.inputs import printable
 
-_OWN = {HEADER, LOCK, RUN, RECORDS, DATA, BASIS, MOMENTS, MERGED, UNITS, FILES}
+_OWN = {HEADER, LOCK, RUN, GUARD, RECORDS, DATA, BASIS, MOMENTS, MERGED, UNITS, FILES}
 _SHOWN = 20  # names that several images have
 _BLOCK = 1 << 20
 
