@@ -143,7 +143,7 @@ def test_signals_save_what_is_done(
     assert_same(out, whole)
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1,))])
 def test_interrupts_and_kills_at_random(
     seed: int, server: Any, images: Path, model_folder: Path, whole: Path, tmp_path: Path
 ) -> None:
