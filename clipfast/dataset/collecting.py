@@ -1,9 +1,8 @@
 """Collecting a data set: one call from what the user names to a collection on disk."""
 
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from clipfast.dataset.engines.engine import Engine, Events
 from clipfast.dataset.engines.serial import SerialEngine
@@ -58,11 +57,13 @@ def engine_named(
     if name == "serial":
         return SerialEngine(model)
     if name == "local":
-        local = import_module("clipfast.dataset.engines.local")
-        return cast(Engine, local.LocalEngine(workers=workers, devices=devices))
+        from clipfast.dataset.engines.local import LocalEngine
+
+        return LocalEngine(workers=workers, devices=devices)
     if name == "ray":
-        ray = import_module("clipfast.dataset.engines.ray")
-        return cast(Engine, ray.RayEngine(workers=workers, devices=devices, address=ray_address))
+        from clipfast.dataset.engines.ray import RayEngine
+
+        return RayEngine(workers=workers, devices=devices, address=ray_address)
     raise InputError(f"engine is {name!r}: choose serial, local or ray")
 
 

@@ -16,6 +16,7 @@ from clipfast.dataset.engines.serial import SerialEngine
 from clipfast.dataset.manifest import MOMENTS, Manifest, locked
 from clipfast.dataset.merging import merge_units, merged_moments
 from clipfast.dataset.passes import PassOptions, TooManyErrors, prepared
+from clipfast.dataset.validating import validate
 from clipfast.dataset.worker import Job, Outcome, Progress, StaleRunError, Worker
 from clipfast.errors import InputError
 
@@ -49,6 +50,7 @@ class Stopping(Silent):
 
 
 def test_a_pass_gives_what_the_model_gives(model: clipfast.Model, whole: Path) -> None:
+    assert validate(whole) == []
     collection = Collection(whole)
     assert (collection.count, collection.failed, collection.complete) == (16, 2, True)
     assert [entry.file for entry in collection.entries] == [f"image {n}" for n in range(18) if n not in (5, 6)]

@@ -12,6 +12,7 @@ from clipfast.analyses.moments import Moments
 from clipfast.contributions import Contributions
 from clipfast.dataset.collection import Collection
 from clipfast.dataset.upgrading import is_old_collection, upgrade
+from clipfast.dataset.validating import validate
 from clipfast.errors import InputError
 
 OLD = ROOT / "tests" / "saved" / "collections"
@@ -41,6 +42,7 @@ def test_contributions_and_labels_are_those_of_the_old_collection(dtype: str, tm
     assert [each["file"] for each in collection.failures()] == ["images/a/bad.png"]
     assert collection.header["model"] == "model"
     assert collection.header["dtype"] == "fp32"
+    assert validate(tmp_path / "new") == []
 
 
 def test_moments_alone_keep_every_bit(tmp_path: Path) -> None:
