@@ -83,6 +83,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "dataset":
+        return import_module("clipfast.dataset")
     if name not in _HOME:
         raise AttributeError(f"module 'clipfast' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
