@@ -10,6 +10,8 @@ A collection is a folder with
 * ``data/000012-1f0c9a5e/``: the files of a unit: ``images.parquet`` (a row per image), ``moments.safetensors``, and a
   Zarr group with what is kept per image (:mod:`clipfast.dataset.arrays`). Files that no record names do not count.
 * ``moments.safetensors``: the moments of all units, merged in the order of the plan; made from the units' own.
+* ``parts/0003-of-0016/``: a collection with every sixteenth unit, where several jobs share a pass
+  (:mod:`clipfast.dataset.combining`). It does not count.
 
 Nothing that a record names is ever changed. A unit that is computed again gets a new folder, and then a new record in
 place of the old one. So every state on disk is whole, also when a process was killed or the disk was full.
@@ -40,6 +42,7 @@ HEADER, LOCK, RUN = "collection.json", ".lock", ".run"
 KEPT = ("codes", "class_codes", "terms", "embeddings")
 """What can be kept per image: see :mod:`clipfast.dataset.arrays`."""
 RECORDS, DATA, BASIS, MOMENTS = "units", "data", "basis.safetensors", "moments.safetensors"
+PARTS = "parts"
 _RECORD = re.compile(r"(\d{6,})\.json")
 _CHECKSUM = "checksum"
 

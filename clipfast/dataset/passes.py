@@ -139,7 +139,7 @@ def prepared(
         exists = is_collection(folder)
         old = Manifest(folder) if exists else None
         if old is None:
-            _refuse_other_results(folder)
+            refuse_other_results(folder)
         _remove_leftovers(folder, old)
         size = options.unit_size or (old.settings.unit_size if old is not None else 1024)
         with tempfile.TemporaryDirectory(prefix=".plan-", dir=folder) as made:
@@ -305,7 +305,12 @@ def _remove_leftovers(folder: Path, manifest: Manifest | None) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _refuse_other_results(folder: Path) -> None:
+def refuse_other_results(folder: Path) -> None:
+    """For a folder that becomes a collection.
+
+    Raises:
+        InputError: it holds results of another command.
+    """
     results = sorted(path.name for path in folder.glob("*.safetensors"))
     if results and not (folder / UNITS).exists():
         raise InputError(

@@ -17,7 +17,7 @@ from clipfast.dataset.arrays import UnitArrays
 from clipfast.dataset.guard import GUARD
 from clipfast.dataset.images_table import IMAGES, fine, name_of, read_images
 from clipfast.dataset.inputs.locations import is_url, open_unit, version
-from clipfast.dataset.manifest import BASIS, DATA, HEADER, LOCK, MOMENTS, RECORDS, RUN, Manifest, Record
+from clipfast.dataset.manifest import BASIS, DATA, HEADER, LOCK, MOMENTS, PARTS, RECORDS, RUN, Manifest, Record
 from clipfast.dataset.merging import MERGED, load_basis, records_digest, unit_moments
 from clipfast.dataset.pieces import sized_checksum
 from clipfast.dataset.plan import FILES, UNITS, UnitError
@@ -25,7 +25,7 @@ from clipfast.dataset.samples import Status
 from clipfast.errors import ClipfastError
 from clipfast.inputs import printable
 
-_OWN = {HEADER, LOCK, RUN, GUARD, RECORDS, DATA, BASIS, MOMENTS, MERGED, UNITS, FILES}
+_OWN = {HEADER, LOCK, RUN, GUARD, PARTS, RECORDS, DATA, BASIS, MOMENTS, MERGED, UNITS, FILES}
 _SHOWN = 20  # names that several images have
 _BLOCK = 1 << 20
 
