@@ -2,13 +2,14 @@
 
 Threads decode several batches ahead, each image right into its place. On a CPU whose cores all compute, decoding and
 computing take turns: a forward waits at the end of every operation for its slowest thread, so an image that is decoded
-meanwhile costs more than its own time. Each turn is of several batches, since threads wait for each other where the
-turn changes.
+meanwhile costs more than its own time. Each turn is of several batches. Where the turn changes, cores are idle for the
+last image, and torch's threads spin for a few milliseconds before they sleep.
 """
 
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -108,6 +109,7 @@ class _Threads:
     ) -> None:
         self._decoder, self._source, self._samples = decoder, samples, iter(samples)
         self._size, self._takes_turns = size, takes_turns
+        self._asks = decoder.device.type == "cpu" and not takes_turns  # whether a forward has left a core
         image = decoder.empty(1).nbytes
         self._most = max(2, min(_IMAGES // size, _BYTES // (size * image)))
         self._taking = threading.Lock()  # held while the next sample is awaited
@@ -136,6 +138,7 @@ class _Threads:
     def _await(self) -> None:
         """Waits for the next batch, or for all that may be decoded ahead where decoding and computing take turns."""
         self._awaited = True
+        self._changed.notify_all()
         CORES.notify()
         try:
             self._changed.wait_for(lambda: self._error is not None or self._is_ready(turn=self._takes_turns))
@@ -172,7 +175,7 @@ class _Threads:
         """The next sample and its place, None where there is nothing more to do."""
         with self._taking:
             with self._changed:
-                self._changed.wait_for(lambda: self._is_over or self._has_room())
+                self._changed.wait_for(lambda: self._is_over or self._may_decode())
                 if self._is_over:
                     return None
             sample = next(self._samples, None)
@@ -192,11 +195,13 @@ class _Threads:
     def _is_over(self) -> bool:
         return self._closed or self._ended or self._error is not None
 
-    def _has_room(self) -> bool:
+    def _may_decode(self) -> bool:
+        if self._takes_turns and not self._awaited:
+            return False
         return len(self._fillings) < self._most or len(self._fillings[-1].samples) < self._size
 
     def _decode(self, filling: _Filling, row: int, sample: Sample) -> None:
-        with CORES.read(lambda: self._awaited or self._closed):
+        with CORES.read(lambda: self._awaited or self._closed) if self._asks else nullcontext():
             try:
                 size = self._decoder.left(sample)
                 if size is not None and isinstance(sample.content, bytes):

@@ -180,25 +180,23 @@ def test_closing_early_leaves_no_thread(tiny: Model, jpegs: list[Sample]) -> Non
     assert held.closed
 
 
-def test_closing_before_the_first_sample_is_there(tiny: Model, jpegs: list[Sample]) -> None:
+def test_closing_while_threads_wait_for_the_reader(tiny: Model, jpegs: list[Sample]) -> None:
     held = Held(jpegs)
-    held.go.clear()
-    batches = Batches(Decoder(tiny), 2, 3).gather(Reader([held]).read(UNIT))
-    failed: list[BaseException] = []
 
-    def consume() -> None:
-        try:
-            list(batches)
-        except BaseException as error:
-            failed.append(error)
+    def stalling() -> Iterator[Sample]:
+        for number, each in enumerate(jpegs):
+            if number == 16:  # as many as the reader hands over at once
+                held.go.clear()
+                assert held.go.wait(WAIT)
+            yield each
 
-    consumer = threading.Thread(target=consume)
-    consumer.start()
-    held.go.set()
-    consumer.join(WAIT)
-    assert not consumer.is_alive()
-    assert failed == []
+    reader = Reader([Held(stalling())])
+    batches = Batches(Decoder(tiny), 16, 3).gather(reader.read(UNIT))
+    assert len(next(batches).samples) == 16
+    threading.Timer(0.2, held.go.set).start()  # what is being read is read to its end
+    batches.close()
     assert threads() == []
+    assert list(batches) == []
 
 
 def test_a_slow_consumer_holds_reader_and_threads(tiny: Model) -> None:
@@ -217,11 +215,9 @@ def test_a_slow_consumer_holds_reader_and_threads(tiny: Model) -> None:
         assert 1 + sum(1 for _ in batches) == 500
 
 
-def test_no_image_is_begun_while_a_model_uses_every_core(
-    tiny: Model, jpegs: list[Sample], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("clipfast.reading._available_cores", torch.get_num_threads)
-    decoder, begun = Decoder(tiny), []
+def watched(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the images whose decoding has begun, so far."""
+    begun: list[str] = []
     own = decoder._decode
 
     def decode(each: Sample, place: NDArray[np.generic]) -> None:
@@ -229,16 +225,50 @@ def test_no_image_is_begun_while_a_model_uses_every_core(
         own(each, place)
 
     monkeypatch.setattr(decoder, "_decode", decode)
-    with closing(Batches(decoder, 1, 2).gather(jpegs * 4)) as batches:
+    return begun
+
+
+def test_turns_are_of_several_batches(tiny: Model, jpegs: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is decoded until a batch is awaited that is not there, and then as much as may be ahead."""
+    decoder = Decoder(tiny)
+    begun = watched(decoder, monkeypatch)
+    many = [replace(jpegs[number % len(jpegs)], id=f"{number}") for number in range(300)]
+    with closing(Batches(decoder, 10, 2, takes_turns=True).gather(many)) as batches:
+        for turn in range(1, 6):  # 60 images are not more than 64
+            for _ in range(6):
+                next(batches)
+                time.sleep(0.01)
+                assert len(begun) == 60 * turn
+        assert next(batches, None) is None
+    assert sorted(begun, key=int) == [each.id for each in many]
+
+
+def test_without_turns_threads_wait_for_a_core_that_a_forward_leaves(
+    tiny: Model, jpegs: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipfast.reading._available_cores", torch.get_num_threads)
+    decoder = Decoder(tiny)
+    begun = watched(decoder, monkeypatch)
+    with closing(Batches(decoder, 1, 2, takes_turns=False).gather(jpegs * 4)) as batches:
         next(batches)
         with computing():
             for _ in range(40):
                 next(batches)
             before = len(begun)
             time.sleep(0.1)
-            assert len(begun) == before
+            assert len(begun) <= before + 2  # those that the threads were at
             for _ in range(60):  # batches that are awaited are decoded all the same
                 next(batches)
+
+
+@pytest.mark.parametrize(("cores", "device", "turns"), [(0, "cpu", True), (1, "cpu", False), (0, "cuda", False)])
+def test_turns_are_taken_where_a_model_computes_on_all_cores(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch, cores: int, device: str, turns: bool
+) -> None:
+    monkeypatch.setattr("clipfast.reading._available_cores", lambda: torch.get_num_threads() + cores)
+    decoder = Decoder(tiny)
+    decoder.device = torch.device(device)
+    assert Batches(decoder, 4)._takes_turns is turns
 
 
 @pytest.mark.parametrize(("size", "count"), [(0, 1), (-1, None), (1, 0)])
