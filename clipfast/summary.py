@@ -227,17 +227,22 @@ def _pooling(tower: Tower) -> str:
     return f"the mean of {over}{', each after the final norm' if tower.pooling == 'normed_mean' else ''}"
 
 
+def code_shape(tower: Tower, depth: Depth) -> tuple[int, int, int]:
+    """Layers, heads and numbers of a head in the codes of an image, see :mod:`clipfast.basis`."""
+    if depth == "pool":
+        heads = 1 if tower.pool is None else tower.pool.heads
+        return 1, heads, tower.width if tower.pool is None else len(tower.pool.value_weight) // heads
+    if tower.pooling == "attention":
+        return tower.layers, tower.heads, tower.embed_dim
+    return tower.layers, tower.heads, tower.code_width if tower.blocks else 0
+
+
 def _memory(tower: Tower, depth: Depth) -> Memory:
     """What :class:`clipfast.Contributions` holds of an image, and what the forward keeps for it until the end."""
     wide = torch.empty(0, dtype=accumulation_dtype(tower.dtype)).element_size()
     narrow = torch.empty(0, dtype=tower.dtype).element_size()
-    layers, heads, code = tower.layers, tower.heads, tower.code_width if tower.blocks else 0
+    layers, heads, code = code_shape(tower, depth)
     is_late = depth == "all" and tower.pooling in ("normed_mean", "attention")
-    if depth == "pool":
-        layers, heads = 1, 1 if tower.pool is None else tower.pool.heads
-        code = tower.width if tower.pool is None else len(tower.pool.value_weight) // heads
-    elif tower.pooling == "attention":
-        code = tower.embed_dim
     numbers = layers * heads * code + (2 + layers) * tower.embed_dim + 3  # codes; start, MLPs, rest; norm, mean, std
     rows = layers * heads * tower.tokens * wide
     has_tokens = depth == "pool" or tower.pool is None
