@@ -17,6 +17,9 @@ COMMANDS = (
     "demo",
     "decompose",
     "scenes",
+    "collect",
+    "collection",
+    "plan",
     "stats",
     "textspan",
     "ablate",
@@ -28,6 +31,10 @@ COMMANDS = (
     "doctor",
 )
 """Folders of :mod:`clipfast.commands`: ``options.py`` has ``Options``, ``command.py`` has ``run(options)``."""
+
+GROUPS = {"collection": ("info", "validate", "retry", "export")}
+"""Commands with commands of their own, each a folder in the folder of the group."""
+_GROUP_HELP = {"collection": "Say what a collection holds, check it, complete it, write it for others."}
 
 app = App(
     name="clipfast",
@@ -43,7 +50,13 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 for _name in COMMANDS:
-    app.command(import_module(f"clipfast.commands.{_name}.options").Options, name=_name)
+    if _name in GROUPS:
+        _group = App(name=_name, help=_GROUP_HELP[_name])
+        for _part in GROUPS[_name]:
+            _group.command(import_module(f"clipfast.commands.{_name}.{_part}.options").Options, name=_part)
+        app.command(_group)
+    else:
+        app.command(import_module(f"clipfast.commands.{_name}.options").Options, name=_name)
 
 
 def run(arguments: Sequence[str]) -> int:

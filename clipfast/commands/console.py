@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent)
-_LONGEST = 400
+_LONGEST = 800
 
 
 class _Console(Console):
@@ -38,7 +38,7 @@ def help_console() -> Console:
 
 
 def one_line(message: object) -> str:
-    """Any message as one line of at most 400 characters."""
+    """Any message as one line of at most 800 characters."""
     text = " ".join(str(message).split())
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 

@@ -88,7 +88,7 @@ class InputOptions(ImageOptions):
     """Which images, by which model, with which labels.
 
     Attributes:
-        images: Image files, folders, tar shards; or one folder that ``clipfast stats`` wrote, a collection.
+        images: Image files, folders, tar shards; or one folder that ``clipfast collect`` wrote, a collection.
         model: An open_clip name (see ``clipfast models``), a model's folder, hf-hub:REPOSITORY or hf:REPOSITORY.
             Default: the bundled model, or the model that the collection was made with.
         dtype: Precision of the weights. Default: fp32, or that of the collection.

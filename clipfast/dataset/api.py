@@ -85,6 +85,7 @@ def collect(
         batch_size=batch_size,
         unit_size=unit_size,
         preprocess=preprocess,
+        columns={"image_column": image_column, "id_column": id_column},
         retry_failed=retry_failed,
         max_error_rate=max_error_rate,
     )

@@ -78,7 +78,12 @@ class Settings:
         differing = [name for name in dict.fromkeys([*mine, *theirs]) if mine.get(name) != theirs.get(name)]
         if _NAMED.intersection(differing):  # then it is clear that these differ, too
             differing = [name for name in differing if name not in _FOLLOWING]
-        return [_difference(name, mine.get(name), theirs.get(name)) for name in differing if name not in _FREE]
+        reasons = []
+        if bool(self.labels) != bool(other.labels):
+            differing = [name for name in differing if not name.startswith("labels.")]
+            reasons = ["images collected with labels" if self.labels else "images collected without labels"]
+        reasons += [_difference(name, mine.get(name), theirs.get(name)) for name in differing if name not in _FREE]
+        return reasons
 
     def to_json(self) -> dict[str, Any]:
         """As it is in the file."""
@@ -102,6 +107,9 @@ _SENTENCES = {
 """What a collection holds where a setting differs whose value says nothing to a reader."""
 
 
+_WITH = "images collected with "
+
+
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by name, ``model.name`` and so on."""
     flat: dict[str, Any] = {}
@@ -113,8 +121,8 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _difference(name: str, have: object, wanted: object) -> str:
     if name in _SENTENCES:
         return _SENTENCES[name]
-    what = name.removesuffix(".name") if name == "model.name" else name.removeprefix("model.")
-    return f"images collected with {what.replace('.', ' ').replace('_', ' ')} {have!r}, not {wanted!r}"
+    what = name.removesuffix(".name") if name == "model.name" else name.removeprefix("model.").removeprefix("images.")
+    return f"{_WITH}{what.replace('.', ' ').replace('_', ' ')} {have!r}, not {wanted!r}"
 
 
 @dataclass(frozen=True)
@@ -362,7 +370,8 @@ def refuse_other(folder: Path, have: Settings, wanted: Settings) -> None:
     """
     reasons = have.differences(wanted)
     if reasons:
-        raise InputError(f"{folder} holds {'; '.join(reasons)}: give another folder, or the options it was made with")
+        said = "; ".join(reasons).replace(f"; {_WITH}", "; ")  # once is enough
+        raise InputError(f"{folder} holds {said}: give another folder, or the options it was made with")
 
 
 def names_of(files: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from clipfast.dataset.changes import refuse_changed, retriable_units
+from clipfast.dataset.changes import changed_units, refuse_changed, retriable_units
 from clipfast.dataset.engines.engine import Engine, Events
 from clipfast.dataset.flow.difference import Difference, kept_difference
 from clipfast.dataset.flow.fast import Fast
@@ -58,9 +58,11 @@ class PassOptions:
         model: what the user calls the model, for the record; default its own name.
         pretrained: the tag or the checkpoint's path that the model was loaded with, for the record.
         preprocess: ``"exact"``, or ``"fast"``: see :mod:`clipfast.dataset.flow.fast`.
+        columns: ``image_column`` and ``id_column`` of tables and lists, as they were named, for the record.
         shard: index and number of the parts that the units are divided over, when several passes share them.
         retry_failed: whether units with failures that may be gone are computed again: see
             :func:`clipfast.dataset.changes.retriable_units`.
+        retry_changed: whether units are computed again whose shard, table or files have changed since.
         max_error_rate: share of images that may fail.
     """
 
@@ -70,8 +72,10 @@ class PassOptions:
     model: str | None = None
     pretrained: str | None = None
     preprocess: Preprocess = "exact"
+    columns: Mapping[str, str | None] = field(default_factory=dict)
     shard: tuple[int, int] = (0, 1)
     retry_failed: bool = False
+    retry_changed: bool = False
     max_error_rate: float = 1.0
 
 
@@ -144,7 +148,8 @@ def prepared(
         size = options.unit_size or (old.settings.unit_size if old is not None else 1024)
         with tempfile.TemporaryDirectory(prefix=".plan-", dir=folder) as made:
             plan = write_plan(Path(made), inputs, size)
-            images = {"names": [each.name for each in inputs], "digest": plan.digest, "units": plan.count}
+            names = [each.name for each in inputs]
+            images = {"names": names, "digest": plan.digest, "units": plan.count, **options.columns}
             if labeller is not None:
                 labeller.check(peek(inputs, plan))
                 if labeller.needs_names:
@@ -154,6 +159,7 @@ def prepared(
             if old is not None:
                 refuse_other(folder, old.settings, settings)
                 again = retriable_units(old, plan) if options.retry_failed else []
+                again += changed_units(old, plan) if options.retry_changed else []
                 refuse_changed(old, plan, set(again))
                 manifest = old
             else:

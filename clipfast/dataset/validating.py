@@ -266,7 +266,7 @@ class _Validation:
         records = {manifest.record_path(unit) for unit in finished}
         unread = {f"{unit:06}" for unit in finished - set(self._records)}  # their records are damaged
         for path in sorted(manifest.folder.iterdir()):
-            if path.name not in _OWN:
+            if path.name.startswith(".") and path.name not in _OWN:  # results of analyses may lie beside it
                 yield _leftover(path, "no part of the collection")
         for path in sorted((manifest.folder / RECORDS).iterdir()):
             if path not in records:

@@ -40,9 +40,9 @@ def data(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
     write(folder / "labels.csv", ("file", "kind", "place"), ROWS)
     write(folder / "classes.csv", ("label", "text"), [(name, text) for name, some in CLASSES.items() for text in some])
     (folder / "pool.txt").write_text("a red thing\na blue thing\n")
-    assert clipfast("stats", folder / "images", "--model", model_folder, "--out", folder / "all").returncode == 0
+    assert clipfast("collect", folder / "images", "--model", model_folder, "--out", folder / "all").returncode == 0
     labels = ("--labels", folder / "labels.csv", "--label-column", "kind", "--group-column", "place")
-    done = clipfast("stats", folder / "others", "--model", model_folder, "--out", folder / "other", *labels)
+    done = clipfast("collect", folder / "others", "--model", model_folder, "--out", folder / "other", *labels)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -170,7 +170,7 @@ def test_labels_of_tar_shards_are_found_again(data: Path, model_folder: Path, tm
             tar.add(data / "images" / name, name)
             (tmp_path / "label").write_text(label)
             tar.add(tmp_path / "label", name.replace(".png", ".cls"))
-    done = clipfast("stats", tmp_path / "shard.tar", "--model", model_folder, "--out", tmp_path / "c")
+    done = clipfast("collect", tmp_path / "shard.tar", "--model", model_folder, "--out", tmp_path / "c")
     assert done.returncode == 0, done.stderr
     classes = ("--classes", data / "classes.csv")
     again = ablated(tmp_path / "c", "--labels", "shard", *classes, out=tmp_path / "o")["ablations"]

@@ -138,7 +138,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> 
     folder = tmp_path_factory.mktemp("collected")
     for place, kind in (("a", "x"), ("b", "y")):
         draw(folder / "images" / place / kind, 2)
-    done = inside("stats", "images", "--model", model_folder, "--out", "c", cwd=folder)
+    done = inside("collect", "images", "--model", model_folder, "--out", "c", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "c"
 
@@ -182,7 +182,7 @@ def test_labels_of_the_folder_an_image_is_in(collection: Path, tmp_path: Path) -
     out = tmp_path / "own"
     images = collection.parent / "images"
     model = Collection(collection).header["model"]
-    done = inside("stats", images, "--model", model, "--labels", "parent", "--out", out, cwd=tmp_path)
+    done = inside("collect", images, "--model", model, "--labels", "parent", "--out", out, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [entry.label for entry in Collection(out).entries] == ["x", "x", "y", "y"]
 
@@ -191,7 +191,7 @@ def test_columns_of_a_table_of_groups_and_splits(model_folder: Path, tmp_path: P
     draw(tmp_path / "images", 8)
     rows = [f"{number},images/{number:03}.png,{number % 2},{number // 4},{number // 2 % 2}" for number in range(8)]
     (tmp_path / "metadata.csv").write_text("\n".join(["img_id,img_filename,y,split,place", *rows]) + "\n")
-    arguments = ("stats", "images", "--model", model_folder, "--labels", "metadata.csv", "--label-column", "y")
+    arguments = ("collect", "images", "--model", model_folder, "--labels", "metadata.csv", "--label-column", "y")
     columns = ("--file-column", "img_filename", "--group-column", "y,place", "--where", "split=1", "--out", "c")
     done = inside(*arguments, *columns, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -219,7 +219,7 @@ def test_a_typing_error_in_a_shards_column_names_the_columns(model_folder: Path,
                 member = tarfile.TarInfo(f"{number}.{ending}")
                 member.size = len(data)
                 archive.addfile(member, BytesIO(data))
-    arguments = ("stats", "s.tar", "--model", model_folder, "--labels", "shard", "--out", "c", "--label-column")
+    arguments = ("collect", "s.tar", "--model", model_folder, "--labels", "shard", "--out", "c", "--label-column")
     done = inside(*arguments, "shap", cwd=tmp_path)
     assert done.returncode == 2
     (line,) = messages(done.stderr)
@@ -244,7 +244,7 @@ def test_json_nested_too_deeply_is_one_line(tmp_path: Path) -> None:
         ("segment", "images", "--classes", "PIPE", "--model", "no-such-model"),
         ("segment", "images", "--labels", "parent", "--templates", "PIPE", "--model", "no-such-model"),
         ("segment", "images", "--texts", "a", "--texts", "b", "--background-texts", "PIPE", "--model", "no-such-model"),
-        ("stats", "images", "--labels", "PIPE"),
+        ("collect", "images", "--labels", "PIPE"),
         ("bench", "--chart", "PIPE"),
     ],
     ids=lambda arguments: " ".join(arguments[:4]),

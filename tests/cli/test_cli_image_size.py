@@ -27,7 +27,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def collected(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("collected") / "c"
-    ran = inside("stats", scenes / "images", *labels(scenes), "--image-size", TEXT, "--out", folder)
+    ran = inside("collect", scenes / "images", *labels(scenes), "--image-size", TEXT, "--out", folder)
     assert ran.returncode == 0
     assert "images of 48x96" in ran.stderr
     return folder
@@ -72,7 +72,7 @@ def test_a_collection_records_its_size_and_keeps_to_it(scenes: Path, collected: 
     ((_, contributions),) = collection.batches()
     assert contributions.grid == (6, 12)
     for options in ([], ["--image-size", "96x48"]):
-        ran = inside("stats", scenes / "images", *labels(scenes), *options, "--out", collected)
+        ran = inside("collect", scenes / "images", *labels(scenes), *options, "--out", collected)
         assert ran.returncode != 0
         other = [96, 48] if options else [64, 64]
         assert f"holds images collected with image size [48, 96], not {other}" in ran.stderr
@@ -124,7 +124,7 @@ def test_demo_and_doctor(tmp_path: Path) -> None:
     assert "--image-size is for testing a model" in ran.stderr
 
 
-@pytest.mark.parametrize("command", ["decompose", "stats", "segment", "report", "textspan"])
+@pytest.mark.parametrize("command", ["decompose", "collect", "segment", "report", "textspan"])
 @pytest.mark.parametrize(
     ("size", "message"),
     [

@@ -1,4 +1,4 @@
-"""``clipfast stats`` interrupted by signals, kills, full disks and short memory: every image counts once."""
+"""``clipfast collect`` interrupted by signals, kills, full disks and short memory: every image counts once."""
 
 import json
 import multiprocessing
@@ -9,7 +9,6 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,10 @@ import torch
 from commandline import heed_signals, inside, picture
 
 import clipfast as package
-from clipfast.commands import collecting
-from clipfast.commands.collecting import EXACT
+from clipfast.commands.collect import command as collecting
+from clipfast.commands.collect.command import run
+from clipfast.commands.collect.options import DataOptions, KeptOptions, Options
 from clipfast.commands.interrupts import saving_interrupts
-from clipfast.commands.options import InputOptions
-from clipfast.commands.stats.command import run
-from clipfast.commands.stats.options import Options
 from clipfast.contributions import Contributions
 from clipfast.dataset.collection import Collection
 from clipfast.dataset.manifest import Manifest, is_collection
@@ -49,12 +46,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _run(arguments: list[str], limit: int | None, ready: Any) -> None:
     """In a process of its own: the command, ended by Ctrl-C before it begins as a Python program is."""
     from clipfast.cli import main
-    from clipfast.commands.stats import command
 
     heed_signals()
     ready.set()
     torch.set_num_threads(1)
-    command.EXACT = replace(EXACT, unit_size=4)  # type: ignore[misc]
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     sys.argv = ["clipfast", *arguments]
@@ -71,7 +66,7 @@ def _run(arguments: list[str], limit: int | None, ready: Any) -> None:
 def server() -> Any:
     """Starts processes that have imported everything already, and have run nothing yet."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["clipfast.commands.stats", "clipfast.cli", __name__])
+    context.set_forkserver_preload(["clipfast.commands.collect.command", "clipfast.cli", __name__])
     return context
 
 
@@ -109,7 +104,7 @@ def whole(server: Any, images: Path, model_folder: Path, tmp_path_factory: pytes
 
 
 def command(images: Path, model: Path, out: Path) -> list[object]:
-    return ["stats", images, "--model", model, "--batch-size", 3, "--device", "cpu", "--out", out]
+    return ["collect", images, "--model", model, "--batch-size", 3, "--unit-size", 4, "--device", "cpu", "--out", out]
 
 
 def taken(folder: Path) -> int:
@@ -254,7 +249,7 @@ class ShortOfMemory(Model):
 
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    load = collecting.load_model_of
+    load = collecting.load_model
 
     def loaded(*arguments: Any) -> Model:
         model = load(*arguments)
@@ -262,7 +257,7 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
         return model
 
     monkeypatch.setattr(ShortOfMemory, "limit", limit)
-    monkeypatch.setattr(collecting, "load_model_of", loaded)
+    monkeypatch.setattr(collecting, "load_model", loaded)
 
 
 def test_short_memory_divides_batches_and_names_images(
@@ -278,7 +273,8 @@ def test_short_memory_divides_batches_and_names_images(
     white = picture(0).point(lambda _: 255)
     white.save(tmp_path / "images" / "10-white.png")
     short_of_memory(monkeypatch, 4)
-    options = Options(InputOptions([tmp_path / "images"], model=str(model_folder), batch_size=10), out=tmp_path / "c")
+    data = DataOptions([str(tmp_path / "images")], model=str(model_folder), device="cpu", batch_size=10)
+    options = Options(data, out=tmp_path / "c", kept=KeptOptions(store_dtype="float32"))
     assert run(options) == 2
     assert "out of memory with 10 images at once: going on with 5" in caplog.text
     assert "out of memory with 5 images at once: going on with 2" in caplog.text
@@ -297,13 +293,13 @@ def test_no_memory_for_a_single_image_ends_the_pass(
     images: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short_of_memory(monkeypatch, 0)
-    options = Options(InputOptions([images], model=str(model_folder)), out=tmp_path / "c")
+    options = Options(DataOptions([str(images)], model=str(model_folder), device="cpu"), out=tmp_path / "c")
     with pytest.raises(package.ClipfastError, match="out of memory on cpu"):
         run(options)
 
 
 def test_unfinished_collections(server: Any, images: Path, model_folder: Path, tmp_path: Path) -> None:
-    """Other commands refuse one; ``stats`` warns, says that it is not complete, and ends with 2."""
+    """Other commands refuse one; ``collect`` warns, says that it is not complete, and ends with 2."""
     out = tmp_path / "c"
     process = start(server, command(images, model_folder, out))
     interrupt(process, out, signal.SIGKILL, 0, units=1)
@@ -315,9 +311,9 @@ def test_unfinished_collections(server: Any, images: Path, model_folder: Path, t
     assert refused.returncode == 2
     count = Collection(out, unfinished=True).count
     assert f"holds an unfinished pass ({len(before)} of 7 units)" in refused.stderr
-    done = inside("stats", out, "--json", cwd=tmp_path)
+    done = inside("collect", out, "--json", cwd=tmp_path)
     assert done.returncode == 2
     assert f"warning: {out} holds an unfinished pass: {len(before)} of 7 units, {count} images" in done.stderr
     result = json.loads(done.stdout)
-    assert (result["complete"], result["images"], result["device"]) == (False, count, "cpu")
+    assert (result["complete"], result["images"]) == (False, count)
     assert contents(out) == before

@@ -38,7 +38,7 @@ def collected(siglip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         kind.mkdir(parents=True, exist_ok=True)
         picture(seed).save(kind / f"{seed}.png")
     options = ("--model", siglip, "--labels", "folder", "--out", folder / "collected")
-    assert inside("stats", folder / "images", *options).returncode == 0
+    assert inside("collect", folder / "images", *options).returncode == 0
     return folder / "collected"
 
 

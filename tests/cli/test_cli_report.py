@@ -17,11 +17,12 @@ from commandline import HEADS, LAYERS, clipfast, picture, start
 from pages import NASTY, Parsed
 
 import clipfast as package
+from clipfast.commands.collect import command as collect
+from clipfast.commands.collect.options import DataOptions, KeptOptions
 from clipfast.commands.options import ClassOptions, InputOptions, PoolOptions
 from clipfast.commands.report import command as report
 from clipfast.commands.report.images import in_turn
 from clipfast.commands.report.options import PictureOptions
-from clipfast.commands.stats import command as stats
 from clipfast.dataset.merging import MERGED
 
 WORDS = ["cat", "dog", "house", "tree", "car", "boat", "face", "hand", "road", "sky"]
@@ -197,8 +198,8 @@ def test_names_are_escaped(page: Parsed) -> None:
 def test_moments_alone_are_enough_for_texts(
     images: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    moments = InputOptions([images], model=str(model_folder))
-    assert stats.run(stats.Options(moments, out=tmp_path / "c", moments_only=True)) == 0
+    moments = DataOptions([str(images)], model=str(model_folder))
+    assert collect.run(collect.Options(moments, out=tmp_path / "c", kept=KeptOptions(moments_only=True))) == 0
     options = report.Options(
         InputOptions([tmp_path / "c"]), out=tmp_path / "folder", naming=PoolOptions(pool="random"), size=2, heads="L1"
     )
@@ -217,8 +218,8 @@ def test_moments_alone_are_enough_for_texts(
 def test_images_that_are_gone_have_no_pictures(images: Path, model_folder: Path, tmp_path: Path) -> None:
     """All but three were deleted after they were collected; and of those three two thumbnails were wanted."""
     copied = shutil.copytree(images, tmp_path / "images")
-    options = InputOptions([copied], model=str(model_folder), batch_size=5)
-    assert stats.run(stats.Options(options, out=tmp_path / "c")) == 0
+    options = DataOptions([str(copied)], model=str(model_folder), batch_size=5)
+    assert collect.run(collect.Options(options, out=tmp_path / "c")) == 0
     for path in sorted(copied.iterdir())[3:]:
         path.unlink()
     given = InputOptions([tmp_path / "c"])

@@ -36,9 +36,10 @@ from torch import Tensor
 
 import clipfast as package
 from clipfast.analyses.relevance import METHODS
+from clipfast.commands.collect import command as collect
+from clipfast.commands.collect.options import DataOptions
 from clipfast.commands.options import ClassOptions
 from clipfast.commands.segment.command import Options, run
-from clipfast.commands.stats import command as stats
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +135,10 @@ def test_masks_in_a_shard_and_images_of_a_collection(data: Path, model_folder: P
         data, model_folder, tmp_path / "k", collecting=collecting, masks=str(tmp_path / "keys"), methods="ours,legrad"
     )
     assert keys["methods"] == expected
-    assert stats.run(stats.Options(asked(data / "images", model_folder), out=tmp_path / "c")) == 0
+    collected = DataOptions(
+        [str(data / "images")], model=str(model_folder), dtype="fp64", batch_size=4, labels="folder"
+    )
+    assert collect.run(collect.Options(collected, out=tmp_path / "c")) == 0
     collecting = asked(tmp_path / "c", None, labels=None)
     again = scored(data, model_folder, tmp_path / "o", collecting=collecting, methods="ours,legrad")
     assert again["methods"] == expected

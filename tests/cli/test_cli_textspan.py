@@ -50,7 +50,7 @@ def test_the_texts_are_those_of_the_outputs(images: Path, texts: Path, model_fol
 
 
 def test_from_a_collection_and_some_heads(images: Path, texts: Path, model_folder: Path, tmp_path: Path) -> None:
-    assert clipfast("stats", images, "--model", model_folder, "--out", tmp_path / "c").returncode == 0
+    assert clipfast("collect", images, "--model", model_folder, "--out", tmp_path / "c").returncode == 0
     arguments = ("--pool", texts, "-m", 2, "--heads", "L-1", "--out", tmp_path / "o")
     done = clipfast("textspan", tmp_path / "c", *arguments)
     assert done.returncode == 0, done.stderr

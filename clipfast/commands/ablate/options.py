@@ -20,7 +20,7 @@ class SelectionOptions:
         at_least: With --words: how many of these must contain one.
         contrast: Remove so many heads that differ most between groups of a class.
         greedy: Remove up to so many heads, each the best for the worst group.
-        validation: For --contrast and --greedy: a folder of ``clipfast stats`` with labels and groups.
+        validation: For --contrast and --greedy: a folder of ``clipfast collect`` with labels and groups.
     """
 
     words: Texts = ()
@@ -40,7 +40,7 @@ class Options:
         inputs: The images and the model.
         zeroshot: The classes.
         terms: What to ablate together, such as "mlps, L10.H3"; repeat for others.
-        means: A folder of ``clipfast stats`` whose means are used. Default: the means of the images themselves.
+        means: A folder of ``clipfast collect`` whose means are used. Default: the means of the images themselves.
         selection: Which heads to remove.
         naming: The texts that heads are named by.
         reconstruct: Replace heads by what up to so many texts span.

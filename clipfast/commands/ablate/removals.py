@@ -95,7 +95,7 @@ def _validation(folder: Path, test: Labelled) -> tuple[Contributions, Tensor, Te
     shared = [entry.file for entry in collection.entries if (entry.path, entry.key) in seen]
     if shared:
         raise InputError(f"{folder} has {len(shared)} images of the test ({shared[0]}): choose heads on others")
-    collected = "collect it with `clipfast stats --labels … --group-column …`"
+    collected = "collect it with `clipfast collect --labels … --group-column …`"
     labels = sorted({entry.label for entry in collection.entries if entry.label is not None})
     other = [label for label in labels if label not in test.classes.labels]
     if other:

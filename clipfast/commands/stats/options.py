@@ -1,24 +1,17 @@
-"""Options of ``clipfast stats``."""
+"""Options of ``clipfast stats``, the earlier name of ``clipfast collect``."""
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from clipfast.commands.options import Flag, InputOptions
+from clipfast.commands.collect.options import Options as CollectOptions
 
 
 @dataclass(frozen=True)
-class Options:
-    """Pass over images once and keep what the analyses need; continues where it was stopped.
+class Options(CollectOptions):
+    """The earlier name of ``clipfast collect``, for this version only.
 
     Attributes:
-        inputs: The images and the model.
         out: Folder for the collection.
-        moments_only: Keep no image's contributions: enough for naming heads.
-        json: Print the JSON instead of the table.
     """
 
-    inputs: InputOptions = InputOptions()
-    _: KW_ONLY
     out: Path = Path("out/stats")
-    moments_only: Flag = False
-    json: Flag = False

@@ -41,7 +41,7 @@ def run(options: Options) -> int:
     for note in notes:
         console.warn(note)
     if not (options.weights or options.inputs.images):
-        raise InputError("no images were given: give images, a folder that `clipfast stats` wrote, or --weights")
+        raise InputError("no images were given: give images, a folder that `clipfast collect` wrote, or --weights")
     if options.weights:
         named = _by_weights(options, texts, method)
     else:

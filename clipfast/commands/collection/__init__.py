@@ -1,0 +1,1 @@
+"""``clipfast collection``: commands on a collection as a whole, a folder each."""
