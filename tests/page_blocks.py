@@ -165,7 +165,7 @@ def _check_command(words: list[str], block: Block) -> None:
         wrong = [word for word in arguments[2:] if word.startswith(("benchmarks/", "tests/")) and not exists(word)]
         assert not wrong, f"{where}: no file {wrong}"
     else:
-        assert program in {"pip", "git", "cd"}, f"{where}: the checks do not know the program {program}"
+        assert program in {"pip", "git", "cd", "ray"}, f"{where}: the checks do not know the program {program}"
 
 
 def exists(word: str) -> bool:

@@ -99,7 +99,7 @@ def python(code: str) -> Block:
 @pytest.mark.parametrize(
     "block",
     [
-        shell("clipfast stats images --no-such-option"),
+        shell("clipfast collect images --no-such-option"),
         shell("clipfast no-such-command images"),
         shell("make no-such-target"),
         shell("python -m benchmarks.no_such_module"),
@@ -120,7 +120,7 @@ def test_a_wrong_name_in_a_block_that_is_not_run_is_noticed(block: Block) -> Non
 
 
 def test_right_names_in_a_block_that_is_not_run() -> None:
-    check(shell("clipfast stats images --out out \\\n    --batch-size 8  # a comment\nmake test\ncd ..\n"))
+    check(shell("clipfast collect images --out out \\\n    --batch-size 8  # a comment\nmake test\ncd ..\n"))
     check(
         python("import torch\nmodel = clipfast.load('scenes', device='cuda', dtype=torch.bfloat16)\nmodel.tower.heads")
     )

@@ -25,9 +25,10 @@ generate = load("generate")
 def test_every_command_has_a_section_with_its_options() -> None:
     script = [sys.executable, str(ROOT / "docs" / "generate.py")]
     page = subprocess.run(script, capture_output=True, text=True, check=True).stdout
-    assert "```console\nclipfast stats [OPTIONS]" in page
+    assert "```console\nclipfast collect [OPTIONS]" in page
     for command, option in (
-        ("stats", "--moments-only"),
+        ("collect", "--moments-only"),
+        ("collection", "--layout"),
         ("textspan", "--pool"),
         ("bench", "--pairs"),
         ("models", "--all"),
