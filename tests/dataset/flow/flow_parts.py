@@ -63,10 +63,13 @@ class Held:
     def units(self, size: int) -> Iterator[Unit]:
         yield Unit("shard", "/shard.tar", number=0)
 
+    def pause(self) -> None:
+        assert self.go.wait(WAIT)
+
     def read(self, unit: Unit) -> Iterator[Sample]:
         try:
             for each in self._contents:
-                assert self.go.wait(WAIT)
+                self.pause()
                 self.given += 1
                 yield each
             if self._error is not None:
