@@ -32,9 +32,9 @@ COMMANDS = (
 )
 """Folders of :mod:`clipfast.commands`: ``options.py`` has ``Options``, ``command.py`` has ``run(options)``."""
 
-GROUPS = {"collection": ("info", "validate", "retry", "export")}
+GROUPS = {"collection": ("info", "validate", "retry", "merge", "export")}
 """Commands with commands of their own, each a folder in the folder of the group."""
-_GROUP_HELP = {"collection": "Say what a collection holds, check it, complete it, write it for others."}
+_GROUP_HELP = {"collection": "Say what a collection holds, check it, complete it, join parts, write it for others."}
 
 app = App(
     name="clipfast",

@@ -4,7 +4,8 @@ Nothing depends on this file but ``clipfast collection retry``: the settings of 
 """
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from clipfast.commands.collect.options import DataOptions, KeptOptions, Options
@@ -58,3 +59,19 @@ def kept_options(folder: Path) -> tuple[Path, Options]:
     if not base.is_dir():
         raise InputError(f"the paths of {folder} are from {base}, which is gone: {again}")
     return base, options
+
+
+def for_all(parts: Sequence[Path], folder: Path) -> None:
+    """Keeps the options of a pass whose parts were merged; nothing where they were of several passes, or had none.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    try:
+        kept = [
+            (base, replace(options, num_shards=None, shard_index=None)) for base, options in map(kept_options, parts)
+        ]
+    except InputError:
+        return
+    if all(each == kept[0] for each in kept):
+        _write(folder, *kept[0])

@@ -207,6 +207,27 @@ def test_processes_give_the_same_bits(images: Path, model_folder: Path, tmp_path
     assert moments[0] == moments[1]
 
 
+def test_parts_of_a_pass(images: Path, model_folder: Path, tmp_path: Path) -> None:
+    """Each part computes every other unit; the parts joined are the pass, and can be computed again as one."""
+    arguments = ["collect", images, *options(model_folder), "--unit-size", 2]
+    assert inside(*arguments, "--out", tmp_path / "whole").returncode == 0
+    for index in range(2):
+        done = inside(*arguments, "--num-shards", 2, "--shard-index", index, "--out", tmp_path / "joined")
+        assert done.returncode == 0, done.stderr
+        part = tmp_path / "joined" / "parts" / f"{index:04}-of-0002"
+        assert f"collected 2 of 4 units in {part}" in shown(done.stderr)[-1]
+        assert Manifest(part).finished() == {index, index + 2}
+    done = inside("collection", "merge", "--out", tmp_path / "joined")
+    assert done.returncode == 0, done.stderr
+    moments = [(tmp_path / name / "moments.safetensors").read_bytes() for name in ("whole", "joined")]
+    assert moments[0] == moments[1]
+    assert done.stdout == inside("collect", tmp_path / "whole").stdout
+    Manifest(tmp_path / "joined").record_path(1).unlink()
+    retried = inside("collection", "retry", tmp_path / "joined", "--device", "cpu")
+    assert retried.returncode == 0, retried.stderr
+    assert Manifest(tmp_path / "joined").complete
+
+
 # -------------------------------------------------------------------------------------------------- collections given
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shutil
+import subprocess
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import ROOT
-from commandline import HEADS, LAYERS, inside, messages, picture
+from commandline import COMMAND, HEADS, LAYERS, inside, messages, picture
 from page_blocks import blocks, commands
 
 import clipfast as package
@@ -203,6 +205,32 @@ def test_retry_needs_the_folder_that_paths_are_from(collection: Path) -> None:
 # ----------------------------------------------------------------------------------------------------- merge, export
 
 
+def test_parts_that_lack_units_are_refused(data: Path, model_folder: Path) -> None:
+    arguments = ["collect", "{a,b}.tar", *options(model_folder), "--num-shards", 2, "--shard-index", 0, "--out", "p"]
+    assert inside(*arguments, cwd=data).returncode == 0
+    done = inside("collection", "merge", "--out", "p", cwd=data)
+    assert done.returncode == 2
+    assert "part 1 of 2 is missing" in messages(done.stderr)[-1]
+
+
+def test_passes_over_different_images(data: Path, model_folder: Path) -> None:
+    """Joined one behind the other; images of the same name are refused, or told."""
+    for name in ("a", "b"):
+        inside("collect", f"{name}.tar", *options(model_folder), "--out", name, cwd=data)
+    done = inside("collection", "merge", "a", "b", "--out", "both", cwd=data)
+    assert done.returncode == 2  # one image is damaged
+    assert Manifest(data / "both").statuses() == {"ok": 9, "decode_error": 1}
+    assert "--retry-failed" in inside("collection", "retry", "both", cwd=data).stderr  # they had different options
+    (data / "sub").mkdir()
+    shutil.copy(data / "a.tar", data / "sub" / "a.tar")
+    inside("collect", "a.tar", *options(model_folder), "--out", data / "again", cwd=data / "sub")
+    refused = inside("collection", "merge", "a", "again", "--out", "twice", cwd=data)
+    assert (refused.returncode, "images of the same name" in refused.stderr) == (2, True)
+    allowed = inside("collection", "merge", "a", "again", "--allow-duplicates", "--out", "twice", cwd=data)
+    assert allowed.returncode == 0, allowed.stderr
+    assert "images of the same name" in allowed.stderr
+
+
 def test_export_for_clip_retrieval(collection: Path, tmp_path: Path) -> None:
     done = inside("collection", "export", collection, "--out", tmp_path / "e")
     assert done.returncode == 0, done.stderr
@@ -235,7 +263,7 @@ def test_export_of_everything(layout: str, collection: Path, tmp_path: Path) -> 
 # --------------------------------------------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize("command", GROUPS["collection"])
+@pytest.mark.parametrize("command", [name for name in GROUPS["collection"] if name != "merge"])
 def test_a_folder_that_is_no_collection(command: str, tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "gone"):
         done = inside("collection", command, place)
@@ -248,6 +276,8 @@ def test_a_folder_that_is_no_collection(command: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["merge"], "holds no parts"),
+        (["merge", "gone", "--out", "w"], "gone is no collection"),
         (["export", "c", "--layout", "csv"], "csv"),
         (["export", "c", "--heads", "L9.H9", "--out", "e"], "L9"),
         (["export", "c", "--heads", "L1.H0", "--layout", "zarr", "--out", "e"], "clip-retrieval"),
@@ -278,6 +308,32 @@ def test_a_damaged_record_is_an_error_everywhere(collection: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ documentation
+
+
+def test_the_slurm_script_of_the_page(data: Path, model_folder: Path) -> None:
+    """Run by bash as Slurm would: for every index, with the variables of an array of two jobs."""
+    [script] = [block.code for block in blocks("docs/howto/datasets.md") if "#SBATCH" in block.code]
+    program = data / "bin" / "clipfast"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/bash\nexec {" ".join(COMMAND)} "$@" --model {model_folder} --device cpu\n')
+    program.chmod(0o755)
+    for index in range(2):
+        environment = os.environ | {
+            "PATH": f"{program.parent}:{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+            "DATA": "{a,b}.tar",
+            "RESULTS": str(data / "joined"),
+            "SLURM_ARRAY_TASK_ID": str(index),
+            "SLURM_ARRAY_TASK_COUNT": "2",
+        }
+        (data / "job.sh").write_text(script)
+        done = subprocess.run(
+            ["bash", "job.sh"], cwd=data, env=environment, capture_output=True, text=True, check=False
+        )
+        assert Manifest(data / "joined" / "parts" / f"000{index}-of-0002").finished() == {index}, done.stderr
+    joined = inside("collection", "merge", "--out", "joined", cwd=data)
+    assert joined.returncode == 2  # one image is damaged
+    assert Manifest(data / "joined").statuses() == {"ok": 9, "decode_error": 1}
 
 
 def test_the_table_of_the_page_about_planning() -> None:

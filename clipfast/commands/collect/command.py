@@ -24,6 +24,7 @@ from clipfast.commands.progress import require_log
 from clipfast.commands.reopening import keep_options
 from clipfast.commands.running import Job, Placed, check_out, read_speed, run_shown
 from clipfast.dataset.collection import Collection
+from clipfast.dataset.combining import part_folder
 from clipfast.dataset.inputs.opening import open_inputs
 from clipfast.dataset.labelling import Labeller
 from clipfast.dataset.manifest import is_collection
@@ -80,7 +81,7 @@ def collect(options: Options, *, folder: Path | None = None, retry_changed: bool
     options.check()
     require_log(options.run.log_to)
     data = replace(options.data, images=[os.fspath(name) for name in options.data.images])
-    out = folder or options.out
+    out = folder or (options.out if options.num_shards is None else part_folder(options.out, *options.shard()))
     check_out(out, data.images)
     prepare_folder(out)
     size = parse_size(data.image_size)  # what is wrong with it is said before anything slow
@@ -187,7 +188,7 @@ def summarise(folder: Path, *, as_json: bool, part: bool = False, device: str | 
     if not collection.complete:
         units = f"{len(manifest.finished())} of {manifest.plan.count} units"
         if part:
-            console.note(f"collected {units} in {folder}")
+            console.note(f"collected {units} in {folder}: join all parts with `clipfast collection merge`")
         else:
             console.warn(f"{folder} holds an unfinished pass: {units}, {moments.count} images")
     else:

@@ -131,7 +131,8 @@ class Options:
         kept: What is kept of every image.
         preprocess: exact, as the model's own package prepares images; or fast, which decodes JPEGs at a reduced size.
         unit_size: Images that are computed as one unit of work, where they are not in shards. Default: 1024.
-        num_shards: Divide the pass into so many parts, for jobs that cannot talk to each other.
+        num_shards: Divide the pass into so many parts, for jobs that cannot talk to each other, each in a folder of its
+            own in that of --out; ``clipfast collection merge`` joins them.
         shard_index: Compute this part, from 0.
         retry_failed: Compute units again in which images were missing or could not be read.
         upgrade: Rewrite a collection of an earlier version, given in place of images, into the folder of --out.
