@@ -7,6 +7,7 @@ one unit with the old sums.
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -116,10 +117,10 @@ def _write_unit(
         moments.save(folder / MOMENTS, with_basis=False)
         flush_tree(folder)
     else:
-        writer = UnitWriter(folder, manifest.settings.kept, Moments(backend=moments.backend))
-        writer.write(samples, contributions)
-        writer.write(failures, None)
-        writer.finish()
+        with closing(UnitWriter(folder, manifest.settings.kept, Moments(backend=moments.backend))) as writer:
+            writer.write(samples, contributions)
+            writer.write(failures, None)
+            writer.finish()
     statuses = {"ok": len(samples)} | ({Status.DECODE_ERROR.value: len(failures)} if failures else {})
     manifest.write(Record(number, folder.name, statuses, files(folder)))
 
