@@ -19,7 +19,6 @@ from clipfast.dataset.manifest import Manifest, is_collection
 from clipfast.dataset.passes import PassOptions, Prepared, Summary, prepared, run_pass
 from clipfast.dataset.plan import Input
 from clipfast.dataset.progress import Tracker
-from clipfast.dataset.samples import Status
 from clipfast.errors import InputError
 from clipfast.files import write_text
 from clipfast.model import Model
@@ -159,9 +158,8 @@ def done(folder: Path) -> str:
     again = "run the same command again to go on"
     if not is_collection(folder):
         return f"nothing is collected yet; {again}"
-    manifest = Manifest(folder)
-    images = manifest.statuses()[Status.OK]
-    return f"{len(manifest.finished())} of {manifest.plan.count} units are done, {images} images are in; {again}"
+    manifest = Manifest(folder)  # records are not read: there may be a million, and somebody waits
+    return f"{len(manifest.finished())} of {manifest.plan.count} units are done; {again}"
 
 
 def _keep_speed(folder: Path, tracker: Tracker, placed: Placed, model: Model) -> None:

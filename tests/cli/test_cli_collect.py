@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
-from commandline import HEADS, LAYERS, clipfast, inside, messages, picture, write_bad
+from builders import ROOT
+from commandline import HEADS, LAYERS, clipfast, inside, messages, picture, start, write_bad
 from measures import error
 from tolerances import FLOAT32
 
@@ -131,6 +134,18 @@ def test_at_most_twenty_errors_of_a_unit_are_shown(model_folder: Path, tmp_path:
     assert "13 more images" in errors[-1]
 
 
+def test_what_fast_preprocessing_changes_is_told(images: Path, model_folder: Path, tmp_path: Path) -> None:
+    arguments = ["collect", images, *options(model_folder), "--preprocess", "fast", "--out", tmp_path / "c"]
+    done = inside(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert sum("fast preprocessing: pixels of 8 images differ" in line for line in shown(done.stderr)) == 1
+    told = json.loads((tmp_path / "c" / "stats.json").read_text())["preprocessing"]
+    assert (told["mode"], told["difference"]["images"]) == ("fast", 8)
+    assert 0.9 < told["difference"]["least_cosine"] <= 1
+    assert inside("collect", images, *options(model_folder), "--out", tmp_path / "exact").returncode == 0
+    assert json.loads((tmp_path / "exact" / "stats.json").read_text())["preprocessing"] == {"mode": "exact"}
+
+
 # -------------------------------------------------------------------------------------------------- going on
 
 
@@ -241,6 +256,25 @@ def test_a_collection_in_place_of_images(images: Path, model_folder: Path, tmp_p
     assert "is a collection, whose images are collected already: leave --model out" in refused.stderr
 
 
+def test_a_collection_of_an_earlier_version(tmp_path: Path) -> None:
+    """Is refused with the command that rewrites it; with that it has what it had, in float32."""
+    old = tmp_path / "old"
+    shutil.copytree(ROOT / "tests" / "saved" / "collections" / "collection-4", old)
+    before = {path.name: path.read_bytes() for path in old.iterdir()}
+    refused = inside("collect", old)
+    assert refused.returncode == 2
+    assert f"rewrite it with `clipfast collect --upgrade {old} --out FOLDER`" in refused.stderr
+    done = inside("collect", "--upgrade", old, "--out", tmp_path / "new", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"] == json.loads(before["collection.json"])["count"]
+    assert Manifest(tmp_path / "new").settings.kept["codes"] == "float32"
+    assert {path.name: path.read_bytes() for path in old.iterdir()} == before
+    assert inside("collection", "validate", tmp_path / "new").returncode == 0
+    half = inside("collect", "--upgrade", old, "--store-dtype", "float16", "--out", tmp_path / "half")
+    assert half.returncode == 0
+    assert Manifest(tmp_path / "half").settings.kept["codes"] == "float16"
+
+
 def test_the_earlier_name_says_so(images: Path, model_folder: Path, tmp_path: Path) -> None:
     done = inside("stats", images, *options(model_folder), "--out", tmp_path / "c")
     assert done.returncode == 0, done.stderr
@@ -315,3 +349,43 @@ def test_too_many_errors_end_the_pass(model_folder: Path, tmp_path: Path) -> Non
     assert Manifest(tmp_path / "c").finished() == {0, 1}
     assert inside(*arguments).returncode == 2  # goes on, to the end
     assert Manifest(tmp_path / "c").statuses()["ok"] == 75
+
+
+# ------------------------------------------------------------------------------------------------------ interruptions
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda each: each.name)
+def test_an_interrupted_pass_says_what_is_done(number: int, model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for index in range(400):
+        picture(index).save(tmp_path / "images" / f"{index:03}.png")
+    arguments = ["collect", "images", *options(model_folder), "--unit-size", 4, "--out", "c"]
+    process = start(*arguments, cwd=tmp_path)
+    while not any((tmp_path / "c" / "units").glob("*.json")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    units = len(Manifest(tmp_path / "c").finished())
+    assert 0 < units < 100
+    assert shown(stderr)[-1] == (
+        f"error: interrupted: {units} of 100 units are done; run the same command again to go on"
+    )
+    assert json.loads(stderr.splitlines()[-2])["units"] <= units
+    done = inside(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{units} of 100 units ({4 * units} images) were collected before" in done.stderr
+    assert Manifest(tmp_path / "c").statuses() == {"ok": 400}
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bits(images: Path, model_folder: Path, tmp_path: Path) -> None:
+    """With a cluster that Ray starts on this machine, in a process of its own."""
+    pytest.importorskip("ray")
+    arguments = ["collect", images, *options(model_folder), "--unit-size", 2]
+    assert inside(*arguments, "--out", tmp_path / "one").returncode == 0
+    done = clipfast(*arguments, "--engine", "ray", "--workers", 2, "--threads", 1, "--out", tmp_path / "ray")
+    assert done.returncode == 0, done.stderr
+    records = [list(Manifest(tmp_path / name).records()) for name in ("one", "ray")]
+    assert [record.files for record in records[0]] == [record.files for record in records[1]]
+    assert "Traceback" not in done.stderr

@@ -4,6 +4,8 @@ The folder given as ``--out`` is a collection (:mod:`clipfast.dataset.manifest`)
 of the images. ``stats.json`` has every head's share of the variance and its rank, ``last_run.json`` the speed.
 """
 
+import contextlib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -25,9 +27,10 @@ from clipfast.commands.reopening import keep_options
 from clipfast.commands.running import Job, Placed, check_out, read_speed, run_shown
 from clipfast.dataset.collection import Collection
 from clipfast.dataset.combining import part_folder
+from clipfast.dataset.flow.difference import FILE as DIFFERENCE
 from clipfast.dataset.inputs.opening import open_inputs
 from clipfast.dataset.labelling import Labeller
-from clipfast.dataset.manifest import is_collection
+from clipfast.dataset.manifest import Manifest, is_collection
 from clipfast.dataset.passes import PassOptions, Summary
 from clipfast.dataset.plan import Input
 from clipfast.dataset.rounding import Rounding, rounding_error
@@ -114,10 +117,11 @@ def _upgrade(old: Path, options: Options) -> int:
     """Rewrites a collection of an earlier version."""
     if not is_old_collection(old):
         raise InputError(f"{old} is no collection of an earlier version: --upgrade has nothing to rewrite")
-    with console.progress("rewriting", 0) as advance:
-        count = upgrade(old, options.out, store_dtype=options.kept.store_dtype, advance=advance)
+    with console.status("rewriting"):
+        count = upgrade(old, options.out, store_dtype=options.kept.store_dtype or "float32")
     console.note(f"{old} is rewritten in {options.out}, {count} images; the old one can be removed")
-    return summarise(options.out, as_json=options.json)
+    summarise(options.out, as_json=options.json)
+    return 0  # images that failed did so in the pass that wrote it
 
 
 def _refuse_settings(folder: Path, data: DataOptions) -> None:
@@ -172,6 +176,7 @@ def summarise(folder: Path, *, as_json: bool, part: bool = False, device: str | 
         "device": device or _device(folder),
         "collection": str(folder),
         "rounding": None if rounding is None else _rounding(rounding),
+        "preprocessing": _preprocessing(manifest),
         "heads": heads,
     }
     write_json(folder / "stats.json", result)
@@ -201,6 +206,14 @@ def _device(folder: Path) -> str | None:
     """Where the last run of a collection computed, if it said so."""
     speed = read_speed(folder)
     return None if speed is None else ", ".join(speed["devices"])
+
+
+def _preprocessing(manifest: Manifest) -> dict[str, Any]:
+    """Which preprocessing there was, and how far a fast one is from the model's own."""
+    content = {"mode": manifest.settings.preprocessing["mode"]}
+    with contextlib.suppress(OSError, ValueError):  # exact preprocessing leaves no file
+        content["difference"] = json.loads((manifest.folder / DIFFERENCE).read_text(encoding="utf-8"))
+    return content
 
 
 def _rounding(rounding: Rounding) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class KeptOptions:
         terms: Keep the contributions that are no head's: start, every MLP, rest.
         embeddings: Keep image embeddings, in float32.
         moments_only: Keep none of these: enough for naming heads.
-        store_dtype: Precision of what is kept.
+        store_dtype: Precision of what is kept. Default: float16, or float32 with --upgrade, which keeps every bit.
     """
 
     codes: Annotated[bool, Parameter(negative="--no-codes")] = True
@@ -67,12 +67,13 @@ class KeptOptions:
     terms: Annotated[bool, Parameter(negative="--no-terms")] = True
     embeddings: Annotated[bool, Parameter(negative="--no-embeddings")] = True
     moments_only: Flag = False
-    store_dtype: StoreDtype = "float16"
+    store_dtype: StoreDtype | None = None
 
     def kept(self) -> dict[str, str | None]:
         """The dtype in which each array is kept; None for one that is not."""
         wanted = {name: getattr(self, name) and not self.moments_only for name in ("codes", "class_codes", "terms")}
-        dtypes: dict[str, str | None] = {name: self.store_dtype if keep else None for name, keep in wanted.items()}
+        dtype = self.store_dtype or "float16"
+        dtypes: dict[str, str | None] = {name: dtype if keep else None for name, keep in wanted.items()}
         return dtypes | {"embeddings": "float32" if self.embeddings and not self.moments_only else None}
 
 
