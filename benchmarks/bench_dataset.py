@@ -44,6 +44,8 @@ QUESTION = "dataset"
 SENTENCE = "A pass over tar shards of JPEGs: what do reading, sharing the cores and writing cost?"
 IMAGES = {"scenes": 1024, "ViT-B-32": 256, "ViT-B-16": 256}
 """Models, and images in a pass: a few seconds."""
+SMALLER = ("scenes", "ViT-B-32")
+"""Models for the cases without a bar."""
 BATCH, SHARD = 8, 256
 SIDES, QUALITY, GRAIN = (256, 500), 90, 8
 """Least and largest side of an image, JPEG's quality, and the standard deviation of the noise."""
@@ -181,6 +183,7 @@ def test_against_its_parts(benchmark: BenchmarkFixture, case: Case, results: Res
     benchmark.pedantic(case.whole, rounds=1)  # type: ignore[no-untyped-call]
 
 
+@pytest.mark.parametrize("case", SMALLER, indirect=True)
 def test_keeping_codes(benchmark: BenchmarkFixture, case: Case, results: Results, pairs: int, say: Any) -> None:
     def keeping() -> None:
         case.whole(codes="float16", embeddings="float16")
@@ -194,6 +197,7 @@ def test_keeping_codes(benchmark: BenchmarkFixture, case: Case, results: Results
     benchmark.pedantic(keeping, rounds=1)  # type: ignore[no-untyped-call]
 
 
+@pytest.mark.parametrize("case", SMALLER, indirect=True)
 def test_fast_preprocessing(benchmark: BenchmarkFixture, case: Case, results: Results, pairs: int, say: Any) -> None:
     measured = difference(case.model, first_samples([case.input], case.input.units(SHARD)))
     assert measured is not None
