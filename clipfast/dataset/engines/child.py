@@ -13,6 +13,7 @@ from typing import Any
 from clipfast.dataset.engines import process
 
 _KEPT = 1 << 12  # bytes of what it writes to stderr
+_CLOSING = 5.0  # seconds between the end of its connection and its own
 _THREADS = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -88,8 +89,11 @@ class Child:
                 ended = True
             if not ended:
                 return
-            self._process.kill()  # where it has only closed its end
-            self._process.wait()
+            try:
+                self._process.wait(_CLOSING)
+            except subprocess.TimeoutExpired:  # it has only closed its end
+                self._process.kill()
+                self._process.wait()
             self._read_stderr()
             self._ended = _ending(self._process.returncode, self._written)
 

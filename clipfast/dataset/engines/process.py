@@ -28,11 +28,12 @@ def main(descriptor: int, parent: int) -> None:
     connection = Connection(descriptor)
     try:
         sys.path[:] = connection.recv()
+        begin = connection.recv_bytes()  # it may be large, and the driver waits until it is read
     except (EOFError, OSError):
         os._exit(0)
     from clipfast.dataset.engines.serving import serve
 
-    serve(connection)
+    serve(connection, begin)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ class RayEngine:
             that has called :func:`ray.init` itself, that cluster is used.
 
     Raises:
+        MissingExtra: Ray is not installed.
         InputError: fewer than one worker.
     """
 
@@ -64,13 +65,13 @@ class RayEngine:
     ) -> None:
         if workers is not None and workers < 1:
             raise InputError(f"{workers} workers cannot compute anything: give 1 or more")
+        self._ray = _imported()
         self._workers, self._devices, self._address = workers, tuple(devices or ()), address
 
     def run(self, job: Job, units: Sequence[int], events: Events) -> None:
         """As :meth:`.Engine.run`.
 
         Raises:
-            MissingExtra: Ray is not installed.
             InputError: there is no such cluster, or it has no room for a worker.
             LostWorkersError: workers end again and again, at one unit or before they begin.
             WorkerError: a fault in a worker.
@@ -79,7 +80,7 @@ class RayEngine:
             return
         plan, waiting = Manifest(job.folder).plan, Waiting(units)
         address = self._address or os.environ.get("RAY_ADDRESS") or "local"
-        _Actors(_imported(), address, self._workers, self._devices, job, waiting, _landmarks(plan, units)).run(events)
+        _Actors(self._ray, address, self._workers, self._devices, job, waiting, _landmarks(plan, units)).run(events)
         waiting.raise_given_up(plan)
 
 

@@ -36,19 +36,20 @@ class Ready:
     """The worker has its model and waits for units."""
 
 
-def serve(connection: Connection) -> None:
+def serve(connection: Connection, first: bytes) -> None:
     """Computes units until the driver closes the connection; then the process ends, in the middle of a unit too.
 
-    Over the connection come a :class:`Begin` and then numbers of units. Back go :class:`Ready`,
+    Over the connection come numbers of units. Back go :class:`Ready`,
     :class:`~clipfast.dataset.worker.Progress` and :class:`~clipfast.dataset.worker.Outcome`, log records, and at most
     one :class:`.Raised`, which is the last.
 
     Args:
         connection: to the driver.
+        first: its first message, a pickled :class:`Begin`.
     """
     driver = _Driver(connection)
     try:
-        begin = driver.units.get()
+        begin = pickle.loads(first)
         _forward_log(driver, begin.level)
         job = pickle.loads(begin.job)
         worker = Worker(replace(job, device=begin.device, threads=begin.threads))

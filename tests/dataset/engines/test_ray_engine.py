@@ -213,10 +213,10 @@ def test_a_node_that_ends(images: Path, whole: dict[str, Any], tmp_path: Path) -
 # ---------------------------------------------------------------------------------------------- without a cluster
 
 
-def test_ray_is_an_extra(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtra, match=r"^the engine ray needs the package ray: pip install 'clipfast\[ray\]'$"):
-        run(Pictures(images), tmp_path / "c", RayEngine())
+        RayEngine()
 
 
 @pytest.mark.parametrize("address", ["nonsense", "host:99999999", "ray://host"])
