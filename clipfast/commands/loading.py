@@ -15,6 +15,18 @@ from clipfast.model import Model
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
+def parse_device(name: str) -> torch.device:
+    """A device by name, whether it is here or not.
+
+    Raises:
+        InputError: no device has such a name.
+    """
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise InputError(f"no device is called {name!r}: try cpu, cuda or cuda:0") from None
+
+
 def check_device(name: str | None) -> torch.device | None:
     """A device by name, or None to choose.
 
@@ -23,10 +35,7 @@ def check_device(name: str | None) -> torch.device | None:
     """
     if name is None:
         return None
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"no device is called {name!r}: try cpu, cuda or cuda:0") from None
+    device = parse_device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:

@@ -11,7 +11,7 @@ import torch
 
 from clipfast.commands.collect.options import RunOptions
 from clipfast.commands.interrupts import saving_interrupts
-from clipfast.commands.loading import check_device
+from clipfast.commands.loading import check_device, parse_device
 from clipfast.commands.progress import Tracked, open_log, showing
 from clipfast.dataset.collecting import EngineName, engine_named
 from clipfast.dataset.labelling import Labeller
@@ -53,11 +53,12 @@ class Placed:
             InputError: no such device here.
         """
         options.check()
-        place, devices = check_device(device), options.places()
+        devices = options.places()
         is_remote = options.engine == "ray" or (options.engine is None and options.ray_address is not None)
-        if not is_remote:  # a cluster has devices that this machine has not
-            for each in devices:
-                check_device(each)
+        check = parse_device if is_remote else check_device  # a cluster has devices that this machine has not
+        place = None if device is None else check(device)
+        for each in devices:
+            check(each)
         if is_remote:
             engine: EngineName = "ray"
         elif options.engine is not None:
@@ -73,8 +74,8 @@ class Placed:
             return cls(engine, place, str(place or ""), (), None)
         if device is None:
             device = torch.device(devices[0]).type if devices else "cuda" if torch.cuda.is_available() else "cpu"
-        elif place is not None and place.index is not None and not devices:
-            devices = [device]
+        elif not devices and ((place is not None and place.index is not None) or (is_remote and device == "cpu")):
+            devices = [device]  # though there may be others
         return cls(engine, torch.device("cpu"), device, tuple(devices), options.workers)
 
     def names(self, model: Model) -> tuple[str, ...]:
