@@ -227,6 +227,11 @@ def title(pid: int) -> str:
         return ""
 
 
+def processes(pid: int | None = None) -> set[int]:
+    """Workers of the local engine among the children of a process, or of this one."""
+    return {each for each in children(pid or os.getpid()) if "engines/process.py" in title(each)}
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs or waits, and is no zombie."""
     try:

@@ -156,13 +156,15 @@ def rounds(
 
 
 def on(*, ray: int) -> Any:
-    """Few rounds with one worker, and many with two; so many with Ray, which takes long to start."""
+    """Few rounds with one worker; twenty with two, in two halves; and so many with Ray, which takes long to start."""
+    slow = pytest.mark.slow
     cases = [
-        pytest.param(("local", 1), 2, id="local-2"),
-        pytest.param(("local", 2), 20, id="local-20", marks=pytest.mark.slow),
-        pytest.param(("ray", 2), ray, id=f"ray-{ray}", marks=pytest.mark.slow),
+        pytest.param(("local", 1), 2, 0, id="local-2"),
+        pytest.param(("local", 2), 10, 1, id="local-10", marks=slow),
+        pytest.param(("local", 2), 10, 2, id="local-10-more", marks=slow),
+        pytest.param(("ray", 2), ray, 3, id=f"ray-{ray}", marks=slow),
     ]
-    return pytest.mark.parametrize(("rounds", "count"), cases, indirect=["rounds"])
+    return pytest.mark.parametrize(("rounds", "count", "seed"), cases, indirect=["rounds"])
 
 
 def interrupt(rounds: Rounds, count: int, rng: random.Random, send: Callable[[], int | None]) -> None:
@@ -195,18 +197,18 @@ def interrupt(rounds: Rounds, count: int, rng: random.Random, send: Callable[[],
 
 
 @on(ray=4)
-def test_killed_drivers(count: int, rounds: Rounds) -> None:
+def test_killed_drivers(count: int, seed: int, rounds: Rounds) -> None:
     def kill() -> int:
         os.kill(rounds.pid, signal.SIGKILL)
         return -signal.SIGKILL
 
-    interrupt(rounds, count, random.Random(1), kill)
+    interrupt(rounds, count, random.Random(seed), kill)
 
 
 @on(ray=4)
-def test_signals_to_drivers_and_their_groups(count: int, rounds: Rounds) -> None:
+def test_signals_to_drivers_and_their_groups(count: int, seed: int, rounds: Rounds) -> None:
     """Ctrl-C goes to every process of the terminal; a job's end to all of them, or to the first alone."""
-    rng = random.Random(2)
+    rng = random.Random(seed)
 
     def send() -> int:
         number = rng.choice([signal.SIGINT, signal.SIGTERM])
@@ -217,9 +219,9 @@ def test_signals_to_drivers_and_their_groups(count: int, rounds: Rounds) -> None
 
 
 @on(ray=20)
-def test_killed_workers(count: int, rounds: Rounds) -> None:
+def test_killed_workers(count: int, seed: int, rounds: Rounds) -> None:
     """Also those that start; the run goes on."""
-    rng = random.Random(3)
+    rng = random.Random(seed)
     while rounds.total < count:
         rounds.start()
         while rounds.left > 4 and rounds.total < count:

@@ -198,7 +198,7 @@ class EndsThePass(Noted):
 
     def _note(self, kind: str) -> None:
         if kind == self.kind:
-            self.workers = passing.children(os.getpid())
+            self.workers = passing.processes()
             raise self.error
 
     def progressed(self, worker: str, progress: Progress) -> None:
@@ -229,7 +229,7 @@ def test_a_worker_that_does_not_listen_ends_too(images: Path, tmp_path: Path, mo
 
     def interrupt() -> None:
         passing.wait_for(once.exists)
-        workers.update(passing.children(os.getpid()))
+        workers.update(passing.processes())
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
