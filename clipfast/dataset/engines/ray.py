@@ -95,6 +95,27 @@ def _imported() -> Any:
 
 
 @contextmanager
+def _settings(own: bool) -> Iterator[None]:
+    """Ray's settings for a cluster of this machine alone, or those of the user; afterwards those of the user."""
+    try:
+        with _environment(**_own_settings() if own else {}):
+            _read_again()
+            yield
+    finally:
+        _read_again()
+
+
+def _read_again() -> None:
+    """Lets Ray read its settings again: it keeps how and with which token the first cluster of a process is used."""
+    try:
+        from ray._raylet import AuthenticationTokenLoader, Config
+    except ImportError:  # a version that has no tokens
+        return
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
 def _environment(**variables: str) -> Iterator[None]:
     """Sets variables of the environment for a while; afterwards those that Ray sets itself are as before, too."""
     before = dict(os.environ)
@@ -272,7 +293,7 @@ class _Actors(Pool):
             return
         own = self._address == "local"
         _check_answers(self._address)
-        with _environment(**_own_settings() if own else {}):
+        with _settings(own):
             try:
                 self._ray.init(
                     address=self._address,

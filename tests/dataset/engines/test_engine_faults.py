@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -94,6 +95,12 @@ class Rounds:
     def left(self) -> int:
         """Units that have no record."""
         return len(Manifest(self.out).unfinished()) if is_collection(self.out) else UNITS
+
+    @property
+    def begun_again(self) -> bool:
+        """Whether a unit that has no record was begun more than once, so that a worker was lost at it."""
+        begun = Counter(map(int, self.log.read_text().split()))
+        return any(begun[unit] > 1 for unit in Manifest(self.out).unfinished())
 
     @property
     def pid(self) -> int:
@@ -220,7 +227,7 @@ def test_signals_to_drivers_and_their_groups(count: int, seed: int, rounds: Roun
 
 @on(ray=20)
 def test_killed_workers(count: int, seed: int, rounds: Rounds) -> None:
-    """Also those that start; the run goes on."""
+    """Also those that start; the run goes on. No unit loses three of them: that would end the run."""
     rng = random.Random(seed)
     while rounds.total < count:
         rounds.start()
@@ -228,6 +235,7 @@ def test_killed_workers(count: int, seed: int, rounds: Rounds) -> None:
             target = rounds.begun + rng.choice([1, 1, 2])
             passing.wait_for(lambda target=target: rounds.begun >= target or rounds.left <= 4)
             time.sleep(rng.uniform(0, 4 * PAUSE * passing.UNIT))
+            passing.wait_for(lambda: not rounds.begun_again)
             if workers := rounds.workers():
                 os.kill(rng.choice(workers), signal.SIGKILL)
                 rounds.count()
