@@ -138,6 +138,14 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.images",
         "clipfast.errors",
     },
+    "clipfast.compat": {
+        "clipfast.analyses",
+        "clipfast.contributions",
+        "clipfast.towers.wrappers",
+        "clipfast.model",
+        "clipfast.loading",
+        "clipfast.errors",
+    },
     "clipfast.bench": {
         "clipfast.report.palette",
         "clipfast.loading",

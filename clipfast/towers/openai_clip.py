@@ -29,7 +29,7 @@ from clipfast.towers.clip_layers import (
 )
 from clipfast.towers.folding import copy_with, folded
 from clipfast.towers.openai_code import changed_methods
-from clipfast.towers.patches import CHANGED, drops_now, patches, plain_type, sentence
+from clipfast.towers.patches import CHANGED, drops_now, is_replaced, patches, plain_type, sentence
 from clipfast.towers.recording import record
 from clipfast.towers.sizes import Size, check_patches, of_copy, pixels_of, resampled, size_of
 from clipfast.towers.tower import Activation, Tower
@@ -210,7 +210,7 @@ def _replaced_encoder(module: Any) -> list[str]:
     """The reason for refusing a CLIP whose ``encode_image`` is not that of the package."""
     own = next((kind for kind in type(module).__mro__ if kind.__module__ == MODULE and kind.__name__ == "CLIP"), None)
     subclassed = own is not None and type(module).encode_image is not vars(own)["encode_image"]
-    if subclassed or "encode_image" in vars(module):
+    if subclassed or is_replaced(module, "encode_image"):
         return [sentence(REFUSALS["forward"], [f"{type(module).__name__}.encode_image"])]
     return []
 

@@ -45,7 +45,7 @@ from clipfast.towers.clip_layers import (
 )
 from clipfast.towers.folding import folded
 from clipfast.towers.openclip_sizes import sized
-from clipfast.towers.patches import drops_now, patches, plain_type, sentence
+from clipfast.towers.patches import drops_now, is_replaced, patches, plain_type, sentence
 from clipfast.towers.recording import record
 from clipfast.towers.sizes import of_copy, pixels_of
 from clipfast.towers.tower import Activation, AttentionPool, LayerNorm, Linear, Pooling, Tower
@@ -223,7 +223,7 @@ def _replaced_encoder(module: nn.Module) -> list[str]:
     kind: Any = type(module)
     own = next((each.encode_image for each in (CLIP, CustomTextCLIP, CoCa) if isinstance(module, each)), None)
     subclassed = own is not None and kind.encode_image is not own
-    if subclassed or "encode_image" in vars(module):
+    if subclassed or is_replaced(module, "encode_image"):
         return [sentence(REFUSALS["forward"], [f"{kind.__name__}.encode_image"])]
     return []
 

@@ -48,8 +48,14 @@ SETTINGS = (
 
 QUANTISED = ("torch.ao.nn.", "torch.nn.quantized.", "bitsandbytes.", "torchao.", "optimum.quanto.", "quanto.")
 ADAPTERS = ("peft.", "loralib.", "adapters.")
-READ_ONLY = ("torch.utils.module_tracker", "transformers.utils.output_capturing")
-"""Modules whose hooks change nothing: of ``torch.utils.flop_counter.FlopCounterMode``, and of ``output_attentions``."""
+READ_ONLY = (
+    "torch.utils.module_tracker",
+    "transformers.utils.output_capturing",
+    "clipfast.compat.clip_text_span",
+)
+"""Modules whose hooks and methods change nothing: of ``torch.utils.flop_counter.FlopCounterMode``, of
+``output_attentions``, and of :func:`clipfast.compat.clip_text_span.hook_prs_logger`.
+"""
 
 
 class Patch(NamedTuple):
@@ -167,6 +173,12 @@ def drops_now(root: nn.Module) -> bool:
 def normalises_over_batches(root: nn.Module) -> bool:
     """Whether a module in ``root`` is batch normalisation in training mode."""
     return any(module.training and _normalises(vars(module)) for module in root.modules())
+
+
+def is_replaced(module: nn.Module, method: str) -> bool:
+    """Whether a method stands among a module's own attributes and is not known to compute the same."""
+    own = vars(module).get(method)
+    return own is not None and getattr(own, "__module__", "") not in READ_ONLY
 
 
 def _modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
