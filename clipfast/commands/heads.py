@@ -5,6 +5,7 @@ from typing import Any
 
 from clipfast.analyses.moments import Moments
 from clipfast.analyses.terms import Terms
+from clipfast.analyses.textspan import TextSpan
 from clipfast.basis import Basis
 from clipfast.errors import InputError
 from clipfast.report.shares import rounded
@@ -36,3 +37,17 @@ def head_rows(moments: Moments) -> list[dict[str, Any]]:
         {"layer": layer, "head": head, "variance": rounded(variance), "share": rounded(variance / total), "rank": rank}
         for (layer, head), variance, rank in zip(moments.heads(), variances, spans.ranks, strict=True)
     ]
+
+
+def span_row(head: tuple[int, int], span: TextSpan, texts: Sequence[str]) -> dict[str, Any]:
+    """What the JSON says of one head that was named by texts."""
+    return {
+        "layer": head[0],
+        "head": head[1],
+        "rank": span.rank,
+        "variance": rounded(span.variance),
+        "picks": list(span.picks),
+        "texts": [texts[pick] for pick in span.picks] if texts else None,
+        "explained": [rounded(share) for share in span.explained.tolist()],
+        "notes": list(span.notes),
+    }

@@ -16,7 +16,8 @@ from clipfast.analyses.reconstruction import reconstruction_curve
 from clipfast.analyses.terms import Terms
 from clipfast.commands import console
 from clipfast.commands.ablate.options import Options
-from clipfast.commands.ablate.removals import Removal, removals
+from clipfast.commands.ablate.removals import removals
+from clipfast.commands.ablations import Removal, paper, row
 from clipfast.commands.collecting import collect
 from clipfast.commands.files import write_json
 from clipfast.commands.heads import chosen_heads
@@ -83,35 +84,6 @@ def run(options: Options) -> int:
 def needs_texts(options: Options) -> bool:
     """Whether heads are named at all."""
     return bool(options.selection.words) or options.reconstruct is not None
-
-
-def paper(moments: Moments) -> list[Removal]:
-    """The paper's ablations: MLPs, class token where there is one, both, and layers from the first on."""
-    basis = moments.basis
-    mlps, own = Terms.all_mlps(basis), Terms.all_class_tokens(basis)
-    layers = Terms.cumulative(basis)
-    named = [Removal("all MLPs", mlps)]
-    if moments.has_class_token:
-        named += [Removal("class token to itself", own), Removal("both", mlps | own)]
-    return named + [Removal(f"attention of layers 0 to {layer}", terms) for layer, terms in enumerate(layers)]
-
-
-def row(removal: Removal, accuracy: Accuracy, groups: Sequence[str]) -> dict[str, Any]:
-    """What the JSON says of one ablation."""
-    entry: dict[str, Any] = {
-        "name": removal.name,
-        "terms": str(removal.terms),
-        "accuracy": rounded(accuracy.accuracy),
-    }
-    if groups:
-        entry |= {
-            "worst_group": rounded(accuracy.worst_group),
-            "mean_of_groups": rounded(accuracy.mean_of_groups),
-            "groups": {groups[at]: rounded(value) for at, value in accuracy.group_accuracies.items()},
-        }
-    if removal.heads:
-        entry["chosen"] = [{**head._asdict(), "score": rounded(head.score)} for head in removal.heads]
-    return entry
 
 
 def _table(rows: Sequence[dict[str, Any]], baseline: Accuracy) -> None:

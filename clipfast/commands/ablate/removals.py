@@ -1,7 +1,6 @@
 """Heads to remove, chosen by words in their texts, or by labelled images that are not in the test set."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,30 +8,15 @@ from torch import Tensor
 
 from clipfast.analyses.moments import Moments
 from clipfast.analyses.selection import Chosen, by_contrast, by_texts, greedy, matching, terms_of
-from clipfast.analyses.terms import Terms
 from clipfast.commands import console
 from clipfast.commands.ablate.options import Options
+from clipfast.commands.ablations import Removal
 from clipfast.commands.heads import chosen_heads
 from clipfast.commands.pools import RANDOM, pool_features
 from clipfast.commands.zeroshot import Groups, Labelled, labelled_batches
 from clipfast.contributions import Contributions
 from clipfast.dataset.collection import Collection
 from clipfast.errors import InputError
-
-
-@dataclass(frozen=True)
-class Removal:
-    """A set of terms to ablate.
-
-    Attributes:
-        name: for tables and JSON.
-        terms: the set.
-        heads: the chosen heads with their scores; empty where terms were named.
-    """
-
-    name: str
-    terms: Terms
-    heads: tuple[Chosen, ...] = ()
 
 
 def removals(options: Options, test: Labelled, means: Moments, texts: Sequence[str]) -> list[Removal]:

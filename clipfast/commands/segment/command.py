@@ -70,20 +70,55 @@ def run(options: Options) -> int:
         ClipfastError: an option that does not fit, or a model that cannot be loaded.
         OSError: a result that cannot be written.
     """
+    done = segment(options)
+    if options.json:
+        console.say((options.out / "segment.json").read_text(encoding="utf-8").rstrip())
+    else:
+        _table(done.result, done.accuracy)
+    failed = len(done.result["failed"])
+    if failed:
+        console.error(f"{failed} images or paths were left out")
+    console.note(f"{done.result['images']} images; results are in {options.out}")
+    return INTERRUPTED if not done.result["complete"] else FAILED if failed else 0
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """What came of a pass.
+
+    Attributes:
+        result: what ``segment.json`` says.
+        accuracy: of the zero-shot classes, None where images have no labels.
+    """
+
+    result: dict[str, Any]
+    accuracy: Accuracy | None
+
+
+def segment(options: Options, model: Model | None = None) -> Segmented:
+    """Segments the images and writes ``segment.json`` and pictures; Ctrl-C keeps the images that are done.
+
+    Args:
+        options: of the command.
+        model: that the options name, where it is loaded already.
+
+    Raises:
+        ClipfastError: an option that does not fit, or a model that cannot be loaded.
+        OSError: a result that cannot be written.
+    """
     failures = Failures()
     plan = _plan(options, failures)
-    model = plan.images.load()
-    work = _Pass(plan, model, failures)
+    work = _Pass(plan, model or plan.images.load(), failures)
     complete = False
     try:
         size = options.inputs.batch_size
         with (
             console.progress("segmenting", len(plan.items)) as advance,
-            reading(model, plan.items, lambda item: item[0], size, failures.add_item) as batches,
+            reading(work.model, plan.items, lambda item: item[0], size, failures.add_item) as batches,
         ):
             for batch in batches:
                 if batch.items:
-                    with memory_for(size, str(model.device)):
+                    with memory_for(size, str(work.model.device)):
                         work.add(batch)
                 advance(size)
         complete = True
@@ -94,14 +129,7 @@ def run(options: Options) -> int:
         write_json(options.out / "segment.json", result)
     if complete and not work.scorer.images:
         raise InputError(f"none of the {len(plan.items)} images could be used")
-    if options.json:
-        console.say((options.out / "segment.json").read_text(encoding="utf-8").rstrip())
-    else:
-        _table(result, work)
-    if failures.rows:
-        console.error(f"{len(failures.rows)} images or paths were left out")
-    console.note(f"{work.scorer.images} images; results are in {options.out}")
-    return INTERRUPTED if not complete else FAILED if failures.rows else 0
+    return Segmented(result, work.accuracy)
 
 
 def _plan(options: Options, failures: Failures) -> _Plan:
@@ -320,9 +348,8 @@ class _Pass:
         return whole | {"panels": self.panels, "methods": self.scorer.rows()}
 
 
-def _table(result: dict[str, Any], work: _Pass) -> None:
-    if work.accuracy is not None and work.accuracy.count:
-        accuracy = work.accuracy
+def _table(result: dict[str, Any], accuracy: Accuracy | None) -> None:
+    if accuracy is not None and accuracy.count:
         counted = f"{accuracy.count} labelled images, chance {accuracy.chance:.1%}"
         console.say(f"# zero-shot accuracy {accuracy.accuracy:.1%} of {counted}")
         accuracy.warn_near_chance()

@@ -7,14 +7,13 @@ With ``--weights`` heads are named by what their weights can write, without imag
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from clipfast.analyses.textspan import Method, TextSpan, check_method
 from clipfast.analyses.weights import weight_textspan
 from clipfast.commands import console
 from clipfast.commands.collecting import Collected, collect
 from clipfast.commands.files import write_json
-from clipfast.commands.heads import chosen_heads
+from clipfast.commands.heads import chosen_heads, span_row
 from clipfast.commands.loading import load_model_of
 from clipfast.commands.options import MODEL
 from clipfast.commands.outcome import FAILED, INTERRUPTED
@@ -22,7 +21,6 @@ from clipfast.commands.pools import fitting, pool_features, read_pool
 from clipfast.commands.results import prepare_results
 from clipfast.commands.textspan.options import Options
 from clipfast.errors import InputError
-from clipfast.report.shares import rounded
 
 FORMAT = "clipfast.textspan/1"
 _SHOWN = 3
@@ -57,7 +55,7 @@ def run(options: Options) -> int:
         "pool": options.naming.pool,
         "texts": named.count,
         "method": method,
-        "heads": [head_row(head, span, named.texts) for head, span in named.spans.items()],
+        "heads": [span_row(head, span, named.texts) for head, span in named.spans.items()],
     }
     write_json(options.out / "textspan.json", result)
     if options.json:
@@ -103,20 +101,6 @@ def _by_weights(options: Options, texts: Sequence[str], method: Method) -> _Name
     features = pool_features(model, kept, pool)
     spans = weight_textspan(model, features, options.size, heads, rank=options.rank, method=method)
     return _Named(spans, kept, len(features), inputs.model or MODEL, inputs.pretrained, None)
-
-
-def head_row(head: tuple[int, int], span: TextSpan, texts: Sequence[str]) -> dict[str, Any]:
-    """What the JSON says of one head."""
-    return {
-        "layer": head[0],
-        "head": head[1],
-        "rank": span.rank,
-        "variance": rounded(span.variance),
-        "picks": list(span.picks),
-        "texts": [texts[pick] for pick in span.picks] if texts else None,
-        "explained": [rounded(share) for share in span.explained.tolist()],
-        "notes": list(span.notes),
-    }
 
 
 def _table(spans: dict[tuple[int, int], TextSpan], texts: Sequence[str]) -> None:
