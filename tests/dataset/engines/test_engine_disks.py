@@ -79,6 +79,50 @@ def test_a_full_disk(workers: int | None, disk: Path, images: Path, whole: dict[
     assert results(out) == whole
 
 
+@pytest.fixture
+def quota(tmp_path: Path) -> Iterator[Path]:
+    """A file system with a quota of 256 kB, which holds for every user."""
+    image, folder = tmp_path / "image", tmp_path / "disk"
+    folder.mkdir()
+    image.touch()
+    os.truncate(image, 256 << 20)
+    commands: list[list[Any]] = [
+        ["mkfs.btrfs", "--quiet", image],
+        ["mount", "-o", "loop", image, folder],
+        ["btrfs", "quota", "enable", folder],
+        ["btrfs", "qgroup", "limit", "256k", folder],
+    ]
+    try:
+        for command in commands:
+            subprocess.run(command, capture_output=True, check=True)
+        yield folder
+    except FileNotFoundError as error:
+        pytest.skip(f"no {error.filename} here")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no file system with a quota can be made here: {error.stderr.decode().strip()}")
+    finally:
+        if folder.is_mount():
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.parametrize("workers", [None, pytest.param(1, marks=pytest.mark.slow)], ids=["serial", "local"])
+def test_a_quota(workers: int | None, quota: Path, images: Path, whole: dict[str, Any]) -> None:
+    """It grows after every run that fails."""
+    out, size, errors = quota / "c", 256, 0
+    while True:
+        try:
+            run(Pictures(images), out, workers and LocalEngine(workers))
+            break
+        except OSError as error:
+            check_error(error, "Disk quota exceeded", quota)
+        errors += 1
+        size = size * 3 // 2
+        subprocess.run(["btrfs", "qgroup", "limit", f"{size}k", quota], check=True)
+    assert errors > 2
+    run(Pictures(images), out)
+    assert results(out) == whole
+
+
 @pytest.mark.parametrize("workers", [None, 1], ids=["serial", "local"])
 def test_a_read_only_disk(workers: int | None, disk: Path, images: Path, whole: dict[str, Any]) -> None:
     remount(disk, "size=10m")

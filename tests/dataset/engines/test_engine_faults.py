@@ -15,11 +15,12 @@ from typing import Any
 import passing
 import pytest
 import torch
-from passing import Pictures, alive, results, run
+from passing import Noted, Pictures, alive, results, run
 
 from clipfast.commands.interrupts import saving_interrupts
 from clipfast.dataset.engines.local import LocalEngine
 from clipfast.dataset.engines.ray import RayEngine
+from clipfast.dataset.engines.waiting import ATTEMPTS
 from clipfast.dataset.manifest import Manifest, is_collection
 from clipfast.dataset.pieces import files
 
@@ -28,7 +29,19 @@ UNITS = COUNT // passing.UNIT
 PAUSE = 0.03  # before an image: a unit takes a while
 
 
-def _collect(images: Pictures, out: Path, engine: str, workers: int, started: Path) -> None:
+class Losses(Noted):
+    """Writes the number of every unit that a worker is lost at to a file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def lost(self, worker: str, unit: int, reason: str) -> None:
+        with self._path.open("a") as file:
+            file.write(f"{unit}\n")
+
+
+def _collect(images: Pictures, out: Path, engine: str, workers: int, started: Path, losses: Path) -> None:
     """In a process of its own."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
@@ -38,7 +51,7 @@ def _collect(images: Pictures, out: Path, engine: str, workers: int, started: Pa
     with saving_interrupts() as interrupts:
         try:
             started.touch()
-            run(images, out, LocalEngine(workers) if engine == "local" else RayEngine(workers))
+            run(images, out, LocalEngine(workers) if engine == "local" else RayEngine(workers), Losses(losses))
         except KeyboardInterrupt:
             os._exit(128 + (interrupts.received or 0))
     os._exit(0)
@@ -82,6 +95,7 @@ class Rounds:
     ) -> None:
         self._server, self._engine, self._workers, self._whole = server, engine, workers, whole
         self.log, self.out, self.started = folder / "log", folder / "c", folder / "started"
+        self.losses = folder / "losses"
         self._images = Pictures(images, pause=PAUSE, log=self.log)
         self.interruptions = self.total = 0
         self.process: BaseProcess | None = None
@@ -97,10 +111,10 @@ class Rounds:
         return len(Manifest(self.out).unfinished()) if is_collection(self.out) else UNITS
 
     @property
-    def begun_again(self) -> bool:
-        """Whether a unit that has no record was begun more than once, so that a worker was lost at it."""
-        begun = Counter(map(int, self.log.read_text().split()))
-        return any(begun[unit] > 1 for unit in Manifest(self.out).unfinished())
+    def in_danger(self) -> bool:
+        """Whether there is a unit that would be given up if one more worker were lost at it."""
+        lost = Counter(map(int, self.losses.read_text().split()))
+        return any(lost[unit] + 1 >= ATTEMPTS for unit in Manifest(self.out).unfinished())
 
     @property
     def pid(self) -> int:
@@ -111,7 +125,8 @@ class Rounds:
     def start(self) -> None:
         """Goes on with the folder; returns when signals are heeded."""
         self.started.unlink(missing_ok=True)
-        arguments = (self._images, self.out, self._engine, self._workers, self.started)
+        self.losses.write_text("")
+        arguments = (self._images, self.out, self._engine, self._workers, self.started, self.losses)
         self.process = self._server.Process(target=_collect, args=arguments)
         self.process.start()
         passing.wait_for(self.started.exists)
@@ -227,7 +242,7 @@ def test_signals_to_drivers_and_their_groups(count: int, seed: int, rounds: Roun
 
 @on(ray=20)
 def test_killed_workers(count: int, seed: int, rounds: Rounds) -> None:
-    """Also those that start; the run goes on. No unit loses three of them: that would end the run."""
+    """Also those that start; the run goes on. It would not if a unit lost three."""
     rng = random.Random(seed)
     while rounds.total < count:
         rounds.start()
@@ -235,7 +250,7 @@ def test_killed_workers(count: int, seed: int, rounds: Rounds) -> None:
             target = rounds.begun + rng.choice([1, 1, 2])
             passing.wait_for(lambda target=target: rounds.begun >= target or rounds.left <= 4)
             time.sleep(rng.uniform(0, 4 * PAUSE * passing.UNIT))
-            passing.wait_for(lambda: not rounds.begun_again)
+            passing.wait_for(lambda: not rounds.in_danger)
             if workers := rounds.workers():
                 os.kill(rng.choice(workers), signal.SIGKILL)
                 rounds.count()
