@@ -146,6 +146,26 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.loading",
         "clipfast.errors",
     },
+    # Activations need the forward's own steps.
+    "clipfast.compat.activations": {
+        "clipfast.basis",
+        "clipfast.contributions",
+        "clipfast.forward",
+        "clipfast.kernels.buffers",
+        "clipfast.kernels.reference",
+        "clipfast.towers.tower",
+        "clipfast.errors",
+    },
+    "clipfast.compat.transformer_lens": {
+        "clipfast.compat",
+        "clipfast.loading",
+        "clipfast.model",
+        "clipfast.basis",
+        "clipfast.indices",
+        "clipfast.kernels.reference",
+        "clipfast.towers.tower",
+        "clipfast.errors",
+    },
     "clipfast.bench": {
         "clipfast.report.palette",
         "clipfast.loading",
