@@ -301,7 +301,7 @@ class _Actors(Pool):
                     logging_level=logging.CRITICAL,
                     **(self._own_size() if own else {}),
                 )
-            except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            except Exception as error:  # Ray raises nothing narrower where a node does not start in time
                 self._ray.shutdown()
                 what = "a Ray cluster cannot be started" if own else f"no Ray cluster can be used at {self._address}"
                 raise InputError(f"{what}: {_line(error.__cause__ or error)}") from error
