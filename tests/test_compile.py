@@ -93,6 +93,7 @@ def test_weights_that_change_are_seen(module: nn.Module) -> None:
     same(after, model.decompose(images))
 
 
+@pytest.mark.slow
 def test_the_default_compiler_gives_the_same(module: nn.Module) -> None:
     model = clipfast.wrap(module)
     images, given = pixels(module, IMAGES), arguments(REQUESTS["maps"], model)

@@ -33,7 +33,7 @@ def test_float32(name: str) -> None:
         assert relative_error(contributions.embedding, visual(x)) <= EMBEDDING_FLOAT32
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[2:])])
 def test_bfloat16(name: str) -> None:
     visual = named_tower(name, dtype=torch.bfloat16)
     contributions = wrap(visual).decompose(pixels(visual, 1, dtype=torch.bfloat16))

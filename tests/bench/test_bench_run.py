@@ -49,6 +49,7 @@ def test_every_output_is_timed_against_plain() -> None:
         assert Row.of(entry).failed is None
 
 
+@pytest.mark.slow
 def test_outputs_are_timed_against_their_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda visual, dynamic: visual.forward)  # the compiler takes a minute
     entries = measured(naive=True, compiled=True, pairs=1)

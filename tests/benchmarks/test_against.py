@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from builders import ROOT
 
 
@@ -23,6 +24,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_checkout_against_itself() -> None:
     process = run(str(ROOT), "--least", "0.001")
     assert process.returncode == 0, process.stderr
@@ -38,6 +40,7 @@ def test_folder_without_clipfast_is_rejected(tmp_path: Path) -> None:
     assert process.stderr.rstrip().splitlines()[-1].startswith("benchmarks.against: ")
 
 
+@pytest.mark.slow
 def test_different_results_are_not_timed(tmp_path: Path) -> None:
     (tmp_path / "clipfast").mkdir()
     (tmp_path / "clipfast" / "__init__.py").write_text(

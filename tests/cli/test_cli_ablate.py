@@ -119,6 +119,7 @@ def test_heads_are_chosen_by_words_and_by_other_images(data: Path, tmp_path: Pat
     assert [(head["layer"], head["head"]) for head in greedily.get("chosen", ())] == [each[:2] for each in first]
 
 
+@pytest.mark.slow
 def test_heads_replaced_by_texts(data: Path, tmp_path: Path) -> None:
     pool = tmp_path / "pool.txt"
     pool.write_text(
@@ -164,6 +165,7 @@ def test_bad_options_are_refused_with_one_line(data: Path, tmp_path: Path, argum
     assert not list((tmp_path / "o").glob("ablate.json"))
 
 
+@pytest.mark.slow
 def test_labels_of_tar_shards_are_found_again(data: Path, model_folder: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "shard.tar", "w") as tar:
         for name, label, _ in ROWS:

@@ -57,6 +57,7 @@ def test_results_of_a_run(written: Path) -> None:
             assert len(entry["against"]["plain"]["a"]["all"]) == 1
 
 
+@pytest.mark.slow
 def test_images_of_another_size(tmp_path: Path, model_folder: Path) -> None:
     assert run(options(tmp_path, model_folder, image_size="16x48", memory=True)) == 0
     result = read(tmp_path / "out" / "bench.json")

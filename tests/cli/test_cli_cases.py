@@ -56,6 +56,7 @@ def test_a_closed_stdout(tmp_path: Path, model_folder: Path) -> None:
     assert len(saved) == 2
 
 
+@pytest.mark.slow
 def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
@@ -80,6 +81,7 @@ raise SystemExit(run(["doctor", "--json"]))
     assert json.loads(done.stdout)["timed"]["choices"] == {}
 
 
+@pytest.mark.slow
 def test_bench_without_the_module_resource(tmp_path: Path) -> None:
     """Windows has none."""
     code = """
@@ -94,7 +96,9 @@ import clipfast.bench.memory, clipfast.commands.bench.measure
 # ------------------------------------------------------------------------------------------------------------- signals
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow)]
+)
 def test_signals_save_like_ctrl_c(number: signal.Signals, code: int, tmp_path: Path, model_folder: Path) -> None:
     draw(tmp_path / "images", 50)
     for original in sorted((tmp_path / "images").iterdir()):
@@ -375,6 +379,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch:
     text_features.cache_folder.cache_clear()
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_cache(tmp_path: Path) -> None:
     code = """
 import clipfast

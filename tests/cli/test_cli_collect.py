@@ -210,6 +210,7 @@ def test_failures_are_tried_again_when_asked(images: Path, model_folder: Path, t
     assert inside(*arguments, "--retry-failed", cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_bits(images: Path, model_folder: Path, tmp_path: Path) -> None:
     arguments = ["collect", images, *options(model_folder), "--unit-size", 2]
     assert inside(*arguments, "--out", tmp_path / "one").returncode == 0
@@ -354,7 +355,11 @@ def test_too_many_errors_end_the_pass(model_folder: Path, tmp_path: Path) -> Non
 # ------------------------------------------------------------------------------------------------------ interruptions
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGHUP))],
+    ids=lambda each: each.name,
+)
 def test_an_interrupted_pass_says_what_is_done(number: int, model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for index in range(400):

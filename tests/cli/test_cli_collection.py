@@ -310,6 +310,7 @@ def test_a_damaged_record_is_an_error_everywhere(collection: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ documentation
 
 
+@pytest.mark.slow
 def test_the_slurm_script_of_the_page(data: Path, model_folder: Path) -> None:
     """Run by bash as Slurm would: for every index, with the variables of an array of two jobs."""
     [script] = [block.code for block in blocks("docs/howto/datasets.md") if "#SBATCH" in block.code]

@@ -115,6 +115,7 @@ def test_decompose_does_not_write_into_a_collection(images: Path, model_folder: 
     assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_names_that_are_not_text(model_folder: Path, tmp_path: Path) -> None:
     """Bytes that are not UTF-8, and characters that other programs take for the end of a line."""
     folder = tmp_path / "images"

@@ -123,6 +123,7 @@ def test_unknown_model_is_one_line_with_near_names(tmp_path: Path) -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_photographs(tmp_path: Path, model_folder: Path) -> None:
     shards = sorted(PHOTOS.glob("photos-*.tar"))
     if not shards:

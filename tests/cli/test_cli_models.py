@@ -33,6 +33,7 @@ def listed(capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, dict
     return {model["name"]: model for model in json.loads(capsys.readouterr().out)}
 
 
+@pytest.mark.slow
 def test_every_package_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     models = listed(capsys, search="16", all=True)
     assert {model["package"] for model in models.values()} == {"open_clip", "openai", "timm"}
@@ -201,7 +202,7 @@ def same(package: str, name: str) -> None:
     assert quick.special() == whole.special(), name
 
 
-@pytest.mark.parametrize("package", ["open_clip", "timm"])
+@pytest.mark.parametrize("package", ["open_clip", pytest.param("timm", marks=pytest.mark.slow)])
 def test_one_block_stands_for_all_others(package: str) -> None:
     for name in catalogue.source(package).names()[::9]:
         same(package, name)

@@ -240,6 +240,7 @@ def test_images_that_are_gone_have_no_pictures(images: Path, model_folder: Path,
     assert "thumbnails of 10 of 12 images: --thumbnails is 2" in page.by_id("summary").text
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_page_as_it_was(images: Path, model_folder: Path, tmp_path: Path) -> None:
     """After the pass over the images, while texts are encoded."""
     out, collection = tmp_path / "report.html", tmp_path / "report-collection"

@@ -49,6 +49,7 @@ def test_the_texts_are_those_of_the_outputs(images: Path, texts: Path, model_fol
         assert row["texts"] == [TEXTS[pick] for pick in expected.picks]
 
 
+@pytest.mark.slow
 def test_from_a_collection_and_some_heads(images: Path, texts: Path, model_folder: Path, tmp_path: Path) -> None:
     assert clipfast("collect", images, "--model", model_folder, "--out", tmp_path / "c").returncode == 0
     arguments = ("--pool", texts, "-m", 2, "--heads", "L-1", "--out", tmp_path / "o")

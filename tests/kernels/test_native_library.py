@@ -94,6 +94,7 @@ def test_truncated_library_is_not_mapped(copied: Path) -> None:
         )
 
 
+@pytest.mark.slow
 @BUILT
 def test_doctor_reports_a_truncated_library_in_one_line(tmp_path: Path) -> None:
     """In a process of its own, which used to end with SIGBUS."""
@@ -219,6 +220,7 @@ def test_failing_compiler_leaves_its_reason(tmp_path: Path, compiler: str) -> No
     assert len(reason.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_sdist_and_wheel_carry_the_library(tmp_path: Path) -> None:
     """Built from the sdist, which must contain the sources, and run outside the checkout."""
     if not can_build():

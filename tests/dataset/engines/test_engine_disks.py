@@ -60,7 +60,7 @@ def check_error(error: OSError, reason: str, folder: Path) -> None:
     assert "\n" not in str(error)
 
 
-@pytest.mark.parametrize("workers", [None, 1], ids=["serial", "local"])
+@pytest.mark.parametrize("workers", [None, pytest.param(1, marks=pytest.mark.slow)], ids=["serial", "local"])
 def test_a_full_disk(workers: int | None, disk: Path, images: Path, whole: dict[str, Any]) -> None:
     """It grows after every run that fails, from before the first file to the end."""
     out, size, errors = disk / "c", 64, []
@@ -207,6 +207,7 @@ def test_limits_of_file_sizes(
     assert results(out) == whole
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_until_the_first_one_ends(
     server: Any, images: Path, whole: dict[str, Any], tmp_path: Path
 ) -> None:

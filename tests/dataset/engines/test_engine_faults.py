@@ -177,11 +177,16 @@ def rounds(
         made.process.join()
 
 
-def on(*, ray: int) -> Any:
-    """Few rounds with one worker; twenty with two, in two halves; and so many with Ray, which takes long to start."""
+def on(*, ray: int, quick: bool = False) -> Any:
+    """Few rounds with one worker; twenty with two, in two halves; and so many with Ray, which takes long to start.
+
+    Args:
+        ray: rounds with Ray.
+        quick: whether the first of these counts as quick.
+    """
     slow = pytest.mark.slow
     cases = [
-        pytest.param(("local", 1), 2, 0, id="local-2"),
+        pytest.param(("local", 1), 2, 0, id="local-2", marks=() if quick else slow),
         pytest.param(("local", 2), 10, 1, id="local-10", marks=slow),
         pytest.param(("local", 2), 10, 2, id="local-10-more", marks=slow),
         pytest.param(("ray", 2), ray, 3, id=f"ray-{ray}", marks=slow),
@@ -218,7 +223,7 @@ def interrupt(rounds: Rounds, count: int, rng: random.Random, send: Callable[[],
     rounds.finish()
 
 
-@on(ray=4)
+@on(ray=4, quick=True)
 def test_killed_drivers(count: int, seed: int, rounds: Rounds) -> None:
     def kill() -> int:
         os.kill(rounds.pid, signal.SIGKILL)

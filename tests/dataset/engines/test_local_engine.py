@@ -68,6 +68,7 @@ def test_the_same_bits_for_any_number_of_workers(
     assert {worker for worker, _ in noted.progress} <= {str(number) for number in range(workers)}
 
 
+@pytest.mark.slow
 def test_inputs_of_users_with_labels(images: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "shard.tar", "w") as shard:
         for path in sorted(images.iterdir())[:5]:
@@ -98,9 +99,8 @@ def test_a_worker_that_is_killed_is_replaced(images: Path, whole: dict[str, Any]
     assert results(tmp_path / "c") == whole
 
 
-@pytest.mark.parametrize(
-    ("trouble", "how"), [pytest.param("fault", "by SIGSEGV", marks=pytest.mark.slow), ("exit", "with exit status 7")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("trouble", "how"), [("fault", "by SIGSEGV"), ("exit", "with exit status 7")])
 def test_a_unit_that_ends_three_workers_ends_the_pass_when_all_others_are_done(
     trouble: str, how: str, images: Path, tmp_path: Path
 ) -> None:
@@ -114,6 +114,7 @@ def test_a_unit_that_ends_three_workers_ends_the_pass_when_all_others_are_done(
     assert Manifest(tmp_path / "c").finished() == {0, 2, 3, 4, 5}
 
 
+@pytest.mark.slow
 def test_workers_that_end_before_they_begin(images: Path, tmp_path: Path) -> None:
     with pytest.raises(LostWorkersError) as caught:
         run(EndsItsWorker(images), tmp_path / "c", LocalEngine(1))
@@ -168,6 +169,7 @@ def test_errors_that_the_user_can_mend_travel(error: Exception) -> None:
     assert type(again) is type(error)
 
 
+@pytest.mark.slow
 def test_what_a_worker_inherits_and_prints(
     images: Path,
     tmp_path: Path,
@@ -221,6 +223,7 @@ def test_workers_end_with_the_pass(kind: str, error: BaseException, images: Path
     assert not any(map(passing.alive, events.workers))
 
 
+@pytest.mark.slow
 def test_a_worker_that_does_not_listen_ends_too(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is stopped, and the pass interrupted by a signal, twice."""
     monkeypatch.setattr(local, "_GRACE", 0.2)
@@ -259,7 +262,8 @@ print(summary.units)
 """
 
 
-@pytest.mark.parametrize("how", ["stdin", *(pytest.param(how, marks=pytest.mark.slow) for how in ("-c", "script"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["stdin", "-c", "script"])
 def test_a_program_without_a_main_guard(how: str, images: Path, whole: dict[str, Any], tmp_path: Path) -> None:
     """And in a folder with a file that has the name of a module that workers import."""
     (tmp_path / "ray.py").write_text("raise SystemExit(1)")
