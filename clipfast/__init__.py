@@ -22,6 +22,8 @@ _HOME = {
     "Accuracy": "clipfast.analyses.accuracy",
     "Terms": "clipfast.analyses.terms",
     "ablate": "clipfast.analyses.ablation",
+    "Explanation": "clipfast.analyses.explaining",
+    "explain": "clipfast.analyses.explaining",
     "Moments": "clipfast.analyses.moments",
     "TextSpan": "clipfast.analyses.textspan",
     "textspan": "clipfast.analyses.textspan",
@@ -41,6 +43,7 @@ __all__ = [
     "Accuracy",
     "ClipfastError",
     "Contributions",
+    "Explanation",
     "ImageError",
     "InputError",
     "MissingExtra",
@@ -54,6 +57,7 @@ __all__ = [
     "UnsupportedTower",
     "Verification",
     "ablate",
+    "explain",
     "load",
     "textspan",
     "wrap",
@@ -63,6 +67,7 @@ if TYPE_CHECKING:
     from clipfast.analyses.ablated import Ablated
     from clipfast.analyses.ablation import ablate
     from clipfast.analyses.accuracy import Accuracy
+    from clipfast.analyses.explaining import Explanation, explain
     from clipfast.analyses.moments import Moments
     from clipfast.analyses.terms import Terms
     from clipfast.analyses.textspan import TextSpan, textspan
