@@ -319,8 +319,8 @@ def visual_concepts(
             prefix += float((before @ towards).sum(dtype=torch.float64))
             scores.append((parts @ towards).double())  # [P, heads]
             total += parts.sum(1, dtype=torch.float64)
-            alike = F.normalize((parts - parts.mean(0)).transpose(0, 1), dim=2)  # [heads, P, D]
-            products += (alike @ alike.transpose(1, 2)).sum(0, dtype=torch.float64)
+            alike = F.normalize(parts - parts.mean(0), dim=2).flatten(1)  # [P, heads · D]
+            products += alike @ alike.T
         by_head = torch.cat(scores, 1).cpu()  # [P, G]
         embedding = contributions.embedding[0].to(towards) / contributions.norm[0].to(towards)
         margin = float(embedding @ towards)

@@ -24,6 +24,7 @@ COMMANDS = (
     "textspan",
     "ablate",
     "segment",
+    "explain",
     "retrieve",
     "report",
     "bench",

@@ -155,6 +155,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> 
         ("scenes", "--count", "1"),
         ("bench", "--model", "MODEL"),
         ("segment", "images", "--model", "MODEL", "--texts", "a", "--texts", "b"),
+        ("explain", "images", "--model", "MODEL", "--classes", "a,b"),
         ("textspan", "c"),
         ("textspan", "--weights", "--model", "MODEL"),
         ("ablate", "c"),
