@@ -106,7 +106,31 @@ def attention_gradients(tower: Tower, images: Tensor, text_features: Tensor) -> 
         InputError: images or features of another shape.
     """
     images = check_images(tower, images)
-    return _gradients(tower, images, check_targets(tower, images, text_features))
+    targets = check_targets(tower, images, text_features)[:, None]
+    return ((layer, attention, gradient) for layer, _, attention, gradient in _gradients(tower, images, targets))
+
+
+def text_attention_gradients(
+    tower: Tower, images: Tensor, text_features: Tensor
+) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """:func:`attention_gradients` for several texts per image, text by text within each layer.
+
+    The two forwards are shared by all texts, and each text adds one backward. The gradient that arrives at a layer is
+    kept per text, ``B·T·N·W`` numbers.
+
+    Args:
+        tower: the model.
+        images: ``[B, 3, height, width]``, preprocessed.
+        text_features: ``[B, T, D]``, or ``[1, T, D]`` for the same texts with all images.
+
+    Yields:
+        layer, text, attention ``[B, H, N, N]``, gradient ``[B, H, N, N]``.
+
+    Raises:
+        InputError: images or features of another shape.
+    """
+    images = check_images(tower, images)
+    return _gradients(tower, images, check_texts(tower, images, text_features))
 
 
 def own_gradients(
@@ -129,10 +153,40 @@ def own_gradients(
     Raises:
         InputError: images or features of another shape, or no such pooling.
     """
+    images = check_images(tower, images)
+    targets = check_targets(tower, images, text_features)[:, None]
+    layers = _own_gradients(tower, images, targets, _averages(tokens))
+    return ((layer, attention, gradient) for layer, _, attention, gradient in layers)
+
+
+def text_own_gradients(
+    tower: Tower, images: Tensor, text_features: Tensor, *, tokens: str = "all", first_layer: int = 0
+) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """:func:`own_gradients` for several texts per image, text by text within each layer.
+
+    The forward is shared by all texts, and each text adds one short backward per layer.
+
+    Args:
+        tower: the model.
+        images: ``[B, 3, height, width]``, preprocessed.
+        text_features: ``[B, T, D]``, or ``[1, T, D]`` for the same texts with all images.
+        tokens: as for :func:`own_gradients`.
+        first_layer: layers before it have no turn.
+
+    Yields:
+        layer, text, attention ``[B, H, N, N]``, gradient ``[B, H, N, N]``.
+
+    Raises:
+        InputError: images or features of another shape, or no such pooling.
+    """
+    images = check_images(tower, images)
+    return _own_gradients(tower, images, check_texts(tower, images, text_features), _averages(tokens), first_layer)
+
+
+def _averages(tokens: str) -> bool:
     if tokens not in ("all", "pooled"):
         raise InputError(f"tokens is {tokens!r}: choose 'all' or 'pooled'")
-    images = check_images(tower, images)
-    return _own_gradients(tower, images, check_targets(tower, images, text_features), tokens == "all")
+    return tokens == "all"
 
 
 def check_images(tower: Tower, images: Tensor) -> Tensor:
@@ -162,6 +216,23 @@ def check_targets(tower: Tower, images: Tensor, text_features: Tensor) -> Tensor
         raise InputError(
             f"text_features has shape {shape}: expected one text [{width}] or one per image [{count}, {width}]"
         )
+    return _as_target(text_features, images)
+
+
+def check_texts(tower: Tower, images: Tensor, text_features: Tensor) -> Tensor:
+    """Several texts per image, ``[B, T, D]`` in float32 at least, from that or ``[1, T, D]``.
+
+    Raises:
+        InputError: any other shape, or no text.
+    """
+    count, width = len(images), tower.embed_dim
+    shape = list(text_features.shape)
+    if len(shape) != 3 or shape[0] not in (1, count) or not shape[1] or shape[2] != width:
+        raise InputError(f"text_features has shape {shape}: expected [{count}, texts, {width}] or [1, texts, {width}]")
+    return _as_target(text_features, images).expand(count, -1, -1)
+
+
+def _as_target(text_features: Tensor, images: Tensor) -> Tensor:
     acc_dtype = torch.promote_types(images.dtype, torch.float32)
     with torch.inference_mode(False):
         return _own(text_features).detach().to(images.device, acc_dtype)
@@ -207,10 +278,13 @@ def embed(tower: Tower, images: Tensor) -> Tensor:
     return x if tower.ln_pre is None else _norm(x, tower.ln_pre)
 
 
-def run_block(tower: Tower, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
-    """One block: the residual stream after it ``[B, N, W]`` and its attention ``[B, H, N, N]``."""
+def run_block(tower: Tower, layer: int, x: Tensor, normed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """One block: the residual stream after it ``[B, N, W]`` and its attention ``[B, H, N, N]``.
+
+    ``normed`` is what its attention reads, :func:`block_norm` of ``x`` for None.
+    """
     block = tower.blocks[layer]
-    normed = _norm(x, block.ln_1)
+    normed = block_norm(tower, layer, x) if normed is None else normed
     packed = block.packed()
     if packed is None:
         parts: Sequence[Tensor] = [F.linear(normed, *layer) for layer in block.query_key_value()]
@@ -223,6 +297,11 @@ def run_block(tower: Tower, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
     x = x + _scaled(F.linear(mixed, block.out_weight, block.out_bias), block.attention_scale)
     hidden = _ACTIVATIONS[tower.activation](F.linear(_norm(x, block.ln_2), block.mlp_in_weight, block.mlp_in_bias))
     return x + _scaled(F.linear(hidden, block.mlp_out_weight, block.mlp_out_bias), block.mlp_scale), attention
+
+
+def block_norm(tower: Tower, layer: int, x: Tensor) -> Tensor:
+    """The norm before a block's attention, ``[B, N, W]``."""
+    return _norm(x, tower.blocks[layer].ln_1)
 
 
 def pool(tower: Tower, x: Tensor) -> Tensor:
@@ -275,7 +354,8 @@ def _matrices(tower: Tower, images: Tensor) -> Iterator[Tensor]:
         yield attention
 
 
-def _gradients(tower: Tower, images: Tensor, targets: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+def _gradients(tower: Tower, images: Tensor, targets: Tensor) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """Last layer first, and within a layer each of the texts ``[B, T, D]``."""
     with _recording(images, False):
         weights = frozen(tower)
         hidden = [embed(weights, images)]
@@ -283,33 +363,46 @@ def _gradients(tower: Tower, images: Tensor, targets: Tensor) -> Iterator[tuple[
             hidden.append(run_block(weights, layer, hidden[-1])[0])
     with _recording(images):
         x = hidden.pop().requires_grad_()
-        score = similarity(readout(weights, pool(weights, x)), targets)
-        (arriving,) = torch.autograd.grad(score.sum(), x)
+        embedding = readout(weights, pool(weights, x))
+        arriving = [
+            torch.autograd.grad(similarity(embedding, target).sum(), x, retain_graph=True)[0]
+            for target in targets.unbind(1)
+        ]
+        del embedding
     for layer in reversed(range(weights.layers)):
-        attention, gradient, arriving = _block_gradient(weights, layer, hidden.pop(), arriving)
-        yield layer, attention, gradient
-
-
-def _block_gradient(tower: Tower, layer: int, x: Tensor, arriving: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A block's attention and the gradients towards it and towards the block's input, from that of its output."""
-    with _recording(x):
-        x.requires_grad_()
-        out, attention = run_block(tower, layer, x)
-        gradient, leaving = torch.autograd.grad(out, (attention, x), arriving)
-    return attention.detach(), gradient, leaving
+        with _recording(images):
+            x = hidden.pop().requires_grad_()
+            out, attention = run_block(weights, layer, x)
+        for text, gradient_of_out in enumerate(arriving):
+            last = text == len(arriving) - 1
+            with _recording(images):
+                gradient, arriving[text] = torch.autograd.grad(
+                    out, (attention, x), gradient_of_out, retain_graph=not last
+                )
+            if last:
+                del out
+            yield layer, text, attention.detach(), gradient
 
 
 def _own_gradients(
-    tower: Tower, images: Tensor, targets: Tensor, average: bool
-) -> Iterator[tuple[int, Tensor, Tensor]]:
+    tower: Tower, images: Tensor, targets: Tensor, average: bool, first_layer: int = 0
+) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """First layer first, and within a layer each of the texts ``[B, T, D]``."""
     with _recording(images, False):
         weights = frozen(tower)
         x = embed(weights, images)
-    for layer in range(weights.layers):
+        for layer in range(first_layer):
+            x = run_block(weights, layer, x)[0]
+    for layer in range(first_layer, weights.layers):
         with _recording(images):
             out, attention = run_block(weights, layer, x.requires_grad_())
             pooled = out.mean(1) if average else pool(weights, out)
-            score = similarity(readout(weights, pooled), targets)
-            (gradient,) = torch.autograd.grad(score.sum(), attention)
+            embedding = readout(weights, pooled)
         x = out.detach()
-        yield layer, attention.detach(), gradient
+        del out, pooled
+        for text, target in enumerate(targets.unbind(1)):
+            last = text == targets.shape[1] - 1
+            with _recording(images):
+                score = similarity(embedding, target).sum()
+                (gradient,) = torch.autograd.grad(score, attention, retain_graph=not last)
+            yield layer, text, attention.detach(), gradient

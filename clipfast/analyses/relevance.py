@@ -3,24 +3,35 @@
 Each is written from its paper, runs on the same tower and gives raw scores of patches; :func:`.segmentation.normalise`
 turns those of every method into heat the same way, and so every method is judged by one protocol.
 
-All take ``(tower, images [B, 3, height, width], text_features [D] or [B, D])`` and return ``[B, rows, columns]``. What
-gradients explain is ``⟨embedding/‖embedding‖, text⟩``. A text may be a direction that contrasts it with others
-(``text − texts.mean(0)``), and its length counts in :func:`chefer`: times the model's logit scale it gives CLIP's own
-logit. Where a method reads the class token's row of a matrix, a tower that averages its patches has their mean row.
+All take ``(tower, images [B, 3, height, width], text_features [D] or [B, D])`` and return ``[B, rows, columns]``. With
+``[B, T, D]``, or ``[1, T, D]`` for the same texts with every image, they return ``[B, T, rows, columns]``; the forward
+is shared by all texts, and each adds a backward. What gradients explain is ``⟨embedding/‖embedding‖, text⟩``. A text
+may be a direction that contrasts it with others (``text − texts.mean(0)``), and its length counts in :func:`chefer`:
+times the model's logit scale it gives CLIP's own logit. Where a method reads the class token's row of a matrix, a tower
+that averages its patches has their mean row.
 
 ``B`` images, ``N`` tokens (class token first), ``H`` heads, ``L`` layers, ``D`` embed_dim.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor
 
-from clipfast.analyses.gradients import attention_gradients, attention_matrices, own_gradients
+from clipfast.analyses.gradients import (
+    attention_matrices,
+    check_images,
+    check_targets,
+    check_texts,
+    text_attention_gradients,
+    text_own_gradients,
+)
 from clipfast.basis import autocast_disabled
+from clipfast.indices import resolve_layer
 from clipfast.towers.tower import Tower
 
 Method: TypeAlias = Callable[[Tower, Tensor, Tensor], Tensor]
@@ -32,8 +43,32 @@ def _read(tower: Tower, matrix: Tensor) -> Tensor:
 
 
 def _patches(tower: Tower, row: Tensor) -> Tensor:
-    """Scores of tokens without the class token, as the grid of patches, ``[B, N] → [B, rows, columns]``."""
-    return row[:, tower.prefix_tokens :].unflatten(1, tower.grid)
+    """Scores of tokens without the class token, as the grid of patches, ``[..., N] → [..., rows, columns]``."""
+    return row[..., tower.prefix_tokens :].unflatten(-1, tower.grid)
+
+
+def _texts(tower: Tower, images: Tensor, text_features: Tensor) -> tuple[Tensor, int]:
+    """Texts ``[B, T, D]``, and how many there are."""
+    images = check_images(tower, images)
+    if text_features.ndim == 3:
+        texts = check_texts(tower, images, text_features)
+    else:
+        texts = check_targets(tower, images, text_features)[:, None]
+    return texts, texts.shape[1]
+
+
+def _shaped(tower: Tower, rows: Iterable[Tensor], text_features: Tensor) -> Tensor:
+    """Scores of tokens per text, ``T`` times ``[B, N]``, as grids with an axis of texts where the texts have one."""
+    result = _patches(tower, torch.stack(list(rows), 1))
+    return result if text_features.ndim == 3 else result[:, 0]
+
+
+def _unlike_texts(tower: Tower, images: Tensor, result: Tensor, text_features: Tensor | None) -> Tensor:
+    """A result that is the same for every text, with an axis of texts where the texts have one."""
+    if text_features is None or text_features.ndim != 3:
+        return result
+    count = check_texts(tower, check_images(tower, images), text_features).shape[1]
+    return result[:, None].repeat(1, count, 1, 1)
 
 
 def raw_attention(tower: Tower, images: Tensor, text_features: Tensor | None = None) -> Tensor:
@@ -44,13 +79,13 @@ def raw_attention(tower: Tower, images: Tensor, text_features: Tensor | None = N
     Args:
         tower: the model.
         images: ``[B, 3, height, width]``, preprocessed.
-        text_features: not looked at; here so that all methods are called alike.
+        text_features: not looked at but for their number; here so that all methods are called alike.
 
     Raises:
         InputError: images of another shape.
     """
     last = deque(attention_matrices(tower, images), maxlen=1).pop()  # [B, H, N, N]
-    return _patches(tower, _read(tower, last).mean(1))
+    return _unlike_texts(tower, images, _patches(tower, _read(tower, last).mean(1)), text_features)
 
 
 def rollout(tower: Tower, images: Tensor, text_features: Tensor | None = None) -> Tensor:
@@ -64,12 +99,13 @@ def rollout(tower: Tower, images: Tensor, text_features: Tensor | None = None) -
     Args:
         tower: the model.
         images: ``[B, 3, height, width]``, preprocessed.
-        text_features: not looked at; here so that all methods are called alike.
+        text_features: not looked at but for their number; here so that all methods are called alike.
 
     Raises:
         InputError: images of another shape.
     """
-    return _patches(tower, _read(tower, rolled_out(attention_matrices(tower, images))))
+    result = _patches(tower, _read(tower, rolled_out(attention_matrices(tower, images))))
+    return _unlike_texts(tower, images, result, text_features)
 
 
 def rolled_out(attentions: Iterable[Tensor]) -> Tensor:
@@ -105,17 +141,20 @@ def gradcam(tower: Tower, images: Tensor, text_features: Tensor) -> Tensor:
     Args:
         tower: the model.
         images: ``[B, 3, height, width]``, preprocessed.
-        text_features: ``[D]`` for all images, or ``[B, D]``, one per image.
+        text_features: ``[D]`` for all images, ``[B, D]``, one per image, or ``[B, T, D]``.
 
     Raises:
         InputError: images or features of another shape.
     """
-    _, attention, gradient = next(attention_gradients(tower, images, text_features))
-    weight = _read(tower, gradient)[:, :, tower.prefix_tokens :].mean(2, keepdim=True)  # [B, H, 1]
-    return _patches(tower, (weight * _read(tower, attention)).mean(1).relu())
+    texts, count = _texts(tower, images, text_features)
+    rows = []
+    for _, _, attention, gradient in islice(text_attention_gradients(tower, images, texts), count):
+        weight = _read(tower, gradient)[:, :, tower.prefix_tokens :].mean(2, keepdim=True)  # [B, H, 1]
+        rows.append((weight * _read(tower, attention)).mean(1).relu())
+    return _shaped(tower, rows, text_features)
 
 
-def chefer(tower: Tower, images: Tensor, text_features: Tensor) -> Tensor:
+def chefer(tower: Tower, images: Tensor, text_features: Tensor, *, first_layer: int = 0) -> Tensor:
     """Generic attention explainability (Chefer, Gur & Wolf, ICCV 2021), its rule for self-attention.
 
     ``R ← R + Ā R`` from the first layer to the last, beginning with ``R = I``, where ``Ā`` is the mean over heads of
@@ -129,14 +168,20 @@ def chefer(tower: Tower, images: Tensor, text_features: Tensor) -> Tensor:
     Args:
         tower: the model.
         images: ``[B, 3, height, width]``, preprocessed.
-        text_features: ``[D]`` for all images, or ``[B, D]``, one per image; times the logit scale for CLIP's logit.
+        text_features: ``[D]`` for all images, ``[B, D]``, one per image, or ``[B, T, D]``; times the logit scale for
+            CLIP's logit.
+        first_layer: where ``R = I`` begins, negative from the end; the published notebook's is the last.
 
     Raises:
-        InputError: images or features of another shape.
+        InputError: images or features of another shape, or no such layer.
     """
+    texts, count = _texts(tower, images, text_features)
+    turns = (tower.layers - resolve_layer(first_layer, tower.layers)) * count
     pooled = _read(tower, torch.eye(tower.tokens, dtype=torch.float64))
-    steps = ((attention, gradient) for _, attention, gradient in attention_gradients(tower, images, text_features))
-    return _patches(tower, accumulated(pooled, steps))
+    rows = [pooled[None, None]] * count
+    for _, text, attention, gradient in islice(text_attention_gradients(tower, images, texts), turns):
+        rows[text] = _accumulate(rows[text], attention, gradient)
+    return _shaped(tower, (row[:, 0] for row in rows), text_features)
 
 
 def accumulated(row: Tensor, steps: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
@@ -148,13 +193,18 @@ def accumulated(row: Tensor, steps: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """
     rows = row[None, None]
     for attention, gradient in steps:
-        with autocast_disabled(attention):
-            rows = rows.to(attention)
-            rows = rows + rows @ (gradient * attention).relu().mean(1)  # [B, 1, N]
+        rows = _accumulate(rows, attention, gradient)
     return rows[:, 0]
 
 
-def legrad(tower: Tower, images: Tensor, text_features: Tensor, *, tokens: str = "all") -> Tensor:
+def _accumulate(rows: Tensor, attention: Tensor, gradient: Tensor) -> Tensor:
+    """``r + r Ā``, ``[B, 1, N]``."""
+    with autocast_disabled(attention):
+        rows = rows.to(attention)
+        return rows + rows @ (gradient * attention).relu().mean(1)
+
+
+def legrad(tower: Tower, images: Tensor, text_features: Tensor, *, tokens: str = "all", first_layer: int = 0) -> Tensor:
     """LeGrad (Bousselham et al. 2024): how sensitive every layer's own similarity is to that layer's attention.
 
     The sum over layers of ``ReLU(∂s_l/∂A_l)`` averaged over heads and queries, where ``s_l`` is the similarity of the
@@ -166,16 +216,20 @@ def legrad(tower: Tower, images: Tensor, text_features: Tensor, *, tokens: str =
     Args:
         tower: the model.
         images: ``[B, 3, height, width]``, preprocessed.
-        text_features: ``[D]`` for all images, or ``[B, D]``, one per image.
+        text_features: ``[D]`` for all images, ``[B, D]``, one per image, or ``[B, T, D]``.
         tokens: ``"all"`` pools a layer's output by averaging its tokens, so that every query has a gradient;
             ``"pooled"`` by what the tower pools, which for a class token leaves one query.
+        first_layer: the first that counts, negative from the end; the published package's is -2.
 
     Raises:
-        InputError: images or features of another shape, or no such pooling.
+        InputError: images or features of another shape, or no such pooling or layer.
     """
-    layers = own_gradients(tower, images, text_features, tokens=tokens)
-    total = sum((gradient.relu().mean((1, 2)) for _, _, gradient in layers), torch.zeros(()))  # [B, N]
-    return _patches(tower, total)
+    texts, count = _texts(tower, images, text_features)
+    first = resolve_layer(first_layer, tower.layers)
+    totals = [torch.zeros(())] * count  # [B, N] each
+    for _, text, _, gradient in text_own_gradients(tower, images, texts, tokens=tokens, first_layer=first):
+        totals[text] = gradient.relu().mean((1, 2)) + totals[text]
+    return _shaped(tower, totals, text_features)
 
 
 METHODS: Final[Mapping[str, Method]] = MappingProxyType(

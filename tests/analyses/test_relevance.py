@@ -11,7 +11,9 @@ from tolerances import FLOAT64
 from torch import Tensor, nn
 
 import clipfast
+from clipfast.analyses import gradients
 from clipfast.analyses.relevance import METHODS, accumulated, chefer, gradcam, legrad, rolled_out, rollout
+from clipfast.errors import InputError
 from clipfast.towers.tower import Tower
 
 IMAGES = 3
@@ -187,3 +189,58 @@ def test_the_bundled_model(name: str) -> None:
     assert result.dtype == torch.float32
     assert bool(result.isfinite().all())
     assert bool((result >= 0).all())
+
+
+# -------------------------------------------------------------------------------------------- several texts per image
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_several_texts_are_each_text(visual: nn.Module, name: str) -> None:
+    images, tower = pixels(visual, IMAGES, dtype=torch.float64), tower_of(visual)
+    each = 3 * directions(IMAGES * 4, 20, seed=2, dtype=torch.float64).view(IMAGES, 4, 20)
+    result = METHODS[name](tower, images, each)
+    assert result.shape == (IMAGES, 4, 3, 2)
+    for text in range(4):
+        assert error(result[:, text], METHODS[name](tower, images, each[:, text])) <= FLOAT64
+    shared = METHODS[name](tower, images, each[:1])
+    assert error(shared[:, 2], METHODS[name](tower, images, each[0, 2])) <= FLOAT64
+
+
+@pytest.mark.parametrize("name", ["chefer", "legrad"])
+def test_the_first_layer_that_counts(visual: nn.Module, name: str) -> None:
+    images, tower = pixels(visual, IMAGES, dtype=torch.float64), tower_of(visual)
+    whole = graph(visual, images)
+    short = type(whole)(whole.attention[-1:], whole.hidden[-2:], whole.embedding)
+    expected = DEFINITIONS[name](visual, short, TEXTS).detach().unflatten(1, (3, 2))
+    method: Any = METHODS[name]
+    assert error(method(tower, images, TEXTS, first_layer=-1), expected) <= FLOAT64
+    assert error(method(tower, images, TEXTS, first_layer=0), method(tower, images, TEXTS)) == 0
+    with pytest.raises(InputError, match="layer 3 does not exist"):
+        method(tower, images, TEXTS, first_layer=3)
+
+
+def test_the_forward_is_shared_by_all_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    visual = vision_tower(seed=5, dtype=torch.float64)
+    tower, images, count = tower_of(visual), pixels(visual, 1, dtype=torch.float64), 0
+    run_block = gradients.run_block
+
+    def counted(*arguments: Any) -> tuple[Tensor, Tensor]:
+        nonlocal count
+        count += 1
+        return run_block(*arguments)
+
+    monkeypatch.setattr(gradients, "run_block", counted)
+    for name, blocks in {"gradcam": 4, "chefer": 6, "legrad": 3}.items():
+        for texts in (1, 5):
+            count = 0
+            METHODS[name](tower, images, TEXTS[None, :1].expand(1, texts, -1))
+            assert count == blocks, (name, texts)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_texts_that_do_not_fit(name: str) -> None:
+    visual = vision_tower(seed=5, dtype=torch.float64)
+    images = pixels(visual, IMAGES, dtype=torch.float64)
+    for texts in (TEXTS[None, :, :3], TEXTS[None, :0], TEXTS.expand(2, -1, -1)):
+        with pytest.raises(InputError, match=r"expected \[3, texts, 20\] or \[1, texts, 20\]"):
+            METHODS[name](tower_of(visual), images, texts)
