@@ -570,7 +570,7 @@ class ActivationCache(Mapping[Key, Tensor]):
             scale = row.std[:, None]
         elif final and tower.pooling == "mean":
             scale = standard_deviation(self._read_by_final_norm(), norm, self.model.backend)  # [B, 1, 1]
-            scale = scale[:, 0] if isinstance(pos_slice, int) else scale
+            scale = scale[:, 0] if isinstance(pos_slice, int | np.integer) else scale
         elif row is not None and tower.pooling == "mean":
             raise InputError(f"the norms of layer {layer} read every token: there is no scale of their mean")
         else:
