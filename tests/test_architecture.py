@@ -119,6 +119,16 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.basis",
         "clipfast.indices",
     },
+    "clipfast.analyses.second_order": {
+        "clipfast.analyses",
+        "clipfast.towers.tower",
+        "clipfast.forward.blocks",
+        "clipfast.forward.embedding",
+        "clipfast.forward.pooling",
+        "clipfast.basis",
+        "clipfast.kernels.ops",
+        "clipfast.errors",
+    },
     "clipfast.descriptions": {"clipfast.scenes", "clipfast.files", "clipfast.inputs", "clipfast.errors"},
     "clipfast.dataset": {
         "clipfast.analyses.moments",
