@@ -126,6 +126,7 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.forward.embedding",
         "clipfast.forward.pooling",
         "clipfast.basis",
+        "clipfast.fingerprint",
         "clipfast.kernels.ops",
         "clipfast.errors",
     },

@@ -35,6 +35,7 @@ from torch import Tensor
 from clipfast.analyses.gradients import check_images
 from clipfast.basis import Centring, autocast_disabled
 from clipfast.errors import InputError
+from clipfast.fingerprint import Weights, fingerprint
 from clipfast.forward.blocks import attend, mlp_in, mlp_out, normalise, project_in, project_out, statistics
 from clipfast.forward.embedding import embed
 from clipfast.forward.pooling import pool, read_row
@@ -112,17 +113,20 @@ class PathWeights:
         read: ``[F, E, M]``, ``W_V (γ ∘ wₙ)`` of every later head.
         write: ``[F, E, D]``, ``W_O γP`` of the same.
         centring: how means are split.
+        fingerprint: of the tower, :func:`clipfast.fingerprint.fingerprint`.
 
     Args:
         tower: a tower that :func:`.gradients.check_images` accepts.
         layer: whose neurons, from 0; not the last layer.
         centring: ``"uniform"`` or ``"termwise"``.
+        digest: the tower's fingerprint, where it is known.
     """
 
     @torch.no_grad()
-    def __init__(self, tower: Tower, layer: int, centring: Centring = "uniform") -> None:
+    def __init__(self, tower: Tower, layer: int, centring: Centring = "uniform", digest: str | None = None) -> None:
         dtype = torch.promote_types(tower.dtype, torch.float32)
         self.layer = layer
+        self.fingerprint = fingerprint(tower) if digest is None else digest
         self.centring: Centring = centring
         self.later = tuple(range(layer + 1, tower.layers))
         block, centres = tower.blocks[layer], centring == "termwise"
@@ -231,7 +235,8 @@ class PathWeights:
         Raises:
             InputError: something else, or no such neuron.
         """
-        listed = neurons if isinstance(neurons, Tensor) else torch.tensor([*neurons], dtype=torch.long)
+        listed = neurons if isinstance(neurons, Tensor) else torch.tensor([*neurons])
+        listed = listed if listed.numel() else listed.long()
         if listed.ndim != 1 or listed.is_floating_point() or listed.dtype == torch.bool:
             raise InputError(f"neurons are {listed.dtype} {list(listed.shape)}, expected integers [neurons]")
         wrong = listed[(listed < 0) | (listed >= self.neurons)]
@@ -249,12 +254,8 @@ class PathWeights:
 
     def same_as(self, other: "PathWeights") -> bool:
         """Whether both are of the same layer, centring and weights, wherever they are kept."""
-        if self is other:
-            return True
-        if (self.layer, self.centring) != (other.layer, other.centring):
-            return False
-        pairs = ((self.read, other.read), (self.write, other.write))
-        return all(a.shape == b.shape and torch.equal(a, b.to(a)) for a, b in pairs)
+        mine, theirs = ((each.layer, each.centring, each.fingerprint) for each in (self, other))
+        return mine == theirs
 
 
 # ------------------------------------------------------------------------------------------------------ the forward
@@ -305,9 +306,10 @@ class SecondOrder:
         tower = model.tower
         check_images(tower, torch.zeros(0, 3, *tower.image_size))
         self.layers = _layers(tower, layers)
-        self._model, self._version = model, tower.version()
+        self._model, self._watch, digest = model, Weights(), fingerprint(tower)
+        self._state = self._watch.all(tower.tensors())
         with torch.inference_mode(False), autocast_disabled(next(iter(tower.tensors()))):
-            self.weights = tuple(PathWeights(tower, layer, centring) for layer in self.layers)
+            self.weights = tuple(PathWeights(tower, layer, centring, digest) for layer in self.layers)
 
     @torch.no_grad()
     def decompose(self, images: Any, *, tokens: bool = False) -> tuple["NeuronEffects", ...]:
@@ -327,7 +329,7 @@ class SecondOrder:
             ImageError: a file that cannot be read.
         """
         tower, backend = self._model.tower, self._model.backend
-        if tower.version() != self._version:
+        if self._watch.all(tower.tensors()) != self._state:
             raise InputError("the model's weights have changed since this was made: make a new SecondOrder")
         pixels = check_images(tower, self._model.prepare(images))
         with autocast_disabled(pixels):
@@ -586,9 +588,9 @@ class NeuronEffects:
                 raise InputError(f"mask is {mask.dtype} {list(mask.shape)}, expected bool {list(shape)} and no neurons")
             deviations = deviations * mask[:, None].to(deviations)
         elif neurons is not None:
-            chosen = torch.zeros_like(deviations[0, 0] if len(self) else mean[0], device=self.weights.read.device)
+            chosen = deviations.new_zeros(self.weights.neurons)
             chosen[self.weights.resolve(neurons)] = 1
-            deviations = deviations * chosen.to(deviations)
+            deviations = deviations * chosen
         return self.embedding.to(self.norm) / self.norm[:, None] - self.weights.sum(deviations)
 
     def approximated(self, mean: Tensor, directions: Tensor) -> Tensor:

@@ -12,17 +12,22 @@ for layer 20 of a ViT-L-14, but 3.3 GiB for layer 0 of the latter. In float32: `
 ``B`` images, ``F`` later heads, ``M`` neurons, ``D`` embed_dim, ``k`` images kept per neuron, ``P`` chosen neurons.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipfast import storage
 from clipfast.analyses.ranking import largest
 from clipfast.analyses.second_order import NeuronEffects, Neurons, PathWeights
 from clipfast.errors import InputError
 
+MOMENTS_FORMAT = "clipfast.effect_moments/1"
+TOP_FORMAT = "clipfast.top_images/1"
 _NOT_FINITE = "an effect is not finite: the image or a weight is not, or an embedding is zero"
 
 
@@ -186,6 +191,39 @@ class EffectMoments:
         """
         return _select(self.variance(), count)
 
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes them to one safetensors file, without the model's part.
+
+        Raises:
+            InputError: no images yet.
+            OSError: the file cannot be written.
+        """
+        header = {"format": MOMENTS_FORMAT, "count": self.count, "covariance": self.covariance}
+        tensors = {"mean": self.mean, "shared": self.shared}
+        tensors |= {"squares": self._squares} if self.covariance else {}
+        storage.write(path, header | _header(self.weights), tensors)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], weights: PathWeights) -> "EffectMoments":
+        """Reads what :meth:`save` wrote.
+
+        Args:
+            path: the file.
+            weights: the model's part, of :attr:`.SecondOrder.weights`.
+
+        Raises:
+            InputError: not such a file, damaged, or of another model, layer or centring.
+            FileNotFoundError: no such file.
+        """
+        header, tensors = storage.read(path, MOMENTS_FORMAT, "EffectMoments.save", weights.read.device)
+        with storage.as_damage(path):
+            _expect(path, header, weights)
+            moments = cls(covariance=header["covariance"])
+            moments._weights, moments.count = weights, header["count"]
+            moments._mean, moments._shared = tensors["mean"], tensors["shared"]
+            moments._squares = tensors["squares"] if moments.covariance else tensors["mean"].new_zeros(0)
+        return moments
+
 
 class TopImages:
     """For every neuron the images where it fires most: whose effect lies farthest from the mean.
@@ -302,13 +340,16 @@ class TopImages:
     def significant(self, effects: NeuronEffects) -> Tensor:
         """Which effects lie farther from the mean than every neuron's threshold, bool ``[B, M]``.
 
+        The image that is kept last is not significant, however its effect is rounded in another batch.
+
         Raises:
             InputError: nothing was pushed, or effects of other weights.
         """
         thresholds = self.thresholds()
         if not self.weights.same_as(effects.weights):
             raise InputError("these effects are of another model, layer or centring, or of other weights")
-        return effects.norms(self.mean) > thresholds.to(effects.coefficients)
+        norms = effects.norms(self.mean)
+        return norms > thresholds.to(norms) * (1 + 100 * torch.finfo(norms.dtype).eps)
 
     def importance(self) -> Tensor:
         """The mean distance of the kept images from the mean, ``[M]``."""
@@ -342,6 +383,51 @@ class TopImages:
             along = torch.einsum("pfk,pfd,pd->kp", deviations, rows, found.directions)
             parts.append(_turned(found, (along > 0).sum(0) <= kept // 2))
         return _joined(parts, weights)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes them to one safetensors file, without the model's part.
+
+        Raises:
+            InputError: nothing was pushed.
+            OSError: the file cannot be written.
+        """
+        tensors = {"norms": self.norms, "images": self._images, "deviations": self._deviations}
+        tensors |= {} if self.mean is None else {"mean": self.mean}
+        header = {"format": TOP_FORMAT, "count": self.count, "seen": self.seen}
+        storage.write(path, header | _header(self.weights), tensors)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], weights: PathWeights) -> "TopImages":
+        """Reads what :meth:`save` wrote.
+
+        Args:
+            path: the file.
+            weights: the model's part, of :attr:`.SecondOrder.weights`.
+
+        Raises:
+            InputError: not such a file, damaged, or of another model, layer or centring.
+            FileNotFoundError: no such file.
+        """
+        header, tensors = storage.read(path, TOP_FORMAT, "TopImages.save", weights.read.device)
+        with storage.as_damage(path):
+            _expect(path, header, weights)
+            top = cls(count=header["count"])
+            top._weights, top.seen, top.mean = weights, header["seen"], tensors.get("mean")
+            top._norms, top._images, top._deviations = (tensors[name] for name in ("norms", "images", "deviations"))
+        return top
+
+
+def _header(weights: PathWeights) -> dict[str, Any]:
+    """What tells whose effects a file is of."""
+    return {"layer": weights.layer, "centring": weights.centring, "fingerprint": weights.fingerprint}
+
+
+def _expect(path: str | PathLike[str], header: Mapping[str, Any], weights: PathWeights) -> None:
+    if any(header[name] != value for name, value in _header(weights).items()):
+        raise InputError(
+            f"{path} is of layer {header['layer']} of a model {header['fingerprint'][:8]} with centring "
+            f"{header['centring']!r}, not of layer {weights.layer} of {weights.fingerprint[:8]}, {weights.centring!r}"
+        )
 
 
 def _outer(x: Tensor) -> Tensor:

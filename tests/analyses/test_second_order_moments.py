@@ -1,6 +1,7 @@
 """Moments, principal directions and top images of second-order effects against all effects written out."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,8 +128,8 @@ def test_top_images_are_those_farthest_from_the_mean(case: All, count: int) -> N
     assert error(top.importance(), values.mean(0)) <= FLOAT64
     assert error(top.thresholds(), values[-1]) <= FLOAT64
     expected = case.away.norm(dim=-1)
-    clear = (expected - values[-1]).abs() > FLOAT64
-    assert torch.equal(top.significant(case.have) & clear, (expected > values[-1]) & clear)
+    assert torch.equal(top.significant(case.have), expected > values[-1] * (1 + FLOAT64))
+    assert int(top.significant(case.have).sum()) == NEURONS * (kept - 1)
     chosen = case.away.gather(0, places[..., None].expand(-1, -1, EMBED))  # [k, M, D]
     directions, shares = components(chosen)
     positive = (torch.einsum("kmd,md->km", chosen, directions) > 0).sum(0)
@@ -169,6 +170,56 @@ def test_of_equal_norms_the_lower_image_comes_first(case: All) -> None:
     top.update(twin, [3])
     top.update(twin, [5])
     assert top.images[:, 0].tolist() == [3, 5]
+
+
+@pytest.mark.parametrize("covariance", [True, False])
+def test_moments_are_saved(case: All, tmp_path: Path, covariance: bool) -> None:
+    moments, path = collected(case, [7], covariance=covariance), tmp_path / "moments.safetensors"
+    moments.save(path)
+    read = EffectMoments.load(path, case.have.weights)
+    for each in (moments, read):
+        each.update(case.have[7:])
+    assert read.count == IMAGES
+    assert torch.equal(read.mean, moments.mean)
+    assert torch.equal(read.shared, moments.shared)
+    if covariance:
+        assert torch.equal(read.variance(), moments.variance())
+    else:
+        with pytest.raises(InputError, match="these moments keep no covariances"):
+            read.variance()
+    with pytest.raises(InputError, match="these moments are empty"):
+        EffectMoments().save(path)
+
+
+@pytest.mark.parametrize("from_zero", [True, False])
+def test_top_images_are_saved(case: All, tmp_path: Path, from_zero: bool) -> None:
+    top = TopImages(None if from_zero else collected(case, [IMAGES]), 3)
+    path = tmp_path / "top.safetensors"
+    with pytest.raises(InputError, match="nothing was pushed yet"):
+        top.save(path)
+    top.update(case.have[:5])
+    top.save(path)
+    read = TopImages.load(path, case.have.weights)
+    for each in (top, read):
+        each.update(case.have[5:])
+    assert (read.seen, read.count) == (IMAGES, 3)
+    assert torch.equal(read.images, top.images)
+    assert torch.equal(read.norms, top.norms)
+    assert torch.equal(read.principal([3]).directions, top.principal([3]).directions)
+
+
+def test_files_of_something_else_are_refused(case: All, tmp_path: Path) -> None:
+    moments, path, other = collected(case, [4]), tmp_path / "one.safetensors", all_effects(1, seed=5).have.weights
+    moments.save(path)
+    with pytest.raises(InputError, match="not of layer 1 of"):
+        EffectMoments.load(path, other)
+    with pytest.raises(InputError, match=r"not one that TopImages\.save wrote"):
+        TopImages.load(path, case.have.weights)
+    with pytest.raises(FileNotFoundError):
+        EffectMoments.load(tmp_path / "none.safetensors", case.have.weights)
+    path.write_bytes(path.read_bytes()[:-8] + b"damaged!")
+    with pytest.raises(InputError, match="is damaged"):
+        EffectMoments.load(path, case.have.weights)
 
 
 def test_bad_input(case: All) -> None:
