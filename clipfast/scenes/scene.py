@@ -276,6 +276,13 @@ def _draw(
     )
 
 
+def object_at(
+    rng: np.random.Generator, shape: str, colour: str, size: str, radius: float, x: float, y: float
+) -> SceneObject:
+    """An object of a radius and a centre in pixels, without a word for its position; the rest is drawn at random."""
+    return _draw(rng, shape, colour, size, radius, x, y, None)
+
+
 def _moved(rng: np.random.Generator, item: SceneObject, x: float, y: float) -> SceneObject:
     """A copy of a group's first member with another position and rotation."""
     fields = {**item.__dict__, "x": float(x), "y": float(y), "rotation": rng.uniform(-_MAX_TURN, _MAX_TURN)}
