@@ -27,6 +27,7 @@ COMMANDS = (
     "explain",
     "retrieve",
     "report",
+    "reproduce",
     "bench",
     "models",
     "doctor",

@@ -59,12 +59,18 @@ class Benchmark:
     def write_list(self, path: Path) -> Path:
         """Writes a CSV file with the columns ``file`` (absolute), ``label`` and ``group``, an input of a pass.
 
+        A file that says the same already is left as it is: a pass that goes on finds its input unchanged.
+
         Raises:
             OSError: the file cannot be written.
         """
+        text = io.StringIO()
         rows = [(str(image.path.resolve()), image.label, image.group or "") for image in self.images]
-        with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([("file", "label", "group"), *rows])
+        csv.writer(text, lineterminator="\n").writerows([("file", "label", "group"), *rows])
+        content = text.getvalue()
+        if not path.exists() or path.read_bytes() != content.encode("utf-8", "surrogateescape"):
+            with atomic_write(path) as partial:
+                partial.write_bytes(content.encode("utf-8", "surrogateescape"))
         return path
 
 

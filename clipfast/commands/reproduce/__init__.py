@@ -1,0 +1,1 @@
+"""``clipfast reproduce``."""
