@@ -157,6 +157,7 @@ ALLOWED: dict[str, set[str]] = {
     "clipfast.compat": {
         "clipfast.analyses",
         "clipfast.contributions",
+        "clipfast.dataset.text_span_files",
         "clipfast.towers.wrappers",
         "clipfast.model",
         "clipfast.loading",

@@ -25,12 +25,13 @@ from torch import Tensor, nn
 
 from clipfast.analyses.textspan import textspan
 from clipfast.contributions import Contributions
+from clipfast.dataset.text_span_files import TextSpanFolder, read_folder
 from clipfast.errors import InputError
 from clipfast.loading import wrap
 from clipfast.model import Model
 from clipfast.towers.wrappers import unwrap
 
-__all__ = ["PRSLogger", "hook_prs_logger", "replace_with_iterative_removal"]
+__all__ = ["PRSLogger", "TextSpanFolder", "hook_prs_logger", "read_folder", "replace_with_iterative_removal"]
 
 METHODS = {"head": True, "head_no_spatial": False}
 """``attn_method`` of ``encode_image`` → whether terms have a token axis."""
@@ -332,12 +333,13 @@ def replace_with_iterative_removal(
 
 def _numbers(name: str, values: Numbers, place: torch.device) -> Tensor:
     """An array or a tensor as a float32 tensor, as published."""
-    if not isinstance(values, Tensor | np.ndarray):
+    if isinstance(values, Tensor):
+        return values.to(place, torch.float32)
+    if not isinstance(values, np.ndarray):
         raise InputError(f"{name} is a {type(values).__name__}: give an array or a tensor")
-    try:
-        return torch.as_tensor(values).to(place, torch.float32)
-    except TypeError as error:
-        raise InputError(f"{name} holds {values.dtype}: give numbers") from error
+    if values.dtype.kind not in "fiu":
+        raise InputError(f"{name} holds {values.dtype}: give numbers")
+    return torch.from_numpy(np.array(values, np.float32)).to(place)  # a copy: mapped arrays cannot be written to
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -34,7 +34,7 @@ Rows = slice | Sequence[int] | Array
 
 ROWS_AT_ONCE = 1024
 """Images of a block: a chunk of codes has as many where its numbers are 64 in float16."""
-_OPTIONS = {"codes": "--codes", "class_codes": "--codes", "terms": "--terms", "embeddings": "--embeddings"}
+_OPTIONS = {"codes": "--codes", "class_codes": "--class-codes", "terms": "--terms", "embeddings": "--embeddings"}
 
 
 def open(folder: str | Path, *, unfinished: bool = False) -> "Dataset":  # what it is called in xarray, zarr and here

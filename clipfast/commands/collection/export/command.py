@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from clipfast.commands import console
+from clipfast.commands.collection.export import text_span
 from clipfast.commands.collection.export.options import Options
 from clipfast.commands.files import prepare_folder
 from clipfast.commands.heads import chosen_heads
@@ -18,7 +19,13 @@ def run(options: Options) -> int:
         ClipfastError: no finished collection, a damaged one, or something that was not kept.
         OSError: the files cannot be written.
     """
+    options.check()
     out = options.out or Path("out/export.parquet" if options.layout == "parquet" else "out/export")
+    if options.layout == "clip_text_span":
+        prepare_folder(out.parent)
+        count = text_span.export(options.collection, out, options.text_span, options.heads)
+        console.say(f"{count} images in {out}")
+        return 0
     manifest = Manifest(options.collection)
     heads = None
     if options.heads is not None:
