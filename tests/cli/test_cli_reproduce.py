@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from commandline import inside, start
@@ -20,12 +21,15 @@ from tolerances import FLOAT32
 import clipfast
 from clipfast.analyses.groundtruth import Geometry, truth
 from clipfast.analyses.segmentation import Scores, heat, predicted
+from clipfast.commands.collect.options import RunOptions
 from clipfast.commands.options import PoolOptions
 from clipfast.commands.reproduce import published
 from clipfast.commands.reproduce.command import run
 from clipfast.commands.reproduce.options import DATA, TABLES, DataOptions, ModelOptions, Options
 from clipfast.commands.reproduce.page import page
 from clipfast.commands.reproduce.results import Result, Store
+from clipfast.commands.reproduce.workbench import Workbench
+from clipfast.commands.running import Placed
 from clipfast.descriptions.templates import read_templates
 from clipfast.scenes import layouts
 from clipfast.scenes.scene import sample_scene
@@ -160,9 +164,15 @@ def test_the_worst_group_rises_without_the_heads_of_the_background(
 
 
 def test_heads_that_are_named_and_those_of_the_authors_are_ablated(
-    data: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(published.HEADS, "scenes", "L5.H5")  # as if the model were one of the paper's
+    base = rows_of(done, "waterbirds")["nothing"]
+    numbers = [
+        published.Published("waterbirds", "nothing", column, value, value, 0.005, "scenes", "a test", {"images": BIRDS})
+        for column, value in (("accuracy", base["accuracy"] + 0.004), ("worst_group", base["worst_group"] + 0.1))
+    ]
+    monkeypatch.setattr(published, "NUMBERS", tuple(numbers))
     options = replace(options_for(data, tmp_path), only=("waterbirds",), remove="L5.H5")
     assert run(options) == 0
     rows, by_texts = rows_of(tmp_path, "waterbirds"), rows_of(done, "waterbirds")
@@ -172,6 +182,13 @@ def test_heads_that_are_named_and_those_of_the_authors_are_ablated(
         assert "chosen" not in rows[name]
     assert authors["groups"] == rows["MLPs, early layers and chosen heads"]["groups"]
     assert "named with --remove" in content_of(tmp_path, "waterbirds")["notes"][-1]
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [(line[0], line[-1]) for line in lines[-2:]] == [
+        ("waterbirds: nothing, accuracy", "agrees"),
+        ("waterbirds: nothing, worst_group", "differs"),
+    ]
+    assert "| agrees | scenes | a test |" in (tmp_path / "results.md").read_text()
+    assert "1 agrees, 1 differs" in (tmp_path / "results.md").read_text()
 
 
 def test_segmentation_is_scored_for_the_predicted_class(data: Path, done: Path, model: clipfast.Model) -> None:
@@ -188,6 +205,26 @@ def test_segmentation_is_scored_for_the_predicted_class(data: Path, done: Path, 
         assert ours[key] == pytest.approx(value, abs=1e-3), key  # the last digit of a heat may move a pixel
     assert ours["mIoU"] > rows["attention, aligned masks"]["mIoU"] + 0.1
     assert ours["accuracy"] == rows["ours, published masks"]["accuracy"]  # square images: both protocols are the same
+
+
+def test_masks_of_wide_images_need_the_aligned_protocol(data: Path, tmp_path: Path) -> None:
+    """The fault of the published code: masks are squashed while images are cropped."""
+    for kind in ("images", "masks"):
+        (tmp_path / "wide" / kind).mkdir(parents=True)
+        for path in (data / "masked" / kind).iterdir():
+            square = np.asarray(Image.open(path))
+            if kind == "images":
+                wide = np.pad(square, ((0, 0), (48, 48), (0, 0)), mode="edge")
+            else:
+                wide = np.pad(square, ((0, 0), (48, 48)))
+            Image.fromarray(wide).save(tmp_path / "wide" / kind / path.name)
+    given = DataOptions(imagenet=data / "imagenet", imagenet_seg=tmp_path / "wide")
+    options = replace(options_for(data, tmp_path / "out"), data=given, only=("segmentation",), methods="ours")
+    assert run(options) == 0
+    rows = rows_of(tmp_path / "out", "segmentation")
+    aligned, squashed = rows["ours, aligned masks"], rows["ours, published masks"]
+    for score in ("accuracy", "mIoU", "mAP"):
+        assert aligned[score] > squashed[score] + 0.02, score
 
 
 def test_the_published_file_of_masks_gives_the_same_numbers(data: Path, done: Path, tmp_path: Path) -> None:
@@ -294,6 +331,22 @@ def test_models_are_named_as_published() -> None:
     assert published.model_name("ViT-B-32-quickgelu", "openai", None) == "ViT-B-32/openai"
     assert published.model_name(None, None, None) == "scenes"
     assert published.model_name("folder", None, "ViT-L-14/laion2b_s32b_b82k") == "ViT-L-14/laion2b_s32b_b82k"
+
+
+def test_a_thousand_folders_get_open_clips_names_by_their_wordnet_ids(model: clipfast.Model, tmp_path: Path) -> None:
+    ids = [f"n{number:08d}" for number in range(1440764, 1441764)]
+    for wnid in reversed(ids):
+        (tmp_path / "val" / wnid).mkdir(parents=True)
+        (tmp_path / "val" / wnid / "ILSVRC2012_val_00000001.JPEG").touch()
+    options = Options(data=DataOptions(imagenet=tmp_path), out=tmp_path)
+    bench = Workbench(options, model, Placed.of(RunOptions(), "cpu"))
+    named = bench.classes("imagenet")
+    assert (named.source, named.classes.labels) == ("open_clip", tuple(ids))
+    assert named.classes.texts[0][-1].endswith(" tench.")
+    assert all(len(texts) == 80 for texts in named.classes.texts)
+    shutil.rmtree(tmp_path / "val" / ids[5])  # one of 999: which names are whose is not known
+    with pytest.raises(clipfast.InputError, match="no names of the 999 classes of ImageNet validation images"):
+        Workbench(options, model, Placed.of(RunOptions(), "cpu")).classes("imagenet")
 
 
 def test_names_and_templates_are_open_clips_whole_sets(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@
 options is not measured again; a collection goes on where it was stopped.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from clipfast.commands.options import DTYPE, MODEL
 from clipfast.commands.outcome import FAILED
 from clipfast.commands.reproduce import published
 from clipfast.commands.reproduce.options import DATA, TABLES, Options, missing
-from clipfast.commands.reproduce.page import left_out, page
+from clipfast.commands.reproduce.page import comparable, left_out, page
 from clipfast.commands.reproduce.results import Store, digest
 from clipfast.commands.reproduce.tables import table
 from clipfast.commands.reproduce.workbench import Workbench
@@ -140,7 +139,6 @@ class _Runner:
             counts = ", ".join(f"{verdicts.count(each)} {each}" for each in dict.fromkeys(verdicts))
             lines.append((name, state, counts))
         console.table(("table", "state", "published numbers"), lines)
-        for name, content in self._tables.items():
-            for each in content["comparisons"]:
-                if each["verdict"] != "not comparable":
-                    console.say(f"# {name}: {json.dumps(each)}")
+        rows = [row for name, content in self._tables.items() for row in comparable(name, content)]
+        if rows:
+            console.table(("number", "published", "measured", "tolerance", "verdict"), rows)

@@ -62,6 +62,12 @@ def _body(name: str, table: Mapping[str, Any]) -> list[str]:
 _COMPARED = ("what", "published", "measured", "tolerance", "verdict", "published with", "source")
 
 
+def comparable(name: str, table: Mapping[str, Any]) -> list[Sequence[str]]:
+    """What, published, measured, tolerance and verdict of the numbers of a table that are comparable."""
+    rows = [_compared(each, table)[:5] for each in table["comparisons"] if each["verdict"] != "not comparable"]
+    return [(f"{name}: {what}", *values) for what, *values in rows]
+
+
 def _most(table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return sorted(table["comparisons"], key=lambda each: each["verdict"] == "not comparable")
 
