@@ -6,7 +6,7 @@ effects (:mod:`.second_order_moments`), and by few texts that add up to it (:fun
 ``B`` images, ``M`` neurons, ``D`` embed_dim, ``T`` texts, ``m`` texts per neuron, ``C`` classes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,8 @@ from clipfast.errors import InputError
 
 # ---------------------------------------------------------------------------------------------------------- ablation
 
+_ABLATIONS = ("all", "significant", "insignificant", "approximated")
+
 
 @dataclass(frozen=True)
 class Ablations:
@@ -33,6 +35,7 @@ class Ablations:
         significant: in each image the effects that are significant for their neuron.
         insignificant: in each image all the others.
         approximated: nothing, but each deviation from the mean is projected on its neuron's direction.
+        changes: how far each of the last four moves ``y / ‖y‖``, the mean over images, by its name.
     """
 
     baseline: Accuracy
@@ -40,6 +43,7 @@ class Ablations:
     significant: Accuracy
     insignificant: Accuracy
     approximated: Accuracy
+    changes: Mapping[str, float]
 
 
 def evaluate(
@@ -58,15 +62,22 @@ def evaluate(
     """
     if top.mean is None:
         raise InputError("these top images were measured from 0: make them from the moments whose mean is to be taken")
-    result = Ablations(*(Accuracy(classifier) for _ in range(5)))
+    accuracies = {name: Accuracy(classifier) for name in ("baseline", *_ABLATIONS)}
+    moved = dict.fromkeys(_ABLATIONS, 0.0)
     for effects, labels in batches:
-        whole, significant = effects.ablated(top.mean, []), top.significant(effects)
-        result.baseline.update(whole, labels)
-        result.all.update(effects.ablated(top.mean), labels)
-        result.significant.update(effects.ablated(top.mean, mask=significant), labels)
-        result.insignificant.update(effects.ablated(top.mean, mask=~significant), labels)
-        result.approximated.update(effects.approximated(top.mean, directions), labels)
-    return result
+        whole, significant = effects.embedding.to(effects.norm) / effects.norm[:, None], top.significant(effects)
+        accuracies["baseline"].update(whole, labels)
+        features = (
+            effects.ablated(top.mean),
+            effects.ablated(top.mean, mask=significant),
+            effects.ablated(top.mean, mask=~significant),
+            effects.approximated(top.mean, directions),
+        )
+        for name, each in zip(_ABLATIONS, features, strict=True):
+            accuracies[name].update(each, labels)
+            moved[name] += float((each - whole).norm(dim=1).sum())
+    count = max(accuracies["baseline"].count, 1)
+    return Ablations(**accuracies, changes={name: total / count for name, total in moved.items()})
 
 
 # ------------------------------------------------------------------------------------------------------------- texts

@@ -79,6 +79,11 @@ def test_accuracies_are_those_of_effects_replaced_one_by_one(tiny: Tiny) -> None
         right = ((features @ TEXTS.T).argmax(1) == labels).double().mean()
         assert getattr(result, name).accuracy == pytest.approx(float(right)), name
         assert getattr(result, name).count == IMAGES
+        if name != "baseline":
+            distance = float((features - whole).norm(dim=1).mean())
+            assert distance > 1e-4
+            assert result.changes[name] == pytest.approx(distance, abs=FLOAT64)
+    assert set(result.changes) == set(expected) - {"baseline"}
     top = TopImages(count=3)
     top.update(tiny.have)
     with pytest.raises(InputError, match="these top images were measured from 0"):
