@@ -258,7 +258,9 @@ def page(document: Mapping[str, Any]) -> str:
                 "\n".join(markdown_table(("what", "mean, 95 % interval"), groups)),
                 "Bits that the presence of a text in the image tells of the class of an attribute: mean over texts that"
                 " name this attribute alone, over those that do not name it; the same with the text's presence in the"
-                " class's text; and how much of what the classes' texts know of all texts the images know.",
+                " class's text; and how much of what the classes' texts know of all texts the images know. Presence is"
+                " a rank: texts that are rarely among the first tenth of the pool have no bits, whatever is in the"
+                " image.",
                 "\n".join(markdown_table(("attribute", "named by", "not named by", "shared", "share"), known)),
             )
         )

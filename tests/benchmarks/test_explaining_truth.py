@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import clipfast
+from benchmarks.results import FOLDER
 from benchmarks.truth import explaining
 from benchmarks.truth.explaining import GROUPS, RANDOM, interval, reduction
 
@@ -28,6 +29,16 @@ def test_deletion_is_faster_than_at_random_and_by_attention() -> None:
     assert result["less"]["attention"][0] > 0
     assert result["curves"][GROUPS]["insertion"][0] > result["curves"][RANDOM]["insertion"][0]
     assert result["groups"]["object in the hottest group"][0] > 2 * result["groups"]["object outside of it"][0]
+
+
+def test_the_committed_page_is_that_of_the_committed_figures() -> None:
+    document = json.loads((FOLDER / "explaining.json").read_text())
+    assert document["code"]["dirty"] is False
+    assert explaining.page(document) == (FOLDER / "explaining.md").read_text()
+    result = document["result"]
+    assert [bar["met"] for bar in result["bars"]] == [bar.met for bar in explaining.bars(result)]
+    for order in (RANDOM, "attention"):  # the lower end of the interval
+        assert result["less"][order][1] >= explaining.LESS
 
 
 @pytest.mark.slow
