@@ -3,7 +3,7 @@
 With ``--masks`` the decomposition and the methods it is compared with are scored in one pass, on the same images, with
 the same directions (:class:`.targets.Directions`) and with the same steps from scores of patches to masks.
 ``--out`` gets ``segment.json`` and ``panels/``. Without masks it gets ``heat/NAME/`` and ``masks/NAME/``: a picture for
-each image, text and method, with the size and crop of the model's input.
+each image, text and method, with the size and crop of the model's input. ``--phrase`` is in :mod:`.phrases`.
 """
 
 from collections.abc import Sequence
@@ -36,6 +36,7 @@ from clipfast.commands.segment.maps import (
 )
 from clipfast.commands.segment.masks import SHARD, check_masks, check_values, open_mask, read_mask_values
 from clipfast.commands.segment.options import Options
+from clipfast.commands.segment.phrases import run_phrases
 from clipfast.commands.segment.scoring import Binary, Drawn, Maps, Multiclass, Panels, Threshold, number
 from clipfast.commands.segment.targets import Directions, Targets, read_targets
 from clipfast.errors import ClipfastError, InputError
@@ -70,6 +71,8 @@ def run(options: Options) -> int:
         ClipfastError: an option that does not fit, or a model that cannot be loaded.
         OSError: a result that cannot be written.
     """
+    if options.phrase:
+        return run_phrases(options, _threshold(options.threshold), FORMAT)
     done = segment(options)
     if options.json:
         console.say((options.out / "segment.json").read_text(encoding="utf-8").rstrip())

@@ -291,7 +291,7 @@ class Drawn:
             drawn = []
             for place, subject in enumerate(subjects[row]):
                 for method in maps:
-                    name = f"{entry.name}/{subject:03}-{_slug(self._names[subject])}-{method}.png"
+                    name = f"{entry.name}/{subject:03}-{slug(self._names[subject])}-{method}.png"
                     write_panel(hot(picture, heats[method][row, place].numpy()), self._out / "heat" / name)
                     cut = cuts[method][row, place].numpy()
                     write_panel(Image.fromarray((255 * cut).astype(np.uint8)), self._out / "masks" / name)
@@ -308,6 +308,6 @@ class Drawn:
             self.images += 1
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
     """A text as part of a file name."""
     return re.sub(r"[^0-9a-z]+", "-", text.casefold()).strip("-")[:40] or "text"
