@@ -270,7 +270,7 @@ class Workbench:
             "dtype": str(model.dtype),
             "image_size": list(model.image_size),
             "templates": self.templates[0],
-            "naming": [options.naming, self.pool(options.naming.pool)],
+            "naming": [options.naming, read_pool(options.naming.pool)[0]],
             "sizes": [options.size, options.longest],
             "texts": [options.pools, options.words],
             "choices": [options.remove, options.attribute, options.methods],
