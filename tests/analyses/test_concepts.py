@@ -137,6 +137,27 @@ def test_groups_and_the_rest_sum_to_the_margin(one: Contributions, heads: list[t
     assert [group.score for group in found.groups] == sorted((group.score for group in found.groups), reverse=True)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"pool_type": "avg"}, {"attentional_pool": True, "attn_pooler_heads": 2}],
+    ids=lambda value: str(value),
+)
+def test_what_is_no_patch_is_the_sum_of_the_other_terms(changes: dict) -> None:
+    """By each term's own score, in towers that pool a class token, a mean and by attention."""
+    model = wrap(vision_tower(dtype=torch.float64, **changes))
+    contributions = model.decompose(pixels(model.module, 1, dtype=torch.float64), tokens=True)
+    direction = decide(contributions, CLASSES).direction
+    scores = contributions.scores(direction[None])
+    terms = scores.start.sum() + scores.mlps.sum() + scores.rest.sum()
+    found = visual_concepts(contributions, direction, count=3)
+    assert found.other == pytest.approx(float(terms), abs=FLOAT64)
+    assert found.patches + found.prefix == pytest.approx(float(scores.heads.sum()), abs=FLOAT64)
+    pair = (contributions.layers[-1], 1)
+    alone = visual_concepts(contributions, direction, count=3, heads=[pair])
+    own = float(scores.heads[0, -1, 1, 0])
+    assert alone.other == pytest.approx(float(terms + scores.heads.sum()) - own, abs=FLOAT64)
+
+
 def test_the_heat_goes_group_by_group(one: Contributions) -> None:
     found = visual_concepts(one, decide(one, CLASSES).direction, count=3)
     heat = found.heat()
