@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from html import escape
 from os import PathLike
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,11 @@ from clipfast.basis import Basis, Depth, StoredBasis, autocast_disabled
 from clipfast.errors import InputError, NotKept
 from clipfast.indices import resolve_head, resolve_heads, resolve_layer
 from clipfast.kernels import ops
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
+    from PIL import Image
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -168,7 +173,9 @@ class Contributions:
         )
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: every tensor with its axes."""
+        """What a notebook shows: every tensor with its axes, and a small picture of what the terms add."""
+        from clipfast.presentation.html import image_tag
+
         tensors = self._tensors()
         axes = dict(_AXES)
         if self._maps is not None:
@@ -185,8 +192,87 @@ class Contributions:
         head = "<tr><th>tensor</th><th>shape</th><th>axes</th><th>dtype</th></tr>"
         return (
             f"<p><b>Contributions</b> of {len(self)} images ({escape('; '.join(notes))})</p>"
-            f"<table>{head}{''.join(rows)}</table>"
+            f"<table>{head}{''.join(rows)}</table>{image_tag(self)}"
         )
+
+    def to_xarray(self, *, ids: Sequence[str] | None = None, heads: bool = False) -> "xarray.Dataset":
+        """Everything that was kept as arrays with named axes, under the names that a collection has.
+
+        >>> contributions.to_xarray().codes.sel(layer=11, head=3)
+
+        Arrays: ``codes`` ``(image, layer, head, dim)``, ``terms`` ``(image, term, embed)``, which are no head's,
+        ``embeddings`` ``(image, embed)``. Where they were kept: ``attention`` ``(image, layer, head, token)``, ``maps``
+        ``(image, token, text)`` or ``(image, layer, head, token, text)``, ``patch_maps`` with ``row, column`` in place
+        of ``token``, ``class_codes`` as ``codes``, and ``values`` ``(image, layer, token, head, dim)``.
+
+        Coordinates: ``layer``, ``head``, ``term``, ``text`` (labels, where they are known); of every image ``mean``,
+        ``std`` and ``norm``; of every token ``patch_row`` and ``patch_column``, -1 before the patches.
+
+        Args:
+            ids: a name for each image, the coordinate ``id``.
+            heads: whether there is ``heads`` ``(image, layer, head, embed)``, too, :meth:`heads`, which is large.
+
+        Raises:
+            MissingExtra: xarray is not installed.
+            InputError: not one name per image.
+        """
+        from clipfast.presentation.labelled import to_xarray
+
+        return to_xarray(self, ids, heads)
+
+    def to_pandas(
+        self,
+        text_features: Tensor | None = None,
+        texts: Sequence[str] | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+    ) -> "pandas.DataFrame":
+        """A long table: a row per image and term, times a row per text where texts are given.
+
+        Columns: ``image`` (number), ``id`` (where given), ``term`` (as in :attr:`terms`), ``kind`` (``"start"``,
+        ``"head"``, ``"mlp"`` or ``"rest"``), ``layer`` and ``head`` (missing where a term has none), ``norm`` (length
+        of the term; the whole has length 1), ``share`` (the term times ``embedding / norm``: those of an image sum to
+        1), and with texts ``text`` and ``score`` (those of an image and a text sum to its similarity).
+
+        Args:
+            text_features: ``[T, D]``, unit norm for cosine similarity.
+            texts: what they are called; their numbers for None.
+            ids: a name for each image.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+            InputError: features of another width, or not one name per text or image.
+        """
+        from clipfast.presentation.table import to_pandas
+
+        return to_pandas(self, text_features, texts, ids)
+
+    def plot(
+        self,
+        text_features: Tensor | None = None,
+        *,
+        text: str | None = None,
+        image: int | None = 0,
+        picture: "Image.Image | None" = None,
+    ) -> "Image.Image":
+        """A picture of what every head and MLP adds to a text's score, layers × heads; a notebook shows it.
+
+        Below it, where they were kept: the text maps of the image, each summed over heads.
+
+        Args:
+            text_features: of one text, ``[1, D]``; None for each term's share of the embedding, as in
+                :meth:`to_pandas`.
+            text: what it is called.
+            image: which image, negative from the end; None for the mean over all images, without maps.
+            picture: the image as the model sees it, resized and cropped, to draw its maps on; grey for None.
+
+        Raises:
+            InputError: no such image, features of another width or of several texts, a name without features, or a
+                picture without maps.
+        """
+        from clipfast.presentation.drawing import plot
+
+        return plot(self, text_features, text, image, picture)
 
     @property
     def fingerprint(self) -> str:
@@ -284,6 +370,20 @@ class Contributions:
             raise NotKept("the class token was not kept: decompose with class_token=True")
         return self._class_codes
 
+    def token_values(self) -> Tensor:
+        """``[B, L, N, H, E]``, what heads read from every token: weighted by :attr:`attention`, codes times std · norm.
+
+        A copy; raises as :meth:`tokens`.
+        """
+        images, layers, *others = self.codes.shape
+        kept = self._kept_values()
+        return torch.stack(kept, 1) if layers else self.codes.new_empty(images, 0, self.token_count, *others)
+
+    def _kept_values(self) -> tuple[Tensor, ...]:
+        if self._values is None:
+            raise NotKept("tokens were not kept: decompose with tokens=True")
+        return self._values
+
     @property
     def token_count(self) -> int:
         """Tokens of an image, ``N``: the class token, registers and the patches."""
@@ -351,9 +451,7 @@ class Contributions:
             NotKept: decomposed without ``tokens=True``.
         """
         position = self._position(layer)
-        if self._values is None:
-            raise NotKept("tokens were not kept: decompose with tokens=True")
-        value = self._values[position]  # [B, N, H, E]
+        value = self._kept_values()[position]  # [B, N, H, E]
         alpha = self.attention[:, position]  # [B, H, N]
         label = self.layers[position]
         basis = self.basis.values(label)
@@ -416,8 +514,7 @@ class Contributions:
             NotKept: decomposed without ``tokens=True``.
         """
         self._check_texts(text_features)
-        if self._values is None:
-            raise NotKept("tokens were not kept: decompose with tokens=True")
+        kept = self._kept_values()
         count = self.basis.heads
         index = None
         if heads is not None:
@@ -426,7 +523,7 @@ class Contributions:
             index = torch.tensor(chosen, dtype=torch.long, device=self.codes.device)
         basis = self.basis.towards(text_features.to(self.codes))
         values = torch.stack([basis.values(layer) for layer in self.layers])  # [L, H, E, T]
-        maps = ops.layered_text_maps(self.attention, self._values, values, index)
+        maps = ops.layered_text_maps(self.attention, kept, values, index)
         share = torch.full((len(self.layers),), count, dtype=maps.dtype, device=maps.device)
         if index is not None:
             share = torch.bincount(index // count, minlength=len(self.layers)).to(maps.dtype)

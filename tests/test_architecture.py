@@ -43,6 +43,15 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.indices",
         "clipfast.storage",
         "clipfast.kernels",
+        "clipfast.presentation",  # in methods alone, see test_contributions_import_what_shows_them_when_it_is_called
+        "clipfast.errors",
+    },
+    "clipfast.presentation": {
+        "clipfast.contributions",
+        "clipfast.basis",
+        "clipfast.report.canvas",
+        "clipfast.report.palette",
+        "clipfast.report.shares",
         "clipfast.errors",
     },
     "clipfast.graphs": {"clipfast.contributions", "clipfast.kernels"},
@@ -383,6 +392,13 @@ def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_importing_clipfast_imports_neither_torch_nor_numpy(tmp_path: Path) -> None:
     heavy = ("torch", "numpy", "open_clip", "PIL", "triton", "safetensors")
     done = run(f"import sys, clipfast; print([name for name in {heavy!r} if name in sys.modules])", tmp_path)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_contributions_import_what_shows_them_when_it_is_called(tmp_path: Path) -> None:
+    shown = ("clipfast.presentation", "clipfast.report", "PIL", "pandas", "xarray")
+    script = f"import sys, clipfast.contributions; print([name for name in {shown!r} if name in sys.modules])"
+    done = run(script, tmp_path)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 

@@ -108,6 +108,28 @@ class Moments:
         self._latest = _State(basis=None if model is None else model.basis(depth=depth) if depth else model.basis())
         self._spans: tuple[_State, HeadSpans] | None = None
 
+    def __repr__(self) -> str:
+        return f"Moments({', '.join(f'{what} {value}' for what, value in self._rows())})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        cells = "".join(f"<tr><th>{what}</th><td>{value}</td></tr>" for what, value in self._rows())
+        return f"<p><b>Moments</b> of every head's contributions</p><table>{cells}</table>"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """What the moments hold, without waiting for batches that a GPU still works on."""
+        state = self._latest
+        rows = [("images", f"{state.count:,}")]
+        if state.basis is not None:
+            rows.append(("heads per layer", str(state.basis.heads)))
+        if state.count:
+            rows += [
+                ("layers", ", ".join(map(str, state.layers))),
+                ("head_dim", str(state.sums["total"].shape[1] - _SHARED)),
+            ]
+            rows.append(("class token", "kept" if "class" in state.sums else "not kept"))
+        return rows
+
     @property
     def _state(self) -> _State:
         """The state with every batch checked; waits for the batches that a GPU still works on."""

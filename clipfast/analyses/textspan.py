@@ -9,7 +9,8 @@ and texts, and so on. Only mean and second moment of the outputs matter, so the 
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from html import escape
 from typing import Literal, cast, get_args
 
 import torch
@@ -33,7 +34,7 @@ def check_method(method: str) -> Method:
     return cast(Method, method)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TextSpan:
     """The texts that span one head's outputs.
 
@@ -54,7 +55,29 @@ class TextSpan:
     rank: int
     variance: float
     notes: tuple[str, ...] = ()
-    _outputs: Tensor | None = field(default=None, repr=False)
+    _outputs: Tensor | None = None
+
+    def __repr__(self) -> str:
+        explained = float(self.explained.sum())
+        notes = f", notes {list(self.notes)}" if self.notes else ""
+        return (
+            f"TextSpan(picks {list(self.picks)}, explained {explained:.1%}, rank {self.rank}, "
+            f"variance {self.variance:.4g}{notes})"
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the picks by their place among the texts, and what they explain."""
+        shares = self.explained.tolist()
+        rows = [
+            f"<tr><td>{number}</td><td>{pick}</td><td>{share:.1%}</td><td>{sum(shares[:number]):.1%}</td></tr>"
+            for number, (pick, share) in enumerate(zip(self.picks, shares, strict=True), start=1)
+        ]
+        head = "<tr><th>pick</th><th>text</th><th>explained</th><th>in all</th></tr>"
+        notes = "".join(f"<br/>{escape(note)}" for note in self.notes)
+        return (
+            f"<p><b>TextSpan</b>, rank {self.rank}, variance {self.variance:.4g}{notes}</p>"
+            f"<table>{head}{''.join(rows)}</table>"
+        )
 
     def reconstruct(self, head_outputs: Tensor | None = None, size: int | None = None) -> Tensor:
         """Outputs with nothing kept but their mean and what the picked texts span.

@@ -99,12 +99,18 @@ class Sheet:
         """Draws a thin line."""
         self._draw.line((*start, *end), fill=colour)
 
-    def legend(self, at: tuple[int, int], top: float, width: int = 220) -> None:
+    def legend(
+        self,
+        at: tuple[int, int],
+        top: float,
+        width: int = 220,
+        ends: tuple[str, str] = ("lowers the score", "raises it"),
+    ) -> None:
         """The palette from ``-top`` to ``top`` on medium grey, with labels at its ends."""
         x, y = at
         values = np.broadcast_to(np.linspace(-1, 1, width), (12, width))
-        self.text((x, y), "lowers the score", 12, FAINT)
-        self.text((x + width, y), "raises it", 12, FAINT, "ra")
+        self.text((x, y), ends[0], 12, FAINT)
+        self.text((x + width, y), ends[1], 12, FAINT, "ra")
         self.picture((x, y + 17), overlay(np.full((12, width), 145.0), values))
         for value, place, anchor in ((-top, x, "la"), (0.0, x + width / 2, "ma"), (top, x + width, "ra")):
             self.text((place, y + 33), f"{value:+.2g}" if value else "0", 12, FAINT, anchor)
