@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-all mutation lint types bench docs sanitize fuzz clean help
+.PHONY: demo test test-all mutation lint types bench docs notebooks sanitize fuzz clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/'
@@ -74,6 +74,9 @@ fuzz: $(STAMP)   ## random calls of csrc/ under the same, EXAMPLES=2000 of each 
 
 docs: $(STAMP)   ## build the documentation into out/docs; warnings are errors
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+notebooks: $(STAMP)  ## run the notebooks of the documentation and save their outputs
+	@$(BIN)/python docs/notebooks.py
 
 bench: $(STAMP)  ## benchmarks on this machine; JSON in benchmarks/results
 	@$(BIN)/python -m pytest benchmarks --benchmark-only
