@@ -14,13 +14,17 @@ nbformat = pytest.importorskip("nbformat")
 v4 = nbformat.v4
 documentation = load("notebooks")
 PATHS = documentation.notebooks()
+EXECUTED = [
+    pytest.param(path, id=path.stem, marks=[] if path.stem == "explain" else pytest.mark.slow) for path in PATHS
+]
+"""Of all notebooks one runs in the quick tests: every other takes a kernel and its imports again."""
 
 
 def test_notebooks_are_found() -> None:
     assert [path.stem for path in PATHS] == ["explain", "migrate", "spurious"]
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXECUTED)
 def test_saved_outputs_are_what_a_run_gives(path: Any) -> None:
     pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
