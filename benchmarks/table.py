@@ -11,13 +11,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchmarks import peers
 from benchmarks.results import FORMAT
 from clipfast.bench.document import provenance
 from clipfast.bench.table import duration, markdown_table, size
 
 FOLDER = Path(__file__).resolve().parent / "results"
 ROOT = FOLDER.parents[1]
-PAGES = tuple(ROOT / page for page in ("README.md", "docs/results/speed.md", "docs/results/gpu.md"))
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / "results" / f"{page}.md" for page in ("speed", "peers", "gpu")))
 """The pages with tables of results."""
 BLOCK = re.compile(r"(<!-- results: (?P<question>\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 HEADER = ("case", "time", "against", "times as fast (q10–q90)", "peak memory", "largest error", "bars")
@@ -106,6 +107,8 @@ def tables(question: str, folder: Path = FOLDER) -> str:
         return roofline_table()
     if question == "truth":
         return truth_table(json.loads((folder / "truth.json").read_text(encoding="utf-8")))
+    if question == "peers_summary":
+        return peers.summary(folder) or "*Not measured yet: `python -m benchmarks.peers`.*"
     if question in OWN_TABLES:
         module = OWN_TABLES[question]
         return own_tables(question, folder) or f"*Not measured yet: `python -m benchmarks.{module}`.*"
@@ -113,7 +116,7 @@ def tables(question: str, folder: Path = FOLDER) -> str:
     return "\n\n".join(map(table, documents)) or f"*Not measured yet: `benchmarks/bench_{question}.py`.*"
 
 
-OWN_TABLES = {"gemm": "gemm", "products": "forward_products"}
+OWN_TABLES = {"gemm": "gemm", "products": "forward_products", "peers": "peers"}
 """Questions whose results are not a comparison of two sides: the module that makes their tables."""
 
 

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from open_clip.transformer import VisionTransformer
 
 from benchmarks import cases
 from benchmarks.checkout import NotACheckout, validate
@@ -15,59 +13,6 @@ from benchmarks.reference import Reference, ReferenceFailed
 from clipfast.bench import naive
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES = "image_size=16, patch_size=8, width=24, layers=2, heads=2, mlp_ratio=2.0, output_dim=12"
-FACTORY = f"""
-import torch
-from open_clip.transformer import VisionTransformer
-
-class Clip(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.visual = VisionTransformer({SIZES})
-        self.logger = None
-    def encode_image(self, images, attn_method="direct", normalize=True):
-        assert not normalize and attn_method == ("head" if self.logger.spatial else "head_no_spatial")
-        self.logger.images = images
-        return self.visual(images)
-
-def create_model_and_transforms(name, pretrained=None):
-    print("output of the published code")
-    return Clip(), None, None
-"""
-HOOK = f"""
-import sys
-sys.path.append({str(ROOT)!r})
-from clipfast.bench import naive
-
-class Logger:
-    def reinit(self):
-        self.images = None
-    def finalize(self, representation):
-        result = naive.decompose(self.visual, self.images, spatial=self.spatial)
-        return result.attentions, result.start_and_mlps
-
-def hook_prs_logger(model, device, spatial=True):
-    logger = model.logger = Logger()
-    logger.visual, logger.spatial = model.visual, spatial
-    return logger
-"""
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    folder = tmp_path / "checkout"
-    (folder / "utils").mkdir(parents=True)
-    (folder / "utils" / "factory.py").write_text(FACTORY)
-    (folder / "prs_hook.py").write_text(HOOK)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def visual() -> Any:
-    torch.manual_seed(5)
-    tower = eval(f"VisionTransformer({SIZES})", {"VisionTransformer": VisionTransformer}).eval()
-    cases.randomize(tower)
-    return tower
 
 
 def test_process_decomposes_the_given_weights_and_images(checkout: Path, visual: Any, tmp_path: Path) -> None:
