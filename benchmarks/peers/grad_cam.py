@@ -1,5 +1,7 @@
-"""pytorch-grad-cam: GradCAM on the last layer's attention."""
+"""pytorch-grad-cam: GradCAM on the last layer's attention, and on its tokens."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,9 +10,10 @@ from torch import Tensor, nn
 
 import clipfast
 from benchmarks import cases
-from benchmarks.peers.ours import heat
 from benchmarks.peers.question import Answer, Inputs, Peer, Question, Side
 from clipfast.analyses.relevance import gradcam
+from clipfast.compat.grad_cam import GradCAM as OurGradCAM
+from clipfast.compat.relevance import enlarged, spread
 
 
 class Exposed(nn.Module):
@@ -33,27 +36,56 @@ class Exposed(nn.Module):
         return (self.attention.out_proj((weights @ value).transpose(1, 2).flatten(2)),)
 
 
-def _ours(inputs: Inputs) -> Side:
+def _our_attention(inputs: Inputs) -> Side:
     tower = clipfast.wrap(inputs.vision.visual).tower
-    return Side(lambda: heat(gradcam(tower, inputs.images, inputs.texts[0]), tower.image_size))
+    texts = _texts(inputs)
+    return Side(lambda: spread(enlarged(spread(gradcam(tower, inputs.images, texts)), tower.image_size)))
 
 
-def _theirs(inputs: Inputs) -> Side:
+def _texts(inputs: Inputs) -> Tensor:
+    """A text per image whose map is not zero, ``[B, D]``: where that of one is, its opposite's is not."""
+    text = inputs.texts[0]
+    seen = gradcam(clipfast.wrap(inputs.vision.visual).tower, inputs.images, text).amax((1, 2)) > 0
+    return torch.where(seen[:, None], text, -text)
+
+
+def _attention(inputs: Inputs) -> Side:
+    visual: Any = inputs.vision.visual
+    grid, last, texts = clipfast.wrap(visual).tower.grid, visual.transformer.resblocks[-1], _texts(inputs)
+    last.attn = Exposed(last.attn)
+    return _theirs(inputs, texts, last.attn.weights, lambda rows: rows[:, :, 0, 1:].unflatten(-1, grid))
+
+
+def _our_tokens(inputs: Inputs) -> Side:
+    method = OurGradCAM(clipfast.wrap(inputs.vision.visual), texts=inputs.texts[:1])
+    targets = [0] * len(inputs.images)
+    return Side(lambda: torch.from_numpy(method(inputs.images, targets)))
+
+
+def _tokens(inputs: Inputs) -> Side:
+    visual: Any = inputs.vision.visual
+    grid, last = clipfast.wrap(visual).tower.grid, visual.transformer.resblocks[-1]
+    texts = inputs.texts[:1].expand(len(inputs.images), -1)
+    return _theirs(inputs, texts, last.ln_1, lambda tokens: tokens[:, 1:].unflatten(1, grid).permute(0, 3, 1, 2))
+
+
+def _theirs(inputs: Inputs, texts: Tensor, layer: nn.Module, reshape: Callable[[Tensor], Tensor]) -> Side:
     from pytorch_grad_cam import GradCAM
 
     visual: Any = inputs.vision.visual
-    grid, text = clipfast.wrap(visual).tower.grid, inputs.texts[0]
     visual.requires_grad_(False)
-    last = visual.transformer.resblocks[-1]
-    last.attn = Exposed(last.attn)
-    last.requires_grad_(True)
-    method = GradCAM(visual, [last.attn.weights], lambda rows: rows[:, :, 0, 1:].unflatten(-1, grid))
-    targets = [lambda embedding: cases.unit(embedding) @ text] * len(inputs.images)
+    visual.transformer.resblocks[-1].requires_grad_(True)
+    method = GradCAM(visual, [layer], reshape)
+    targets = [partial(_similarity, text=text) for text in texts]
 
     def answer() -> Answer:
         return torch.from_numpy(method(inputs.images, targets))
 
     return Side(answer)
+
+
+def _similarity(embedding: Tensor, text: Tensor) -> Tensor:
+    return cases.unit(embedding) @ text
 
 
 PEER = Peer(
@@ -63,11 +95,19 @@ PEER = Peer(
     (
         Question(
             "GradCAM on attention",
-            "GradCAM of the class token's attention in the last layer for one text, [B, height, width] from 0 to 1",
+            "GradCAM of the class token's attention in the last layer for a text, [B, height, width] from 0 to 1",
             "open_clip's attention has no module that gives its weights, so the last one is written out for the "
             "package. Weights before the last block are frozen, so that its backward ends there, as clipfast's does.",
-            _ours,
-            _theirs,
+            _our_attention,
+            _attention,
+        ),
+        Question(
+            "GradCAM on tokens",
+            "GradCAM of what the last block's attention reads for one text, [B, height, width] from 0 to 1",
+            "The package's own choice for vision transformers: the layer is the last block's first norm, without the "
+            "class token. Weights before the last block are frozen here, too.",
+            _our_tokens,
+            _tokens,
         ),
     ),
 )

@@ -131,12 +131,12 @@ class Question:
 
 
 def error(a: Answer, b: Answer) -> float:
-    """Largest difference over the largest number of ``b``; NaN where shapes differ or a value is NaN."""
+    """Largest difference over the largest number of ``b``; NaN where shapes differ, a value is NaN or ``b`` is zero."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return cases.relative(a, b)
+        return cases.relative(a, b) if b.any() else float("nan")  # zeros agree whatever was computed
     if len(a) != len(b):
         return float("nan")
-    errors = torch.tensor([cases.relative(one, other) for one, other in zip(a, b, strict=True)])
+    errors = torch.tensor([error(one, other) for one, other in zip(a, b, strict=True)])
     return float(errors.max())  # max() of a list can lose a NaN
 
 
