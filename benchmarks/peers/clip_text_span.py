@@ -8,13 +8,11 @@ import torch
 
 import clipfast
 from benchmarks import cases
+from benchmarks.bench_reference import BOUND
 from benchmarks.peers import ours
 from benchmarks.peers.question import Inputs, NotPossible, Peer, Question, Side
 from benchmarks.reference import Reference, ReferenceFailed
 from clipfast.bench.memory import Peak
-
-BOUND = 1e-4
-"""The published LayerNorm computes its variance as E[x²] − E[x]², which loses precision in float32."""
 
 
 def _theirs(inputs: Inputs, spatial: bool) -> Side:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import clipfast
 from benchmarks import cases
+from benchmarks.clip_text_span import Clip
 from clipfast.bench.measuring import Call, Check
 from clipfast.bench.memory import Peak
 
@@ -28,30 +29,13 @@ PROMPTS = 8
 Answer: TypeAlias = Tensor | Sequence[Tensor]
 
 
-class Vision(nn.Module):
-    """A CLIP model without its text encoder, which no question is about: half of the memory would be idle weights.
-
-    Attributes:
-        visual: open_clip's vision tower.
-    """
-
-    def __init__(self, visual: nn.Module) -> None:
-        super().__init__()
-        self.visual = visual
-
-    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
-        """Embeddings, ``[B, D]``, as open_clip's models give them."""
-        embedding = cast(Tensor, self.visual(image))
-        return cases.unit(embedding) if normalize else embedding
-
-
 @dataclass(frozen=True)
 class Inputs:
     """What both sides are asked about.
 
     Attributes:
         name: of the model.
-        vision: the model; a side may change it.
+        vision: the model without its text encoder, which no question is about; a side may change it.
         images: ``[B, 3, height, width]``.
         texts: ``[PROMPTS, D]``, unit norm.
         threads: of torch, also in processes that a side starts.
@@ -59,7 +43,7 @@ class Inputs:
     """
 
     name: str
-    vision: Vision
+    vision: Clip
     images: Tensor
     texts: Tensor
     threads: int
@@ -69,7 +53,7 @@ class Inputs:
     def of(cls, name: str, batch: int, threads: int, checkout: Path | None = None) -> "Inputs":
         """A model by name, with noise for images and random directions for texts."""
         torch.set_num_threads(threads)
-        vision = Vision(cast(Any, cases.module(name)).visual).eval()
+        vision = Clip(cast(Any, cases.module(name)).visual).eval()
         images = cases.noise(vision.visual, batch)
         texts = cases.unit_texts(clipfast.wrap(vision.visual).tower.embed_dim, count=PROMPTS)
         return cls(name, vision, images, texts, threads, checkout)

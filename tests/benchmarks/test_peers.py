@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from benchmarks import cases, peers, table
+from benchmarks.clip_text_span import Clip
 from benchmarks.peers import __main__ as command
 from benchmarks.peers import conversions, measuring
-from benchmarks.peers.question import Inputs, NotPossible, Peer, Question, Side, Vision, error
+from benchmarks.peers.question import Inputs, NotPossible, Peer, Question, Side, error
 from benchmarks.peers.transformers import PEER
 from benchmarks.results import FORMAT, Results
 from clipfast.bench.measuring import Check, Comparison, WrongResult
@@ -139,7 +140,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("number", [0, 1])
 def test_published_code_answers_from_its_own_process(number: int, checkout: Path, visual: Any) -> None:
     texts = cases.unit_texts(visual.output_dim, count=2)
-    inputs = Inputs("any", Vision(visual), cases.noise(visual, 2), texts, 1, checkout)
+    inputs = Inputs("any", Clip(visual), cases.noise(visual, 2), texts, 1, checkout)
     question = measuring.load("clip-text-span").questions[number]
     theirs = question.theirs(inputs)
     try:
@@ -154,7 +155,7 @@ def test_published_code_answers_from_its_own_process(number: int, checkout: Path
 
 def test_published_code_that_fails_says_why(checkout: Path, visual: Any) -> None:
     (checkout / "prs_hook.py").write_text("import a_missing_package\ndef hook_prs_logger(): ...\n")
-    inputs = Inputs("any", Vision(visual), cases.noise(visual, 1), torch.empty(0, 1), 1, checkout)
+    inputs = Inputs("any", Clip(visual), cases.noise(visual, 1), torch.empty(0, 1), 1, checkout)
     with pytest.raises(NotPossible, match="No module named 'a_missing_package'"):
         measuring.load("clip-text-span").questions[0].theirs(inputs)
 
