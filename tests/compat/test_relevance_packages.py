@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import clip_model, directions, pixels, vision_tower
+import transformers
+from builders import clip_model, directions, pixels, randomise, vision_tower
 from measures import error
-from tolerances import FLOAT64, SUM_FLOAT32
+from tolerances import FLOAT32, FLOAT64, SUM_FLOAT32
 from torch import Tensor, nn
 
 import clipfast
@@ -160,6 +161,36 @@ def test_relevance_is_the_notebooks(clip: Any, layers: int) -> None:
     assert error(of_text, expected[1]) <= FLOAT64
     again = interpret(image=images, texts=texts, model=model, start_layer=-layers)
     assert error(again[1], of_image) <= FLOAT64
+
+
+def huggingface(attention: str) -> Any:
+    small = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.CLIPConfig(
+        text_config={**small, "num_hidden_layers": 2, "vocab_size": 100, "max_position_embeddings": 12}
+        | {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 99},
+        vision_config={**small, "num_hidden_layers": 3, "image_size": 24, "patch_size": 8},
+        projection_dim=20,
+        attn_implementation=attention,
+    )
+    return randomise(transformers.CLIPModel(config), 3).eval()
+
+
+def test_relevance_of_a_model_of_transformers() -> None:
+    """Against the attention weights that its eager attention gives."""
+    tokens = torch.tensor([[0, 5, 6, 7, 99, 99], [0, 9, 8, 99, 99, 99]])
+    image = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    of_text, of_image = interpret(image, tokens, huggingface("sdpa"), start_layer=-2, start_layer_text=-2)
+    repeated = image.repeat(2, 1, 1, 1)
+    out = huggingface("eager")(input_ids=tokens, pixel_values=repeated, output_attentions=True)
+    logit, expected = out.logits_per_image.diagonal().sum(), []
+    for part in (out.text_model_output, out.vision_model_output):
+        attention = part.attentions[-2:]
+        slopes = torch.autograd.grad(logit, attention, retain_graph=True)
+        steps = [(a.detach(), g) for a, g in zip(attention, slopes, strict=True)]
+        expected.append(notebook(torch.eye(attention[0].shape[-1]).expand(2, -1, -1), steps))
+    assert error(of_text, expected[0]) <= FLOAT32
+    assert error(of_image, expected[1][:, 0, 1:]) <= FLOAT32
+    assert float(of_image.max()) > 0.1
 
 
 def test_relevance_of_frozen_encoders_and_of_several_images(clip: Any) -> None:
