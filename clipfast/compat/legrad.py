@@ -50,12 +50,16 @@ class LeWrapper:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self._wrapped, name)
 
-    def compute_legrad(self, text_embedding: Tensor, image: Tensor | None = None) -> Tensor:
+    def compute_legrad(
+        self, text_embedding: Tensor | Sequence[str], image: Tensor | Sequence[str] | None = None
+    ) -> Tensor:
         """:meth:`compute_legrad_clip`, the package's name for any model."""
         return self.compute_legrad_clip(text_embedding, image)
 
-    def compute_legrad_clip(self, text_embedding: Tensor | Sequence[str], image: Tensor | None = None) -> Tensor:
-        """Heat maps of images for texts.
+    def compute_legrad_clip(
+        self, text_embedding: Tensor | Sequence[str], image: Tensor | Sequence[str] | None = None
+    ) -> Tensor:
+        """Heat maps of images for texts. The two may stand in either order: images have four axes.
 
         Args:
             text_embedding: features ``[T, D]``, or strings.
@@ -70,6 +74,10 @@ class LeWrapper:
         """
         if image is None:
             raise InputError("compute_legrad_clip needs image: no forward is remembered between calls")
+        if _are_images(text_embedding) and not _are_images(image):
+            text_embedding, image = image, text_embedding  # type: ignore[assignment]
+        if not isinstance(image, Tensor):
+            raise InputError(f"image is a {type(image).__name__}: give preprocessed images [B, 3, height, width]")
         model = self._at(image)
         images, texts = check_batch(model, image), features_of(self.model, text_embedding)
         scores = legrad(model.tower, images, texts[None], first_layer=self.starting_depth)
@@ -85,6 +93,10 @@ class LeWrapper:
         if size not in self._resized:
             self._resized[size] = self.model.resized(height, width)
         return self._resized[size]
+
+
+def _are_images(value: object) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 4
 
 
 class LePreprocess:

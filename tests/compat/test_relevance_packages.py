@@ -42,6 +42,7 @@ def test_legrad_maps_are_the_rules(visual: Any) -> None:
     images = pixels(visual, 2, dtype=torch.float64)
     maps = LeWrapper(visual).compute_legrad_clip(image=images, text_embedding=TEXTS)
     assert maps.shape == (2, 3, 24, 24)
+    assert torch.equal(LeWrapper(visual).compute_legrad_clip(images, TEXTS), maps)  # in either order
     tower = clipfast.wrap(visual).tower
     for text in range(3):
         for image in range(2):
