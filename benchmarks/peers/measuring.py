@@ -48,6 +48,7 @@ def call(peer: str, question: str, side: str, model: str, batch: int, threads: i
     (asked,) = (each for each in load(peer).questions if each.name == question)
     inputs = Setting(model, batch, threads).inputs()
     built = {"ours": asked.ours, "theirs": asked.theirs}[side](inputs)
+    del inputs
     gc.collect()  # what was converted is freed before the memory in use is read
     return built.answer
 

@@ -1,7 +1,8 @@
 """What a peer is asked, and how the answers of the two sides are compared.
 
 A *peer* is another package. A *question* has two sides that answer it from the same weights, images and texts. Each
-side is built on its own, because its memory is measured in a process of its own.
+side is built on its own, because its memory is measured in a process of its own. A side with weights of its own keeps
+the images alone, not the inputs with the model that it was made from.
 """
 
 import copy

@@ -39,25 +39,25 @@ def _bridge(model: nn.Module) -> Any:
 
 
 def _patterns(inputs: Inputs) -> Side:
-    model = vit(inputs)
+    model, images = vit(inputs), inputs.images
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.config.num_hidden_layers)]
     bridge = _bridge(model)
 
     @torch.inference_mode()
     def answer() -> Answer:
-        _, cache = bridge.run_with_cache(inputs.images, names_filter=lambda name: name in names)
+        _, cache = bridge.run_with_cache(images, names_filter=lambda name: name in names)
         return [cache[name] for name in names]
 
     return Side(answer)
 
 
 def _our_patterns(inputs: Inputs) -> Side:
-    tower = clipfast.wrap(vit(inputs)).tower
-    return Side(lambda: list(attention_matrices(tower, inputs.images)))
+    tower, images = clipfast.wrap(vit(inputs)).tower, inputs.images
+    return Side(lambda: list(attention_matrices(tower, images)))
 
 
 def _heads(inputs: Inputs) -> Side:
-    model = vit(inputs)
+    model, images = vit(inputs), inputs.images
     outputs = [layer.attention.o_proj for layer in model.layers]
     readout = Readout.of(outputs, model.layernorm, None, model.config.num_attention_heads)
     bridge, count = _bridge(model), model.config.num_hidden_layers
@@ -66,7 +66,7 @@ def _heads(inputs: Inputs) -> Side:
 
     @torch.inference_mode()
     def answer() -> Answer:
-        _, cache = bridge.run_with_cache(inputs.images, names_filter=lambda name: name in (*names, final))
+        _, cache = bridge.run_with_cache(images, names_filter=lambda name: name in (*names, final))
         mixed: list[Tensor] = [cache[name][:, 0].flatten(1) for name in names]
         return readout.heads(mixed, cache[final][:, 0])
 
@@ -74,8 +74,8 @@ def _heads(inputs: Inputs) -> Side:
 
 
 def _our_heads(inputs: Inputs) -> Side:
-    model = clipfast.wrap(vit(inputs))
-    return Side(lambda: model.decompose(inputs.images).heads())
+    model, images = clipfast.wrap(vit(inputs)), inputs.images
+    return Side(lambda: model.decompose(images).heads())
 
 
 def _clip(inputs: Inputs) -> Side:

@@ -13,7 +13,7 @@ from benchmarks.peers.terms import Readout
 
 
 def _heads(inputs: Inputs) -> Side:
-    model = to_prisma(inputs.vision.visual)
+    model, images = to_prisma(inputs.vision.visual), inputs.images
     count = model.cfg.n_layers
     final = f"blocks.{count - 1}.hook_resid_post"
     names = {f"blocks.{layer}.attn.hook_z" for layer in range(count)} | {final}
@@ -29,7 +29,7 @@ def _heads(inputs: Inputs) -> Side:
 
     @torch.inference_mode()
     def answer() -> Answer:
-        _, cache = model.run_with_cache(inputs.images, names_filter=lambda name: name in names)
+        _, cache = model.run_with_cache(images, names_filter=lambda name: name in names)
         with contextlib.redirect_stdout(io.StringIO()):  # it says that it computes the results now
             stack = cache.stack_head_results(pos_slice=0)  # [L·H, B, W]
         results = stack.transpose(0, 1).unflatten(1, (count, -1))
@@ -39,12 +39,12 @@ def _heads(inputs: Inputs) -> Side:
 
 
 def _patterns(inputs: Inputs) -> Side:
-    model = to_prisma(inputs.vision.visual)
+    model, images = to_prisma(inputs.vision.visual), inputs.images
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
 
     @torch.inference_mode()
     def answer() -> Answer:
-        _, cache = model.run_with_cache(inputs.images, names_filter=lambda name: name in names)
+        _, cache = model.run_with_cache(images, names_filter=lambda name: name in names)
         return [cache[name] for name in names]
 
     return Side(answer)
