@@ -9,6 +9,7 @@ from PIL import Image
 
 import clipfast
 from clipfast.analyses.explaining import Explanation, explain
+from clipfast.analyses.knowledge import Knowledge
 
 CLASSES = ("cat", "dog", "house")
 TEXTS = ("red fur", "green wood", "blue stone", "a small thing", "grass", "sky")
@@ -59,6 +60,37 @@ def test_tables_json_and_pictures(folder: Path, model_folder: Path) -> None:
         assert headline in done.stdout
     printed = inside(*arguments, "--groups", 3, "--curves", "--out", "o", "--json", cwd=folder)
     assert json.loads(printed.stdout) == whole
+
+
+def test_over_a_collection(folder: Path, model_folder: Path) -> None:
+    """Bits are those of the images' own embeddings."""
+    for seed in range(3, 15):
+        picture(seed).save(folder / "images" / f"{seed}.png")
+    model = clipfast.load(str(model_folder))
+    for name, kept in (("c", {"embeddings": "float32"}), ("without", None)):
+        clipfast.dataset.collect([folder / "images"], folder / name, model, keep=kept)
+    common = ("explain", "images/one.png", "--classes", ",".join(CLASSES), "--pool", "pool.txt")
+    done = inside(*common, "--model", model_folder, "--over", "c", "--out", "o", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    over = json.loads((folder / "o" / "explain.json").read_text())["over"]
+    features = model.encode_image(sorted((folder / "images").glob("*.png")))
+    pool, classifier = model.encode_text(TEXTS), model.encode_text([f"a photo of a {name}." for name in CLASSES])
+    knowledge = Knowledge(pool, classifier, mean=features.mean(0))
+    knowledge.update(features)
+    assert over["images"] == 14
+    assert over["share"] == pytest.approx(knowledge.share(), abs=1e-4)
+    assert [entry["text"] for entry in over["texts"]] == list(TEXTS)
+    assert [entry["bits"] for entry in over["texts"]] == pytest.approx(knowledge.shared().tolist(), abs=1e-4)
+    assert "bits that images and classes share, over 14 images of c" in " ".join(done.stdout.split())
+    for options, message in (
+        (("--model", model_folder, "--over", "without"), "without holds no embeddings: collect the images without"),
+        (("--model", model_folder, "--over", "images"), "images is no collection"),
+        (("--over", "c"), "c is of another model"),
+    ):
+        refused = inside(*common, *options, "--out", "p", cwd=folder)
+        assert refused.returncode == 2
+        (line,) = messages(refused.stderr)
+        assert message in line
 
 
 def test_classes_of_a_file_and_another_rival(folder: Path, model_folder: Path) -> None:

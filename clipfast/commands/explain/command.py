@@ -24,6 +24,8 @@ from clipfast.analyses.explaining import (
 from clipfast.commands import console
 from clipfast.commands.decompose.command import parse_layers
 from clipfast.commands.explain.options import Options
+from clipfast.commands.explain.over import HEADERS as OVER_HEADERS
+from clipfast.commands.explain.over import Embeddings, Shared
 from clipfast.commands.figures import write_panel
 from clipfast.commands.files import write_json
 from clipfast.commands.loading import load_model_of, versions
@@ -47,9 +49,10 @@ _RANDOM_ORDERS = 8
 
 @dataclass
 class _Progress:
-    """What a run has done so far: entries of the JSON, and the images that failed with the reason."""
+    """What a run has done so far: entries of the JSON, the images that failed with the reason, and ``--over``."""
 
     images: list[dict[str, Any]] = field(default_factory=list)
+    shared: Shared | None = None
     failed: list[dict[str, str]] = field(default_factory=list)
 
     def fail(self, file: object, error: object) -> None:
@@ -72,6 +75,7 @@ def run(options: Options) -> int:
     if pool_name == RANDOM:
         raise InputError("--pool is random: random vectors name no concepts, choose a pool of texts")
     texts, notes = read_pool(pool_name)
+    embeddings = None if options.over is None else Embeddings(options.over)
     prepare_results(options.out)
     sources, missing, left_out = find_images(inputs.images, skip=options.out)
     progress = _Progress()
@@ -83,6 +87,8 @@ def run(options: Options) -> int:
             for note in notes:
                 console.warn(note)
             work = _Work.of(options, load_model_of(inputs), classes, texts, pool_name, layers)
+            if embeddings is not None:
+                progress.shared = embeddings.shared(work.model, work.pool, work.texts, work.classifier)
             _explain_all(work, sources, progress)
         complete = True
     except KeyboardInterrupt:
@@ -93,6 +99,8 @@ def run(options: Options) -> int:
             write_json(options.out / "explain.json", result)
     for note in left_out:
         console.note(note)
+    if progress.shared is not None and not options.json:
+        console.table(OVER_HEADERS, progress.shared.rows(), title=progress.shared.title())
     if options.json:
         console.say((options.out / "explain.json").read_text(encoding="utf-8").rstrip())
     if progress.failed:
@@ -245,6 +253,7 @@ def _say(name: str, explanation: Explanation, curves: dict[str, Any] | None) -> 
 
 def _result(options: Options, pool_name: str, classes: Classes, progress: _Progress, complete: bool) -> dict[str, Any]:
     inputs = options.inputs
+    over = {} if progress.shared is None else {"over": progress.shared.to_json()}
     return {
         "format": FORMAT,
         "complete": complete,
@@ -258,4 +267,5 @@ def _result(options: Options, pool_name: str, classes: Classes, progress: _Progr
         "layers": options.layers or "all",
         "images": progress.images,
         "failed": progress.failed,
+        **over,
     }

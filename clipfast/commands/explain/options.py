@@ -28,6 +28,8 @@ class Options:
         groups: Groups of patches at most.
         layers: Layers whose heads are looked at, such as "-4,-3,-2,-1". Default: all.
         curves: Remove and show patches in the order of the explanation, and in random orders, and watch the class.
+        over: A collection of the same model, over which to measure what images and classes both know of each text, in
+            bits.
         out: Folder for explain.json and a picture per image.
         json: Print the JSON instead of the tables.
     """
@@ -44,5 +46,6 @@ class Options:
     groups: Positive = 4
     layers: Dashed = None
     curves: Flag = False
+    over: Path | None = None
     out: Path = Path("out/explain")
     json: Flag = False
