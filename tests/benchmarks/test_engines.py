@@ -53,6 +53,7 @@ def test_the_command_checks_what_it_measures(tmp_path: Path, capsys: pytest.Capt
 
 def test_committed_bars_are_met() -> None:
     for file in FOLDER.glob("engines-*.json"):
-        for case in json.loads(file.read_text())["cases"].values():
+        for name, case in json.loads(file.read_text())["cases"].items():
             assert all(bar["met"] for bar in case["bars"])
-            assert min(case["a"]["all"] + case["b"]["all"]) >= 120
+            # Ray is compared by the whole time, and its start has to be small beside it.
+            assert min(case["a"]["all"] + case["b"]["all"]) >= (120 if "Ray" in name else 60)

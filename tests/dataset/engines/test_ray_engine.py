@@ -39,17 +39,22 @@ def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     return results(out)
 
 
+_NODES: list[clusters.Node] = []
+"""Of the cluster of :func:`address`."""
+
+
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Of a cluster with room for three workers."""
-    with clusters.cluster(3) as (address, _):
+    with clusters.cluster(3) as (address, nodes):
+        _NODES[:] = nodes
         yield address
+        _NODES.clear()
 
 
 def actors() -> list[int]:
-    """Process ids of the actors of this machine that are of this user's and have begun."""
-    pids = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
-    return [pid for pid in pids if "ray::Actor" in passing.title(pid) and passing.alive(pid)]
+    """Process ids of the actors of that cluster that have begun; other tests may have clusters of their own."""
+    return [pid for node in _NODES for pid in node.processes() if "ray::Actor" in passing.title(pid)]
 
 
 def test_a_cluster_of_its_own(
