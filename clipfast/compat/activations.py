@@ -95,7 +95,8 @@ class PooledRow:
 
     def head(self, layer: int, head: int) -> Tensor:
         """What one head writes, without the output projection's bias, ``[B, W]``."""
-        return self._codes(layer)[:, head] @ self._basis.values(layer)[head]
+        code = self._terms.codes[:, layer, head] * self._scale[:, None]  # of this head alone
+        return code @ self._basis.values(layer)[head]
 
     def heads(self, layer: int) -> Tensor:
         """:meth:`head` of all heads of a layer, ``[B, H, W]``."""

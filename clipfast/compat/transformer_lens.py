@@ -38,7 +38,7 @@ from clipfast.indices import resolve_head, resolve_heads, resolve_layer
 from clipfast.kernels.reference import accumulation_dtype
 from clipfast.loading import wrap
 from clipfast.model import Images, Model
-from clipfast.towers.tower import Tower
+from clipfast.towers.tower import Tower, weights_version
 
 Key: TypeAlias = str | tuple[Any, ...]
 NamesFilter: TypeAlias = str | Sequence[str] | Callable[[str], bool]
@@ -166,6 +166,7 @@ class ActivationCache(Mapping[Key, Tensor]):
         self._row = row
         self._all = AllTokens(tower, pixels, model.backend)
         self._version = tower.version()
+        self._output_versions = [weights_version(block.output().tensors()) for block in tower.blocks]
         self._known = frozenset(_names(tower))
         self._names = _names(tower)
         self._listed = [name for name in self._names if not name.endswith(".hook_result")]
@@ -226,8 +227,13 @@ class ActivationCache(Mapping[Key, Tensor]):
             raise UnknownName(_why_not(self._tower, name))
         return name
 
-    def _computed(self, compute: Callable[[], Tensor]) -> Tensor:
-        if self._tower.version() != self._version:
+    def _computed(self, compute: Callable[[], Tensor], layer: int | None = None) -> Tensor:
+        """What a function gives that reads all weights, or those of one layer's output projection alone."""
+        if layer is None:
+            same = self._tower.version() == self._version
+        else:  # looking at all weights takes longer than computing one head
+            same = weights_version(self._tower.blocks[layer].output().tensors()) == self._output_versions[layer]
+        if not same:
             raise InputError("the weights have changed since these images were embedded: run_with_cache again")
         with torch.no_grad(), autocast_disabled(self.embedding):
             return compute()
@@ -309,7 +315,7 @@ class ActivationCache(Mapping[Key, Tensor]):
         layer, head = resolve_layer(layer, self._tower.layers), resolve_head(head, self._tower.heads)
         row = self._row_at(pos_slice)
         if row is not None:
-            return self._computed(lambda: row.head(layer, head))
+            return self._computed(lambda: row.head(layer, head), layer)
         return self._computed(
             lambda: (
                 _sliced(self._all.block(layer).codes(), pos_slice, 1)[..., head, :] @ self._basis.values(layer)[head]
