@@ -20,10 +20,10 @@ from clipfast.analyses.groundtruth import Geometry, MaskProtocol, truth
 from clipfast.analyses.segmentation import predicted
 from clipfast.commands import console
 from clipfast.commands.files import write_json
-from clipfast.commands.outcome import FAILED, INTERRUPTED, memory_for
-from clipfast.commands.reading import Prepared, reading
+from clipfast.commands.outcome import FAILED, INTERRUPTED
+from clipfast.commands.reading import Prepared
 from clipfast.commands.results import prepare_results
-from clipfast.commands.segment.images import Failures, ImageSet, Item, find_image_set
+from clipfast.commands.segment.images import Failures, ImageSet, Item, each_batch, find_image_set
 from clipfast.commands.segment.maps import (
     METHODS,
     OURS,
@@ -114,16 +114,7 @@ def segment(options: Options, model: Model | None = None) -> Segmented:
     work = _Pass(plan, model or plan.images.load(), failures)
     complete = False
     try:
-        size = options.inputs.batch_size
-        with (
-            console.progress("segmenting", len(plan.items)) as advance,
-            reading(work.model, plan.items, lambda item: item[0], size, failures.add_item) as batches,
-        ):
-            for batch in batches:
-                if batch.items:
-                    with memory_for(size, str(work.model.device)):
-                        work.add(batch)
-                advance(size)
+        each_batch(work.model, plan.items, options.inputs.batch_size, failures, work.add)
         complete = True
     except KeyboardInterrupt:
         console.error(f"interrupted: {work.scorer.images} of {len(plan.items)} images are done")

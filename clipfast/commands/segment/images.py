@@ -9,6 +9,8 @@ from clipfast.commands.collecting import collect
 from clipfast.commands.labels import labelled_images
 from clipfast.commands.loading import check_device, load_model_of
 from clipfast.commands.options import DTYPE, MODEL, InputOptions, parse_size, size_text
+from clipfast.commands.outcome import memory_for
+from clipfast.commands.reading import Prepared, reading
 from clipfast.dataset.collection import Entry
 from clipfast.dataset.files import Source, find_images
 from clipfast.dataset.manifest import is_collection
@@ -36,6 +38,29 @@ class Failures:
     def add_item(self, item: Item, error: ClipfastError) -> None:
         """As :meth:`add`, for an image."""
         self.add(item[1].file, error)
+
+
+def each_batch(
+    model: Model, items: Sequence[Item], size: int, failures: Failures, add: Callable[[Prepared[Item]], None]
+) -> None:
+    """Reads and prepares images, hands them on a batch at a time, and shows how far it is.
+
+    Args:
+        model: that prepares them.
+        items: the images.
+        size: images at once.
+        failures: gets those that cannot be read.
+        add: takes a batch that is not empty.
+    """
+    with (
+        console.progress("segmenting", len(items)) as advance,
+        reading(model, items, lambda item: item[0], size, failures.add_item) as batches,
+    ):
+        for batch in batches:
+            if batch.items:
+                with memory_for(size, str(model.device)):
+                    add(batch)
+            advance(size)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from clipfast.analyses.referring import Grounding, Settings, Vocabulary, regions
 from clipfast.commands import console
 from clipfast.commands.figures import write_panel
 from clipfast.commands.files import write_json
-from clipfast.commands.outcome import FAILED, INTERRUPTED, memory_for
-from clipfast.commands.reading import Prepared, reading
+from clipfast.commands.outcome import FAILED, INTERRUPTED
+from clipfast.commands.reading import Prepared
 from clipfast.commands.results import prepare_results
-from clipfast.commands.segment.images import Failures, ImageSet, Item, find_image_set
+from clipfast.commands.segment.images import Failures, ImageSet, Item, each_batch, find_image_set
 from clipfast.commands.segment.maps import decompose_batch
 from clipfast.commands.segment.options import Options
 from clipfast.commands.segment.scoring import Threshold, slug
@@ -62,15 +62,7 @@ def run_phrases(options: Options, threshold: Threshold, document: str) -> int:
     complete = False
     try:
         size = options.inputs.batch_size
-        with (
-            console.progress("segmenting", len(images.items)) as advance,
-            reading(work.model, images.items, lambda item: item[0], size, failures.add_item) as batches,
-        ):
-            for batch in batches:
-                if batch.items:
-                    with memory_for(size, str(work.model.device)):
-                        work.add(batch, failures, images)
-                advance(size)
+        each_batch(work.model, images.items, size, failures, lambda batch: work.add(batch, failures, images))
         complete = True
     except KeyboardInterrupt:
         console.error(f"interrupted: {len(work.entries)} of {len(images.items)} images are done")
