@@ -68,9 +68,9 @@ class LocalEngine:
             _Slot(str(number), Begin(pickled, devices[number % len(devices)], threads, logger.getEffectiveLevel()))
             for number in range(min(workers, len(units)))
         ]
-        waiting = Waiting(units)
+        waiting = Waiting(units, Manifest(job.folder))
         _Processes(slots, waiting).run(events)
-        waiting.raise_given_up(Manifest(job.folder).plan)
+        waiting.raise_given_up()
 
 
 @dataclass
@@ -169,8 +169,8 @@ class _Processes(Pool):
         unit, was_ready = slot.unit, slot.ready
         slot.child, slot.ready, slot.unit = None, False, None
         if unit is not None:
-            self._waiting.lost(unit, f"ended {ending}")
-            self.tell(slot.name, Lost(unit, f"ended {ending}"))
+            reason = f"ended {ending}"
+            self.tell(slot.name, self._waiting.lost(unit, reason) or Lost(unit, reason))
         elif not was_ready:
             slot.failures += 1
             if all(each.child is None and each.failures >= ATTEMPTS for each in self._slots):

@@ -79,10 +79,11 @@ class RayEngine:
         """
         if not units:
             return
-        plan, waiting = Manifest(job.folder).plan, Waiting(units)
+        manifest = Manifest(job.folder)
+        waiting, landmarks = Waiting(units, manifest), _landmarks(manifest.plan, units)
         address = self._address or os.environ.get("RAY_ADDRESS") or "local"
-        _Actors(self._ray, address, self._workers, self._devices, job, waiting, _landmarks(plan, units)).run(events)
-        waiting.raise_given_up(plan)
+        _Actors(self._ray, address, self._workers, self._devices, job, waiting, landmarks).run(events)
+        waiting.raise_given_up()
 
 
 def _imported() -> Any:
@@ -423,8 +424,7 @@ class _Actors(Pool):
         unit, was_ready = slot.unit, slot.started is not None
         slot.actor = slot.started = slot.answer = slot.reports = slot.unit = None
         if unit is not None:
-            self._waiting.lost(unit, reason)
-            self.tell(slot.name, Lost(unit, reason))
+            self.tell(slot.name, self._waiting.lost(unit, reason) or Lost(unit, reason))
         elif not was_ready:
             slot.failures += 1
             if all(each.actor is None and each.failures >= ATTEMPTS for each in self._slots):

@@ -3,8 +3,9 @@
 from collections import Counter, deque
 from collections.abc import Sequence
 
-from clipfast.dataset.plan import Plan
-from clipfast.errors import ClipfastError
+from clipfast.dataset.manifest import Manifest, Record
+from clipfast.dataset.worker import Outcome
+from clipfast.errors import ClipfastError, InputError
 from clipfast.inputs import printable
 
 ATTEMPTS = 3
@@ -16,15 +17,17 @@ class LostWorkersError(ClipfastError):
 
 
 class Waiting:
-    """Hands out units; one whose worker ended goes to the end of the line.
+    """Hands out units; one whose worker ended goes to the end of the line, unless its record was written before.
 
     Args:
         units: their numbers, in the order in which they are handed out.
+        manifest: has their records.
     """
 
-    def __init__(self, units: Sequence[int]) -> None:
+    def __init__(self, units: Sequence[int], manifest: Manifest) -> None:
+        self._manifest = manifest
         self._waiting = deque(units)
-        self._taken: set[int] = set()
+        self._taken: dict[int, Record | None] = {}  # the record that a unit had before
         self._lost: Counter[int] = Counter()
         self._given_up: dict[int, str] = {}
 
@@ -42,32 +45,35 @@ class Waiting:
         if not self._waiting:
             return None
         unit = self._waiting.popleft()
-        self._taken.add(unit)
+        self._taken[unit] = self._record(unit)
         return unit
 
     def finished(self, unit: int) -> None:
         """Notes that a unit that was taken has its record."""
-        self._taken.remove(unit)
+        del self._taken[unit]
 
-    def lost(self, unit: int, reason: str) -> None:
+    def lost(self, unit: int, reason: str) -> Outcome | None:
         """Notes that the worker of a unit has ended; another one gets the unit, unless it has ended too many.
 
         Args:
             unit: its number.
             reason: how the worker ended.
+
+        Returns:
+            What became of the unit where its worker had written its record and not yet said so; else None.
         """
-        self._taken.remove(unit)
+        before, record = self._taken.pop(unit), self._record(unit)
+        if record is not None and (before is None or record.folder != before.folder):
+            return Outcome(unit, record.statuses, None if record.problem is None else record.problem["reason"])
         self._lost[unit] += 1
         if self._lost[unit] < ATTEMPTS:
             self._waiting.append(unit)
         else:
             self._given_up[unit] = reason
+        return None
 
-    def raise_given_up(self, plan: Plan) -> None:
+    def raise_given_up(self) -> None:
         """Raises if units were given up.
-
-        Args:
-            plan: says what the units are.
 
         Raises:
             LostWorkersError: with the first of these units, and how its last worker ended.
@@ -75,10 +81,19 @@ class Waiting:
         if not self._given_up:
             return
         number = min(self._given_up)
-        path = next(plan.units([number], files=False)).path
+        path = next(self._manifest.plan.units([number], files=False)).path
         others = f", and so were those of {len(self._given_up) - 1} other units" if len(self._given_up) > 1 else ""
         raise LostWorkersError(
             f"unit {number}{f' ({printable(path)})' if path else ''}: {ATTEMPTS} workers were lost at it, the last one "
             f"{self._given_up[number]}{others}: all other units are done; mend the images, or give workers more "
             "memory, and run it again"
         )
+
+    def _record(self, unit: int) -> Record | None:
+        """The record of a unit; None where there is none that can be read."""
+        if not self._manifest.record_path(unit).exists():
+            return None
+        try:
+            return self._manifest.record(unit)
+        except (InputError, OSError):
+            return None
