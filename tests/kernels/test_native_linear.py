@@ -1,6 +1,7 @@
 """Transposed products, for which threads divide the weight, and the pass that transposes them back."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +40,12 @@ def without_gradients() -> Iterator[None]:
 def two_threads() -> Iterator[None]:
     with threads(2):
         yield
+
+
+@pytest.fixture(autouse=True)
+def rows_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is MKL, the CPU counts as one on which it divides rows: transposed products run on every CPU."""
+    monkeypatch.setattr(native_linear, "_mkl_divides_rows", torch.backends.mkl.is_available)
 
 
 @pytest.fixture
@@ -114,6 +121,23 @@ def test_which_products_are_transposed(weight: Tensor) -> None:
     assert not native_linear.divides_weight(draw(8, most + 1, DEPTH), weight)
     assert not native_linear.divides_weight(draw(8, most, DEPTH), weight[: native_linear.MIN_WEIGHT_NUMEL // DEPTH])
     assert not native_linear.divides_weight(draw(8, most, DEPTH).double(), weight.double())
+
+
+@pytest.mark.parametrize(("vendor", "transposes"), [("GenuineIntel", False), ("AuthenticAMD", True)])
+def test_products_are_transposed_where_mkl_divides_rows(
+    vendor: str, transposes: bool, weight: Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where it divides the weight itself, a transposed product takes longer."""
+    monkeypatch.undo()
+    path = tmp_path / "cpuinfo"
+    path.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+    monkeypatch.setattr(native_linear, "CPUINFO", path)
+    native_linear._mkl_divides_rows.cache_clear()
+    try:
+        transposed = native_linear.divides_weight(draw(8, 50, DEPTH), weight)
+    finally:
+        native_linear._mkl_divides_rows.cache_clear()
+    assert transposed == (transposes and torch.backends.mkl.is_available())
 
 
 @pytest.mark.parametrize("rows", [50, 197, 400])
