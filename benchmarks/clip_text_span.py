@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the comparisons; returns the exit code."""
     parser = argparse.ArgumentParser(prog="benchmarks.clip_text_span", description=SENTENCE)
     parser.add_argument("--reference", type=Path, help="a checkout of the published code")
-    parser.add_argument("--pairs", type=int, default=3, help="interleaved pairs per comparison (3)")
+    parser.add_argument("--pairs", type=int, default=7, help="interleaved pairs per comparison (7)")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (2)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--only", help="cases whose name contains this text")

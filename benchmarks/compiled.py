@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
@@ -258,22 +259,45 @@ def _distinct(capability: int) -> list[Specimen]:
     return list(seen.values())
 
 
-def _compile(task: tuple[int, int]) -> Line:
-    capability, index = task
-    specimen = _distinct(capability)[index]
+def _sample(capability: int) -> list[Specimen]:
+    """The last specimen, usually the largest, of every kernel, configuration and dtypes."""
+    chosen = {}
+    for specimen in _distinct(capability):
+        launch = specimen.launch
+        dtypes = tuple(value.dtype for value in launch.arguments.values() if isinstance(value, torch.Tensor))
+        chosen[launch.kernel, str(launch.config), dtypes] = specimen
+    return list(chosen.values())
+
+
+def _compile(task: tuple[int, int, bool]) -> Line:
+    capability, index, sample = task
+    specimen = (_sample if sample else _distinct)(capability)[index]
     return Line(specimen.operation, specimen.case, specimen.products, compile_launch(specimen.launch, capability))
 
 
-def compile_all(capabilities: Sequence[int], only: str = "", processes: int = 2) -> list[Line]:
-    """Every specimen of these capabilities, or those whose operation's name contains ``only``."""
+def compile_all(capabilities: Sequence[int], only: str = "", processes: int = 2, *, sample: bool = False) -> list[Line]:
+    """Every specimen of these capabilities, or those whose operation's name contains ``only``, or a sample."""
     tasks = [
-        (capability, index)
+        (capability, index, sample)
         for capability in capabilities
-        for index, specimen in enumerate(_distinct(capability))
+        for index, specimen in enumerate((_sample if sample else _distinct)(capability))
         if only in specimen.operation
     ]
     with ProcessPoolExecutor(processes) as pool:
         return list(pool.map(_compile, tasks, chunksize=4))
+
+
+def outdated(folder: Path, capabilities: Sequence[int]) -> int:
+    """How many launches a table has too many or too few."""
+    launches = json.loads((folder / "compiled.json").read_text(encoding="utf-8"))["launches"]
+    keys = ("operation", "case", "config", "capability")
+    have = {tuple(launch[key] for key in keys) for launch in launches if launch["capability"] in capabilities}
+    wanted = {
+        (each.operation, each.case, str(each.launch.config), capability)
+        for capability in capabilities
+        for each in _distinct(capability)
+    }
+    return len(have ^ wanted)
 
 
 def gpu(capability: int) -> str:
@@ -317,19 +341,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled", description=__doc__.splitlines()[0])
     parser.add_argument("--capabilities", type=int, nargs="+", choices=CAPABILITIES, default=list(CAPABILITIES))
     parser.add_argument("--only", default="", help="operations whose name contains this; nothing is written")
+    parser.add_argument(
+        "--sample",
+        action="store_true",
+        help="one case of every kernel, configuration and dtype; nothing is written; 1 if the table lacks a launch",
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the table")
     settings = parser.parse_args(arguments)
     if triton.knobs.runtime.interpret:
         print("benchmarks.compiled: TRITON_INTERPRET is set: unset it to compile", file=sys.stderr)
         return 2
-    lines = compile_all(settings.capabilities, settings.only, settings.processes)
+    lines = compile_all(settings.capabilities, settings.only, settings.processes, sample=settings.sample)
     wrong = [
         f"{line.operation} {line.case} {line.compiled.config} {gpu(line.compiled.capability)}: {', '.join(broken)}"
         for line in lines
         if (broken := faults(line))
     ]
-    if settings.only:
+    if settings.sample and (count := outdated(settings.out, settings.capabilities)):
+        wrong.append(
+            f"{settings.out / 'compiled.json'} differs in {count} launches: run `python -m benchmarks.compiled`"
+        )
+    if settings.only or settings.sample:
         print(markdown(lines))
     else:
         settings.out.mkdir(parents=True, exist_ok=True)
