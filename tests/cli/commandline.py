@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from clipfast.cli.app import run
 
-COMMAND = (sys.executable, "-m", "clipfast.cli")
+COMMAND = (sys.executable, "-m", "clipfast")
 LAYERS, HEADS = 2, 2
 CONTEXT = 12
 

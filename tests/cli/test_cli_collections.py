@@ -126,7 +126,7 @@ def test_names_that_are_not_text(model_folder: Path, tmp_path: Path) -> None:
         shutil.copy(os.fsencode(folder / "plain.png"), os.path.join(os.fsencode(folder), name))
     for _ in range(2):  # the second time it goes on
         done = subprocess.run(
-            [sys.executable, "-m", "clipfast.cli", "collect", folder, "--model", model_folder, "--out", tmp_path / "c"],
+            [sys.executable, "-m", "clipfast", "collect", folder, "--model", model_folder, "--out", tmp_path / "c"],
             capture_output=True,
             check=False,
             env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "ascii"},

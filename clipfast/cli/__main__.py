@@ -1,5 +1,0 @@
-"""``python -m clipfast.cli``."""
-
-from clipfast.cli import main
-
-main()
