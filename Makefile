@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-all mutation lint types bench docs notebooks sanitize fuzz clean help
+.PHONY: demo test test-all test-engines test-others mutation lint types bench docs notebooks sanitize fuzz clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/'
@@ -24,8 +24,15 @@ TESTING := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -p 
 test: $(STAMP)   ## run the tests, one process per core
 	@$(TESTING) -m "not slow"
 
-test-all: $(STAMP)  ## the same with the slow tests: every Triton kernel compiled, dry runs of the benchmarks
-	@$(TESTING)
+test-all: $(STAMP)  ## the same with the slow tests: Triton's kernels compiled, workers killed, dry runs of the benchmarks
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-engines test-others
+
+# The tests of the engines wait most of the time for processes that start, so they run beside all others.
+test-engines: $(STAMP)
+	@$(TESTING) tests/dataset/engines
+
+test-others: $(STAMP)
+	@$(TESTING) --ignore tests/dataset/engines
 
 mutation: $(STAMP)  ## do the tests notice changes to the mathematics? 280 mutants, about 20 minutes
 	@$(BIN)/python tests/mutation/run.py
