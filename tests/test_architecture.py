@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "clipfast.towers.tower": set(),
     "clipfast.towers": {"clipfast.towers.tower", "clipfast.errors"},
     "clipfast.inputs": set(),
+    "clipfast.signals": set(),
     "clipfast.images": {"clipfast.inputs", "clipfast.errors"},
     "clipfast.preprocessing": {"clipfast.inputs", "clipfast.errors"},
     "clipfast.reading": {"clipfast.images", "clipfast.inputs", "clipfast.preprocessing", "clipfast.errors"},
@@ -153,6 +154,7 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.images",
         "clipfast.inputs",
         "clipfast.files",
+        "clipfast.signals",
         "clipfast.errors",
     },
     "clipfast.scenes": {"clipfast.files", "clipfast.errors"},
@@ -246,6 +248,7 @@ ALLOWED: dict[str, set[str]] = {
         "clipfast.reading",
         "clipfast.kernels",
         "clipfast.kernels.ops",
+        "clipfast.signals",
         "clipfast.errors",
     },
     # The list of models is the towers' own; no other command looks behind clipfast.model.

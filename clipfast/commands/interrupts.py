@@ -8,6 +8,7 @@ from types import FrameType
 from typing import NoReturn
 
 from clipfast.errors import ClipfastError
+from clipfast.signals import BetweenLocks
 
 # Windows has no SIGHUP.
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -41,6 +42,8 @@ class Interrupts:
     def _interrupt(self, frame: FrameType | None) -> NoReturn:
         assert self._received is not None
         handler = self._handlers[self._received]
+        if isinstance(handler, BetweenLocks):
+            handler = handler.handler
         if callable(handler):
             handler(self._received, frame)
         raise KeyboardInterrupt
@@ -59,6 +62,7 @@ class Interrupts:
 def saving_interrupts() -> Iterator[Interrupts]:
     """The first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt, so that results are saved; later ones do nothing.
 
+    It does so where no lock is left behind (:mod:`clipfast.signals`).
     The handler from outside the block is called first, and may raise an exception of its own. A signal that is ignored,
     as SIGHUP is under ``nohup``, stays ignored. Some libraries, safetensors and torch among them, turn a
     KeyboardInterrupt into an error of their own; it becomes a KeyboardInterrupt again. Outside the main thread nothing
@@ -72,7 +76,7 @@ def saving_interrupts() -> Iterator[Interrupts]:
     handlers = [(number, handler) for number, handler in handlers if handler not in (signal.SIG_IGN, None)]
     try:
         for number, _ in handlers:
-            signal.signal(number, interrupts.handle)
+            signal.signal(number, BetweenLocks(interrupts.handle))
         yield interrupts
     except Exception as error:
         if interrupts.received is not None and not isinstance(error, ClipfastError | OSError):

@@ -19,6 +19,7 @@ from typing import Any
 
 from clipfast.commands import console
 from clipfast.errors import ClipfastError, is_out_of_memory
+from clipfast.signals import BetweenLocks
 
 FAILED = 2
 INTERRUPTED = 130
@@ -56,7 +57,7 @@ class _Signals:
     """Handlers that raise :class:`Interrupted` for SIGINT, SIGTERM and SIGHUP.
 
     After the first signal SIGTERM and SIGHUP are ignored, so that saving is not disturbed; Ctrl-C is not. A signal that
-    was ignored from the start (``nohup``) stays ignored.
+    was ignored from the start (``nohup``) stays ignored. No lock is left behind (:mod:`clipfast.signals`).
 
     Attributes:
         first: the first signal that arrived, None before it.
@@ -73,7 +74,7 @@ class _Signals:
             before = {number: signal.getsignal(number) for number in _SIGNALS}
             self._replaced = {number: handler for number, handler in before.items() if handler in defaults}
             for number in self._replaced:
-                signal.signal(number, self._interrupt)
+                signal.signal(number, BetweenLocks(self._interrupt))
 
     def restore(self) -> None:
         """Puts back the handlers that :meth:`install` replaced."""

@@ -13,6 +13,7 @@ from clipfast.dataset.plan import Input
 from clipfast.dataset.worker import Outcome, Progress
 from clipfast.errors import InputError
 from clipfast.model import Model
+from clipfast.signals import interrupts_between_locks
 
 EngineName = Literal["serial", "local", "ray"]
 
@@ -99,7 +100,7 @@ def collect(
     engine = SerialEngine(model) if engine is None else engine
     folder.mkdir(parents=True, exist_ok=True)
     extra: dict[str, Any] = {"device": device, "threads": threads}
-    with prepared(folder, model, inputs, options, labeller) as ready:
+    with interrupts_between_locks(), prepared(folder, model, inputs, options, labeller) as ready:
         return run_pass(
             ready,
             model,
