@@ -25,11 +25,13 @@ test: $(STAMP)   ## run the tests, one process per core
 	@$(TESTING) -m "not slow"
 
 test-all: $(STAMP)  ## the same with the slow tests: Triton's kernels compiled, workers killed, dry runs of the benchmarks
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-engines test-others
+	@$(MAKE) --no-print-directory --jobs 2 test-engines test-others
 
-# The tests of the engines wait most of the time for processes that start, so they run beside all others.
+# The tests of the engines wait most of the time for processes that start, so they run beside all others. What they print
+# comes at their end.
 test-engines: $(STAMP)
-	@$(TESTING) tests/dataset/engines
+	@mkdir -p build
+	@$(TESTING) tests/dataset/engines > build/test-engines.log 2>&1; status=$$?; cat build/test-engines.log; exit $$status
 
 test-others: $(STAMP)
 	@$(TESTING) --ignore tests/dataset/engines
