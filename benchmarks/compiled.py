@@ -260,12 +260,13 @@ def _distinct(capability: int) -> list[Specimen]:
 
 
 def _sample(capability: int) -> list[Specimen]:
-    """The last specimen, usually the largest, of every kernel, configuration and dtypes."""
+    """The last specimen, usually the largest, of every kernel, dtypes and, where they are its own, configuration."""
     chosen = {}
     for specimen in _distinct(capability):
         launch = specimen.launch
         dtypes = tuple(value.dtype for value in launch.arguments.values() if isinstance(value, torch.Tensor))
-        chosen[launch.kernel, str(launch.config), dtypes] = specimen
+        config = "" if capability in UNTUNED else str(launch.config)
+        chosen[launch.kernel, config, dtypes] = specimen
     return list(chosen.values())
 
 
@@ -344,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--sample",
         action="store_true",
-        help="one case of every kernel, configuration and dtype; nothing is written; 1 if the table lacks a launch",
+        help="one case of every kernel, dtype and own configuration; nothing is written; 1 if the table lacks a launch",
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the table")

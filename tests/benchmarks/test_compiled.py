@@ -47,7 +47,8 @@ def test_a_case_of_every_kernel_configuration_and_dtype_compiles_for_every_gener
     count = int(process.stdout.splitlines()[-1].partition(" ")[0])
     committed = table(COMMITTED)["launches"]
     assert all(launch["faults"] == [] for launch in committed)
-    kinds = {(launch["kernel"], launch["config"], launch["capability"]) for launch in committed}
+    own = [launch for launch in committed if launch["capability"] not in compiled.UNTUNED]
+    kinds = {(launch["kernel"], launch["config"], launch["capability"]) for launch in own}
     assert len(kinds) <= count < len(committed)
 
 
