@@ -26,7 +26,6 @@ from clipfast.dataset.pieces import files
 
 COUNT = 64  # images, 16 units
 UNITS = COUNT // passing.UNIT
-ROUNDS = 5
 PAUSE = 0.03  # before an image: a unit takes a while
 
 
@@ -179,16 +178,19 @@ def rounds(
 
 
 def on(*, quick: bool = False) -> Any:
-    """Few rounds with one worker, more with two, and as many with Ray; ``CLIPFAST_FAULT_ROUNDS=20`` takes 20 of each.
+    """Twenty rounds: few with one worker, most with two, and few with Ray, which takes long to start.
+
+    ``CLIPFAST_FAULT_ROUNDS=20`` takes twenty with two workers and twenty with Ray.
 
     Args:
         quick: whether the first of these counts as quick.
     """
-    slow, many = pytest.mark.slow, int(os.environ.get("CLIPFAST_FAULT_ROUNDS", ROUNDS))
+    slow, many = pytest.mark.slow, os.environ.get("CLIPFAST_FAULT_ROUNDS")
+    local, ray = (int(many), int(many)) if many else (14, 4)
     cases = [
         pytest.param(("local", 1), 2, 0, id="local-2", marks=() if quick else slow),
-        pytest.param(("local", 2), many, 1, id=f"local-{many}", marks=slow),
-        pytest.param(("ray", 2), many, 3, id=f"ray-{many}", marks=slow),
+        pytest.param(("local", 2), local, 1, id=f"local-{local}", marks=slow),
+        pytest.param(("ray", 2), ray, 3, id=f"ray-{ray}", marks=slow),
     ]
     return pytest.mark.parametrize(("rounds", "count", "seed"), cases, indirect=["rounds"])
 
