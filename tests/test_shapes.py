@@ -23,7 +23,7 @@ def _all_cores() -> Iterator[None]:
 NAMES = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES[:3], pytest.param(NAMES[3], marks=pytest.mark.slow)])
 def test_float32(name: str) -> None:
     visual = named_tower(name)
     x = pixels(visual, 1)

@@ -23,6 +23,7 @@ def test_intervals_and_reductions() -> None:
     assert 0.25 <= low < less < high <= 0.75
 
 
+@pytest.mark.slow
 def test_deletion_is_faster_than_at_random_and_by_attention() -> None:
     result = explaining.experiment(clipfast.load("scenes"), 12, orders=(GROUPS, "attention", RANDOM))
     assert result["less"][RANDOM][0] > explaining.LESS

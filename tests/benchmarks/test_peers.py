@@ -185,6 +185,7 @@ def test_unknown_model_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ViT-B-31" in line
 
 
+@pytest.mark.slow
 def test_result_has_time_memory_and_version(tmp_path: Path) -> None:
     question = PEER.questions[0]
     results = Results(peers.QUESTION, peers.SENTENCE, folder=tmp_path)

@@ -181,9 +181,8 @@ def start(server: Any, *arguments: Any) -> tuple[Any, Any]:
     return process, ours
 
 
-@pytest.mark.parametrize(
-    ("workers", "factor"), [(None, 2.5), pytest.param(1, 8, marks=pytest.mark.slow)], ids=["serial", "local"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "factor"), [(None, 2.5), (1, 8)], ids=["serial", "local"])
 def test_limits_of_file_sizes(
     workers: int | None, factor: float, server: Any, images: Path, whole: dict[str, Any], tmp_path: Path
 ) -> None:
