@@ -34,19 +34,18 @@ def handled() -> Iterator[None]:
 
 
 class Lock:
-    """A lock with a signal right after it was taken, or right before it is released; in C, as a real one's.
+    """A lock with a signal right after it was taken, in C, as a real one is.
 
     Attributes:
         released: how often it was.
     """
 
-    def __init__(self, when: str) -> None:
+    def __init__(self) -> None:
         lock = threading.Lock()
-        send = functools.partial(os.kill, os.getpid(), signal.SIGUSR1)
         self.released = 0
         self.acquire, self.release = lock.acquire, lock.release
-        self.__enter__: Callable[..., Any] = send if when == "enter" else lambda: None
-        self.__exit__: Callable[..., Any] = send if when == "exit" else self._released
+        self.__enter__: Callable[..., Any] = functools.partial(os.kill, os.getpid(), signal.SIGUSR1)
+        self.__exit__: Callable[..., Any] = self._released
 
     def _released(self, *_: object) -> None:
         self.released += 1
@@ -54,7 +53,7 @@ class Lock:
 
 def test_without_it_a_lock_is_left_behind() -> None:
     """Else the next test would show nothing."""
-    lock, before = Lock("enter"), signal.signal(signal.SIGUSR1, _raise)
+    lock, before = Lock(), signal.signal(signal.SIGUSR1, _raise)
     try:
         with pytest.raises(Reached), threading.Condition(lock):  # type: ignore[arg-type]
             pytest.fail("the block was entered")
@@ -64,7 +63,7 @@ def test_without_it_a_lock_is_left_behind() -> None:
 
 
 def test_a_lock_that_is_taken_is_released(handled: None) -> None:
-    lock, entered = Lock("enter"), False
+    lock, entered = Lock(), False
     with pytest.raises(Reached), threading.Condition(lock):  # type: ignore[arg-type]  # noqa: PT012
         entered = True
         time.sleep(10)
@@ -117,7 +116,7 @@ def test_one_signal_calls_the_handler_once() -> None:
     before = signal.signal(signal.SIGUSR1, BetweenLocks(lambda number, _: calls.append(number)))
     try:
         for _ in range(20):
-            with threading.Condition(Lock("enter")):  # type: ignore[arg-type]
+            with threading.Condition(Lock()):  # type: ignore[arg-type]
                 pass
             time.sleep(LATE)
     finally:
