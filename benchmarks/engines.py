@@ -230,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (one per core)")
     parser.add_argument("--unit", type=int, default=64, help="images of a shard (64)")
     parser.add_argument("--seconds", type=float, default=130.0, help="that a run is to take at least (130)")
-    parser.add_argument("--pairs", type=int, default=3, help="runs of each side (3)")
+    parser.add_argument("--pairs", type=int, default=7, help="runs of each side (7)")
     parser.add_argument("--only", choices=["processes", "ray"], help="one of the two comparisons")
     parser.add_argument("--temporary", type=Path, default=None, help="where shards and collections are")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the result")
