@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="ViT-L-14", help="whose codes (ViT-L-14)")
     parser.add_argument("--images", type=int, default=50_000, help="number of images (50000)")
     parser.add_argument("--unit-size", type=int, default=10_000, help="images of a unit (10000)")
-    parser.add_argument("--pairs", type=int, default=3, help="how often each side is read (3)")
+    parser.add_argument("--pairs", type=int, default=7, help="how often each side is read (7)")
     parser.add_argument("--temporary", type=Path, default=None, help="where the collection is made")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the result")
     options = parser.parse_args(arguments)
