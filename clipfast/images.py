@@ -314,7 +314,9 @@ class MemoryBudget:
 
     def __init__(self, total: int) -> None:
         self.total = self._free = total
-        self._changed = threading.Condition()
+        # Taken by itself: what a signal handler raises at the end of Condition.__enter__ would leave it taken.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._waiting: deque[object] = deque()
         self._thread = threading.local()
 
@@ -329,7 +331,7 @@ class MemoryBudget:
     def take(self, amount: int) -> None:
         """Waits for ``amount`` bytes, inside a :meth:`scope`."""
         amount = min(amount, self.total)
-        with self._changed:
+        with self._lock:
             if not self._thread.taken and (self._waiting or self._free < amount):
                 ticket = object()
                 self._waiting.append(ticket)
@@ -353,7 +355,7 @@ class MemoryBudget:
         if self._thread.depth == 0 and self._thread.taken:
             if self._thread.taken >= _LARGE:
                 _return_free_memory()
-            with self._changed:
+            with self._lock:
                 self._free += self._thread.taken
                 self._thread.taken = 0
                 if self._waiting:

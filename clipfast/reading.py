@@ -44,38 +44,40 @@ class _Cores:
     """Shares the cores between forwards on the CPU and the threads that read."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        # Taken by itself: what a signal handler raises at the end of Condition.__enter__ would leave it taken.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._forwards = self._reading = self._spare = 0
 
     @contextmanager
     def forward(self, spare: int) -> Iterator[None]:
         """While a forward runs that leaves ``spare`` cores to reading threads."""
-        with self._changed:
+        with self._lock:
             self._forwards += 1
             self._spare = spare
         try:
             yield
         finally:
-            with self._changed:
+            with self._lock:
                 self._forwards -= 1
                 self._changed.notify_all()
 
     @contextmanager
     def read(self, is_awaited: Callable[[], bool]) -> Iterator[None]:
         """While an image is read: starts at once if its batch is awaited, else when a core is free."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: not self._forwards or self._reading < self._spare or is_awaited())
             self._reading += 1
         try:
             yield
         finally:
-            with self._changed:
+            with self._lock:
                 self._reading -= 1
                 self._changed.notify_all()
 
     def notify(self) -> None:
         """Has every waiting thread check its condition again."""
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
 

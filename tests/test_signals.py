@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from clipfast import reading
+from clipfast.images import MemoryBudget
 from clipfast.signals import BetweenLocks, interrupts_between_locks
 
 LATE = 0.05  # seconds
@@ -144,6 +146,33 @@ def test_no_thread_waits_for_ever() -> None:
                 changed.notify_all()
             thread.join(10)
             assert not thread.is_alive()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+BUDGET = MemoryBudget(100)
+
+
+def _take_no_memory() -> None:
+    with BUDGET.scope():
+        BUDGET.take(0)
+
+
+@pytest.mark.parametrize("use", [reading._Cores().notify, _take_no_memory], ids=["cores", "memory"])
+def test_a_script_without_handlers_of_its_own_leaves_no_lock(use: Callable[[], object]) -> None:
+    """Ctrl-C in a loop over ``model.batches`` raises wherever the main thread is."""
+    before = signal.signal(signal.SIGUSR1, _raise)
+    rng = random.Random(0)
+    try:
+        for _ in range(60):
+            with pytest.raises(Reached):  # noqa: PT012
+                _send_later(rng.uniform(0.0005, 0.003))
+                while True:
+                    use()
+            other = threading.Thread(target=use, daemon=True)
+            other.start()
+            other.join(10)
+            assert not other.is_alive()
     finally:
         signal.signal(signal.SIGUSR1, before)
 
