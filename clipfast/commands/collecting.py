@@ -12,6 +12,7 @@ from clipfast.commands.labels import labels_of
 from clipfast.commands.loading import check_device, load_model, load_model_of
 from clipfast.commands.options import DTYPE, MODEL, InputOptions, parse_size, size_text
 from clipfast.commands.passing import Shown
+from clipfast.commands.quantities import plural
 from clipfast.dataset.collecting import collect as collect_inputs
 from clipfast.dataset.collection import Collection, labelled
 from clipfast.dataset.inputs.opening import open_inputs
@@ -94,7 +95,7 @@ def _how_far(folder: Path) -> str:
     if not is_collection(folder):
         return "nothing is collected yet"
     manifest = Manifest(folder)
-    return f"{len(manifest.finished())} of {manifest.plan.count} units are collected; run it again to go on"
+    return f"{len(manifest.finished())} of {plural(manifest.plan.count, 'unit')} are collected; run it again to go on"
 
 
 def labeller_of(options: InputOptions) -> Labeller | None:
@@ -140,6 +141,6 @@ def _open(options: InputOptions, folder: Path, unfinished: bool) -> Collected:
         raise InputError(f"the weights of {header['model']} are not those that {folder} was collected with")
     if not collection.complete:
         manifest = collection.manifest
-        done = f"{len(manifest.finished())} of {manifest.plan.count} units, {collection.count} images"
-        console.warn(f"{folder} holds an unfinished pass: {done}")
+        done = f"{len(manifest.finished())} of {plural(manifest.plan.count, 'unit')}"
+        console.warn(f"{folder} holds an unfinished pass: {done}, {plural(collection.count, 'image')}")
     return Collected(collection, model, 0, True)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from clipfast.commands import console
 from clipfast.commands.interrupts import Interrupts
+from clipfast.commands.quantities import plural
 from clipfast.dataset.manifest import Manifest
 from clipfast.dataset.worker import Outcome, Progress
 
@@ -22,8 +23,8 @@ class Shown:
         """Says how much is done already."""
         done = len(manifest.finished().difference(units))
         if done:
-            have = f"{sum(record.count for record in manifest.records())} images"
-            console.note(f"{done} of {manifest.plan.count} units ({have}) were collected before")
+            have = plural(sum(record.count for record in manifest.records()), "image")
+            console.note(f"{done} of {plural(manifest.plan.count, 'unit')} ({have}) were collected before")
 
     def progressed(self, worker: str, progress: Progress) -> None:
         """Ends the pass where a signal has arrived."""

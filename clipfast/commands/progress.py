@@ -17,7 +17,7 @@ from rich.text import Text
 from clipfast.commands import console
 from clipfast.commands.interrupts import Interrupts
 from clipfast.commands.passing import Shown
-from clipfast.commands.quantities import duration
+from clipfast.commands.quantities import duration, plural
 from clipfast.dataset.progress import Snapshot, Tracker
 from clipfast.dataset.worker import Outcome, Progress
 from clipfast.errors import MissingExtra
@@ -222,8 +222,8 @@ def words(snapshot: Snapshot) -> Sequence[str]:
     failed = f", {snapshot.failed:,} failed" if snapshot.failed else ""
     shares = ", ".join(f"{stage} {share:.0%}" for stage, share in snapshot.shares.items())
     parts = [
-        f"{snapshot.units:,} of {snapshot.all_units:,} units",
-        f"{snapshot.images:,} images{failed}",
+        f"{snapshot.units:,} of {plural(snapshot.all_units, 'unit')}",
+        f"{plural(snapshot.images, 'image')}{failed}",
         f"{snapshot.rate:,.1f} images/s" if snapshot.rate else "",
         shares,
         f"{duration(snapshot.left)} left" if snapshot.left is not None else "",

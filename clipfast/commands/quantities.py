@@ -50,9 +50,9 @@ def hours_text(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def plural(count: int, noun: str) -> str:
-    """``1 worker``, ``2 workers``."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+def plural(count: int, noun: str, nouns: str | None = None) -> str:
+    """``1 worker``, ``2 workers``; ``nouns`` where an s is not enough."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {nouns or noun + 's'}"
 
 
 def duration(seconds: float) -> str:

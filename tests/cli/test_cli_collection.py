@@ -91,7 +91,7 @@ def test_info_as_a_table(collection: Path, model_folder: Path) -> None:
 def test_info_of_an_unfinished_collection(collection: Path) -> None:
     Manifest(collection).record_path(1).unlink()
     done = inside("collection", "info", collection)
-    assert "1 units left: run the command that began it once more" in done.stdout
+    assert "1 unit left: run the command that began it once more" in done.stdout
     assert json.loads(inside("collection", "info", collection, "--json").stdout)["complete"] is False
 
 

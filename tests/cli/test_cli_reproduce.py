@@ -435,7 +435,7 @@ def test_an_image_that_cannot_be_read_is_named_and_left_out(data: Path, tmp_path
     assert "000001.jpg" in done.stderr
     content = content_of(tmp_path / "out", "cub")
     assert (content["failed"], content["setup"]["images"]) == (1, CUB - CUB // 4 - 1)
-    assert "1 images could not be used" in (tmp_path / "out" / "results.md").read_text()
+    assert "1 image could not be used" in (tmp_path / "out" / "results.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_masks_that_do_not_fit_are_one_line_each(data: Path, model_folder: Path,
     assert (result["images"], len(result["failed"]), result["complete"]) == (1, 5, True)
     first, second, header, row = done.stdout.splitlines()
     assert first.startswith("# zero-shot accuracy")
-    assert second.startswith("# 1 images, aligned protocol, against the mean over all classes")
+    assert second.startswith("# 1 image, aligned protocol, against the mean over all classes")
     assert header.split("\t") == ["# method", "accuracy", "mIoU", "mAP", "mAP both"]
     assert row.startswith("ours\t")
 

@@ -7,6 +7,7 @@ from clipfast.commands import console
 from clipfast.commands.doctor.options import Options
 from clipfast.commands.loading import DTYPES, check_device
 from clipfast.commands.options import DTYPE, parse_size
+from clipfast.commands.quantities import plural
 from clipfast.dataset.files import find_images
 from clipfast.loading import load
 from clipfast.selftest import Check, selftest
@@ -42,7 +43,7 @@ def test_model(options: Options, name: str) -> int:
             json.dumps({"model": found.model, "images": found.images, "ok": found.ok, "checks": checks}, indent=2)
         )
     else:
-        console.note(f"{found.model}, {found.images} images")
+        console.note(f"{found.model}, {plural(found.images, 'image')}")
         console.table(["check", "difference", "at most", "result"], [_row(check) for check in found.checks])
     if failed:
         console.error(f"{len(failed)} of {len(found.checks)} checks failed: results of this model are wrong here")

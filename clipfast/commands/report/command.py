@@ -18,6 +18,7 @@ from clipfast.commands.heads import chosen_heads
 from clipfast.commands.loading import versions
 from clipfast.commands.outcome import FAILED, INTERRUPTED
 from clipfast.commands.pools import RANDOM, fitting, pool_features, read_pool
+from clipfast.commands.quantities import plural
 from clipfast.commands.report.findings import Findings, ZeroShot, analyse
 from clipfast.commands.report.options import Options
 from clipfast.commands.results import prepare_results
@@ -65,7 +66,7 @@ def run(options: Options) -> int:
         write_text(page, html)
     console.say(str(page))
     size, seconds = page.stat().st_size / 1e6, perf_counter() - started
-    console.note(f"{len(every)} heads, {moments.count} images: {size:.1f} MB in {seconds:.0f} s")
+    console.note(f"{plural(len(every), 'head')}, {plural(moments.count, 'image')}: {size:.1f} MB in {seconds:.0f} s")
     return FAILED if collected.failed else 0
 
 
@@ -106,11 +107,11 @@ def _facts(options: Options, collected: Collected, findings: Findings, texts: in
     ablated = findings.ablated
     if ablated is not None:
         value = f"{100 * ablated.baseline.accuracy:.1f} %"
-        note = f"of {labelled:,} images; chance {100 * ablated.chance:.1f} %"
+        note = f"of {plural(labelled, 'image')}; chance {100 * ablated.chance:.1f} %"
         facts.insert(0, Fact("zero-shot accuracy", value, note, findings.near_chance))
         if ablated.baseline.worst is not None and ablated.worst_group is not None:
             counts = Counter(entry.group for entry in entries if entry.label is not None)
-            note = f"{ablated.worst_group}, {counts[ablated.worst_group]:,} images"
+            note = f"{ablated.worst_group}, {plural(counts[ablated.worst_group], 'image')}"
             facts.insert(1, Fact("worst group", f"{100 * ablated.baseline.worst:.1f} %", note))
     if findings.check is not None:
         stored = collected.collection.manifest.settings.kept.get("codes")

@@ -19,6 +19,7 @@ from clipfast.commands import console
 from clipfast.commands.collecting import Collected
 from clipfast.commands.heads import LATE_LAYERS, head_rows
 from clipfast.commands.options import ClassOptions
+from clipfast.commands.quantities import plural
 from clipfast.commands.report.images import CollectionImages, HeadMapRequest, in_turn
 from clipfast.commands.report.options import PictureOptions
 from clipfast.commands.zeroshot import Labelled
@@ -155,7 +156,7 @@ def _note_missing(findings: Findings, collected: Collected, labels: bool, kept: 
     collection = collected.collection
     count, failed = len(collection.entries), collection.failed
     if failed:
-        findings.missing.append((f"{failed} images", "they could not be read when the images were collected"))
+        findings.missing.append((plural(failed, "image"), "they could not be read when the images were collected"))
     if not kept:
         findings.missing.append(
             ("images, maps, shares of layers, ablations", "the collection holds moments only (--moments-only)")
@@ -164,10 +165,10 @@ def _note_missing(findings: Findings, collected: Collected, labels: bool, kept: 
         findings.missing.append(("zero-shot accuracy, ablations, segmentation", "the images have no labels (--labels)"))
     unlabelled = sum(entry.label is None for entry in collection.entries)
     if labels and unlabelled:
-        findings.missing.append((f"accuracy on {unlabelled} of {count} images", "they have no label"))
+        findings.missing.append((f"accuracy on {unlabelled} of {plural(count, 'image')}", "they have no label"))
     unnamed = sum(head.texts is None for head in findings.heads)
     if unnamed:
-        findings.missing.append((f"texts of {unnamed} heads", "--heads names others"))
+        findings.missing.append((f"texts of {plural(unnamed, 'head')}", "--heads names others"))
 
 
 class _Pass:
@@ -327,4 +328,5 @@ def _show(
         left = f"maps of {len(head_texts) - pictures.maps} of {len(head_texts)} heads"
         findings.missing.append((left, f"--maps is {pictures.maps}, for the heads that vary most"))
     if images.gone:
-        findings.missing.append((f"pictures of {len(images.gone)} images", "their files could not be opened again"))
+        gone = plural(len(images.gone), "image")
+        findings.missing.append((f"pictures of {gone}", "their files could not be opened again"))

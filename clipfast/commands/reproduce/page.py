@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from clipfast.commands.quantities import plural
 from clipfast.commands.reproduce.options import DATA, TABLES
 from clipfast.inputs import printable
 
@@ -52,7 +53,7 @@ def _body(name: str, table: Mapping[str, Any]) -> list[str]:
     if table["setup"]:
         lines.append("- " + "; ".join(f"{key}: {_cell(value)}" for key, value in table["setup"].items()) + ".")
     if table["notes"] or table["failed"]:
-        failed = [f"{table['failed']} images could not be used"] if table["failed"] else []
+        failed = [f"{plural(table['failed'], 'image')} could not be used"] if table["failed"] else []
         lines += ["", "### Notes", "", *(f"- {_cell(note)}." for note in [*table["notes"], *failed])]
     for figure in table["figures"]:
         lines += ["", f"![{name}]({figure})"]

@@ -23,6 +23,7 @@ from clipfast.commands.figures import write_panel
 from clipfast.commands.files import write_json
 from clipfast.commands.heads import chosen_heads
 from clipfast.commands.outcome import FAILED, INTERRUPTED
+from clipfast.commands.quantities import plural
 from clipfast.commands.results import prepare_results
 from clipfast.commands.retrieve.agreement import Head, LabelQueries, embedding_share, head_shares
 from clipfast.commands.retrieve.options import Options
@@ -143,7 +144,8 @@ def _retrieve(options: Options, collected: Collected, heads: Sequence[Head], res
             for near in row["neighbours"]
         ]
         console.table(("query", "score", "file", "label"), table)
-    console.note(f"{len(rows)} queries among {len(index)} images; results are in {options.out}")
+    queries = plural(len(rows), "query", "queries")
+    console.note(f"{queries} among {plural(len(index), 'image')}; results are in {options.out}")
     return FAILED if collected.failed else 0
 
 
@@ -243,9 +245,10 @@ def _judge(options: Options, collected: Collected, heads: Sequence[Head], result
         console.say((options.out / "retrieve.json").read_text(encoding="utf-8").rstrip())
     else:
         shown = [(f"L{row['layer']}.H{row['head']}", f"{row['share']:.1%}") for row in rows[:_SHOWN]]
-        counted = f"{len(queries.positions)} of {len(queries.labels)} images, {len(queries.names)} labels"
+        counted = f"{len(queries.positions)} of {plural(len(queries.labels), 'image')}"
+        counted += f", {plural(len(queries.names), 'label')}"
         title = f"{counted}: how many of the {queries.top} nearest have the same label"
         shown += [("whole embedding", f"{whole:.1%}"), ("chance", f"{queries.chance:.1%}")]
         console.table(("head", "same label"), shown, title=title)
-    console.note(f"{len(rows)} heads judged; results are in {options.out}/retrieve.json")
+    console.note(f"{plural(len(rows), 'head')} judged; results are in {options.out}/retrieve.json")
     return INTERRUPTED if not complete else FAILED if collected.failed else 0

@@ -21,6 +21,7 @@ from clipfast.analyses.segmentation import predicted
 from clipfast.commands import console
 from clipfast.commands.files import write_json
 from clipfast.commands.outcome import FAILED, INTERRUPTED
+from clipfast.commands.quantities import plural
 from clipfast.commands.reading import Prepared
 from clipfast.commands.results import prepare_results
 from clipfast.commands.segment.images import Failures, ImageSet, Item, each_batch, find_image_set
@@ -355,7 +356,7 @@ def _table(result: dict[str, Any], accuracy: Accuracy | None) -> None:
         ]
         console.table(("file", "text", "method", "of the pixels", "heat"), rows)
         return
-    title = f"{result['images']} images, {result['protocol']} protocol, against {result['contrast']}"
+    title = f"{plural(result['images'], 'image')}, {result['protocol']} protocol, against {result['contrast']}"
     columns = [name for name in _COLUMNS if name in result["methods"][0]]
     rows = [
         (row["method"], *("" if row[name] is None else f"{row[name]:.1%}" for name in columns))

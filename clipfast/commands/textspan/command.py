@@ -18,6 +18,7 @@ from clipfast.commands.loading import load_model_of
 from clipfast.commands.options import MODEL
 from clipfast.commands.outcome import FAILED, INTERRUPTED
 from clipfast.commands.pools import fitting, pool_features, read_pool
+from clipfast.commands.quantities import plural
 from clipfast.commands.results import prepare_results
 from clipfast.commands.textspan.options import Options
 from clipfast.errors import InputError
@@ -62,8 +63,8 @@ def run(options: Options) -> int:
         console.say((options.out / "textspan.json").read_text(encoding="utf-8").rstrip())
     else:
         _table(named.spans, named.texts)
-    some = f"{options.size} of {named.count} texts"
-    console.note(f"{len(named.spans)} heads named by {some}; in {options.out}/textspan.json")
+    some = f"{options.size} of {plural(named.count, 'text')}"
+    console.note(f"{plural(len(named.spans), 'head')} named by {some}; in {options.out}/textspan.json")
     return FAILED if named.failed else 0
 
 

@@ -7,6 +7,7 @@ from clipfast.commands.collection.export import text_span
 from clipfast.commands.collection.export.options import Options
 from clipfast.commands.files import prepare_folder
 from clipfast.commands.heads import chosen_heads
+from clipfast.commands.quantities import plural
 from clipfast.dataset.exporting import export
 from clipfast.dataset.manifest import Manifest
 from clipfast.dataset.merging import load_basis
@@ -24,7 +25,7 @@ def run(options: Options) -> int:
     if options.layout == "clip_text_span":
         prepare_folder(out.parent)
         count = text_span.export(options.collection, out, options.text_span, options.heads)
-        console.say(f"{count} images in {out}")
+        console.say(f"{plural(count, 'image')} in {out}")
         return 0
     manifest = Manifest(options.collection)
     heads = None
@@ -35,5 +36,5 @@ def run(options: Options) -> int:
     total = sum(record.count for record in manifest.records())
     with console.progress("exporting", total) as advance:
         count = export(options.collection, out, options.layout, heads=heads, dtype=options.dtype, progress=advance)
-    console.say(f"{count} images in {out}")
+    console.say(f"{plural(count, 'image')} in {out}")
     return 0

@@ -97,8 +97,8 @@ def _rows(content: dict[str, Any]) -> list[list[str]]:
     model, images = settings["model"], settings["images"]
     size = "x".join(map(str, model["image_size"]))
     kept = [f"{name} {dtype}" for name, dtype in settings["kept"].items() if dtype]
-    left = content["units_left"]
-    state = "complete" if content["complete"] else f"{left:,} units left: run the command that began it once more"
+    left = plural(content["units_left"], "unit")
+    state = "complete" if content["complete"] else f"{left} left: run the command that began it once more"
     total = sum(content["bytes"].values())
     rows = [
         ["state", state],
