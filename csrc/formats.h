@@ -17,7 +17,7 @@ struct Half {
 };
 
 // The dtypes that a kernel's `Stored` may be.
-constexpr auto STORED = {Dtype::float32, Dtype::bfloat16, Dtype::float16};
+[[maybe_unused]] constexpr auto STORED = {Dtype::float32, Dtype::bfloat16, Dtype::float16};
 
 // Calls body with a null pointer whose type is that of the dtype, one of STORED.
 template <typename Body>

@@ -202,10 +202,9 @@ def same(package: str, name: str) -> None:
     assert quick.special() == whole.special(), name
 
 
-@pytest.mark.parametrize("package", ["open_clip", pytest.param("timm", marks=pytest.mark.slow)])
-def test_one_block_stands_for_all_others(package: str) -> None:
-    for name in catalogue.source(package).names()[::9]:
-        same(package, name)
+def test_one_block_stands_for_all_others() -> None:
+    for name in catalogue.source("open_clip").names()[::9]:
+        same("open_clip", name)
 
 
 @pytest.mark.slow

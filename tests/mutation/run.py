@@ -83,6 +83,10 @@ SUITES = {
         )
         for name in ("rows", "collector")
     },
+    **{
+        f"clipfast/forward/{name}.py": Suite(f"clipfast.forward.{name}", 20, ("towers/test_families.py",))
+        for name in ("tokens", "pooling", "upstream")
+    },
     "clipfast/basis.py": Suite(
         "clipfast.basis",
         50,
