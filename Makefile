@@ -24,7 +24,7 @@ TESTING := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -p 
 test: $(STAMP)   ## run the tests, one process per core
 	@$(TESTING) -m "not slow"
 
-test-all: $(STAMP)  ## the same with the slow tests: Triton's kernels compiled, workers killed, dry runs of the benchmarks
+test-all: $(STAMP)  ## the same with the slow tests: kernels compiled, workers killed, whole commands, dry runs of benchmarks
 	@$(MAKE) --no-print-directory --jobs 2 test-engines test-others
 
 # The tests of the engines wait most of the time for processes that start, so they run beside all others. What they print

@@ -57,6 +57,7 @@ def arguments(request: dict[str, Any], model: Model) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("what", REQUESTS)
+@pytest.mark.slow
 def test_one_graph_gives_the_same(module: nn.Module, what: str) -> None:
     model = clipfast.wrap(module)
     images, given = pixels(module, IMAGES), arguments(REQUESTS[what], model)
@@ -72,6 +73,7 @@ def test_average_pooling_compiles() -> None:
     same(compiled(images, attention=True), model.decompose(images, attention=True))
 
 
+@pytest.mark.slow
 def test_other_batch_sizes_do_not_break_the_graph(module: nn.Module) -> None:
     model = clipfast.wrap(module)
     compiled = torch.compile(model.decompose, fullgraph=True, backend="aot_eager")

@@ -25,7 +25,14 @@ def test_pages_are_found() -> None:
     assert sum(map(len, BLOCKS.values())) >= 40
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if BLOCKS[page]])
+FIRST_PAGES = {"README.md", "docs/index.md", "docs/tutorial.md"}
+"""Those that a new user reads first; the blocks of all others are slow tests."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[] if page in FIRST_PAGES else [pytest.mark.slow]) for page in PAGES if BLOCKS[page]],
+)
 def test_code_blocks_run(page: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     run(page, tmp_path)

@@ -32,6 +32,7 @@ def drawn() -> torch.Tensor:
     return scenes().prepare([Image.fromarray(render(sample_scene(0, "test", index))) for index in range(32)])
 
 
+@pytest.mark.slow
 def test_embeddings_of_scenes_are_nearly_the_same(drawn: torch.Tensor) -> None:
     model = scenes(precision="fp8")
     report = model.verify(drawn)

@@ -189,6 +189,7 @@ print([len(batch) for batch in batches], [(each.index, str(each.error)) for each
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits address space as Linux does")
+@pytest.mark.slow
 def test_one_image_without_enough_memory_is_named_and_the_others_are_read(tmp_path: Path) -> None:
     for number in range(5):
         Image.new("1", (10_000, 10_000) if number == 2 else (30, 30)).save(tmp_path / f"{number}.png")

@@ -179,6 +179,7 @@ def test_weights_that_do_not_fit(change: Callable[[dict], dict], small: open_cli
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+@pytest.mark.slow
 def test_damaged_checkpoints(suffix: str, small: open_clip.CLIP, checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / f"damaged.{suffix}"
     if suffix == "safetensors":
@@ -238,6 +239,7 @@ def test_a_folder_as_checkpoint_is_refused(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+@pytest.mark.slow
 def test_weights_saved_from_a_wrapped_model(wrapper: str, suffix: str, small: open_clip.CLIP, tmp_path: Path) -> None:
     """As torch.compile, DataParallel and DistributedDataParallel name them, around the model or its image tower."""
 

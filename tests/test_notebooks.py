@@ -25,6 +25,7 @@ def test_notebooks_are_found() -> None:
 
 
 @pytest.mark.parametrize("path", EXECUTED)
+@pytest.mark.slow
 def test_saved_outputs_are_what_a_run_gives(path: Any) -> None:
     pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")

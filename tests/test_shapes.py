@@ -24,6 +24,7 @@ NAMES = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14")
 
 
 @pytest.mark.parametrize("name", [*NAMES[:3], pytest.param(NAMES[3], marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_float32(name: str) -> None:
     visual = named_tower(name)
     x = pixels(visual, 1)
@@ -45,6 +46,7 @@ def test_bfloat16(name: str) -> None:
 # Two forwards that round at different places drift apart with depth: two layers, one of them with every token and the
 # last with the class token alone, are every branch there is.
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_bfloat16_gives_the_models_own_embedding(name: str) -> None:
     visual = named_tower(name, layers=2, dtype=torch.bfloat16)
     x = pixels(visual, 1, dtype=torch.bfloat16)

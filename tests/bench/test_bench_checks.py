@@ -38,6 +38,7 @@ def test_bounds_equal_those_of_the_tests() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.slow
 def test_correct_results_pass_in_every_precision(dtype: str) -> None:
     case = Case.of(module("scenes", dtype=DTYPES[dtype]), 3, backend="eager", texts=4)
     gate = Gate(case)

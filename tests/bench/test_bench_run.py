@@ -66,6 +66,7 @@ def test_outputs_are_timed_against_their_baselines(monkeypatch: pytest.MonkeyPat
     }
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_new_process() -> None:
     entries = measured(outputs=("plain", "tokens"), memory=True, pairs=1)
     for entry in entries.values():

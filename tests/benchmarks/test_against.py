@@ -34,6 +34,7 @@ def test_checkout_against_itself() -> None:
     assert (missed.returncode, missed.stderr) == (1, "")
 
 
+@pytest.mark.slow
 def test_folder_without_clipfast_is_rejected(tmp_path: Path) -> None:
     process = run(str(tmp_path))
     assert process.returncode == 1

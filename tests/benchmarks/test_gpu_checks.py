@@ -113,6 +113,7 @@ BIASES: dict[str, Callable[[Any], Tensor]] = {
 
 @pytest.mark.parametrize("layer", [0, -2, -1])
 @pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.slow
 def test_a_dropped_bias_fails(timed: Timed, bias: str, layer: int) -> None:
     module = copy.deepcopy(timed.module)
     with torch.no_grad():

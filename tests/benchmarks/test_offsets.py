@@ -16,6 +16,7 @@ def found(*body: str) -> list[frozenset[str]]:
     return [names for _, names in offsets.narrow_products("\n".join((HEAD, *body)))]
 
 
+@pytest.mark.slow
 def test_no_product_of_a_stride_may_overflow() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "benchmarks.offsets"]

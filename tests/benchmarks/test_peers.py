@@ -138,6 +138,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.slow
 def test_published_code_answers_from_its_own_process(number: int, checkout: Path, visual: Any) -> None:
     texts = cases.unit_texts(visual.output_dim, count=2)
     inputs = Inputs("any", Clip(visual), cases.noise(visual, 2), texts, 1, checkout)

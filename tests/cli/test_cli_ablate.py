@@ -69,6 +69,7 @@ def accuracies(model: package.Model, encode: object, data: Path) -> tuple[float,
     return sum(hit for _, hit in hits) / len(hits), min(sum(group) / len(group) for group in groups)
 
 
+@pytest.mark.slow
 def test_every_row_is_what_an_ablated_encoder_gets(data: Path, model_folder: Path, tmp_path: Path) -> None:
     named = ["mlps", "L1", "L0.H1, cls 1", "mlp 0"]
     result = ablated(*options(data), *(part for text in named for part in ("--terms", text)), out=tmp_path)
@@ -84,6 +85,7 @@ def test_every_row_is_what_an_ablated_encoder_gets(data: Path, model_folder: Pat
     assert len({row["accuracy"] for row in rows}) > 1  # or the comparison says nothing
 
 
+@pytest.mark.slow
 def test_default_ablations_are_those_of_the_paper(data: Path, tmp_path: Path) -> None:
     done = clipfast("ablate", *options(data), "--out", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -93,6 +95,7 @@ def test_default_ablations_are_those_of_the_paper(data: Path, tmp_path: Path) ->
     assert "near chance" in done.stderr  # a random model
 
 
+@pytest.mark.slow
 def test_heads_are_chosen_by_words_and_by_other_images(data: Path, tmp_path: Path) -> None:
     pool = tmp_path / "pool.txt"
     pool.write_text("a red thing\na blue thing\na red house\nthe sea\n")

@@ -155,6 +155,7 @@ print([name for name in ("torch", "open_clip") if name in sys.modules])
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_json_is_all_that_reaches_stdout(tmp_path: Path, model_folder: Path) -> None:
     done = clipfast(
         "bench", "--model", model_folder, "--batch", 1, "--outputs", "plain", *QUICK, "--json", "--out", tmp_path
@@ -164,6 +165,7 @@ def test_json_is_all_that_reaches_stdout(tmp_path: Path, model_folder: Path) -> 
     assert "random weights" not in done.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_what_is_done(tmp_path: Path, model_folder: Path) -> None:
     batches = [part for batch in range(1, 200) for part in ("--batch", batch)]
     process = start("bench", "--model", model_folder, *batches, *QUICK, "--outputs", "heads", "--out", tmp_path)

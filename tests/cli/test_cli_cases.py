@@ -36,6 +36,7 @@ def shell(script: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
 # ------------------------------------------------------------------------------------------------------------- streams
 
 
+@pytest.mark.slow
 def test_a_reader_of_stdout_that_leaves_does_not_end_the_work(tmp_path: Path, model_folder: Path) -> None:
     draw(tmp_path / "images", 30)
     script = f"set -o pipefail; $CLIPFAST decompose images --model {model_folder} --batch-size 1 --out o | head -1"
@@ -47,6 +48,7 @@ def test_a_reader_of_stdout_that_leaves_does_not_end_the_work(tmp_path: Path, mo
     assert len(summary["images"]) == 30
 
 
+@pytest.mark.slow
 def test_a_closed_stdout(tmp_path: Path, model_folder: Path) -> None:
     """What is printed does not end up in the first file that is opened, and nothing fails."""
     draw(tmp_path / "images", 2)
@@ -66,6 +68,7 @@ def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_no_home_and_no_entry_for_the_user(tmp_path: Path) -> None:
     code = """
 import os, pwd

@@ -108,6 +108,7 @@ def test_less_is_kept(flags: list[str], kept: set[str], images: Path, model_fold
         list(collection.batches())
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_read_are_left_out(images: Path, model_folder: Path, tmp_path: Path) -> None:
     bad = write_bad(tmp_path / "bad")
     done = clipfast("collect", images, tmp_path / "bad", *options(model_folder), "--out", tmp_path / "c", "--json")
@@ -360,6 +361,7 @@ def test_too_many_errors_end_the_pass(model_folder: Path, tmp_path: Path) -> Non
     [signal.SIGINT, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGHUP))],
     ids=lambda each: each.name,
 )
+@pytest.mark.slow
 def test_an_interrupted_pass_says_what_is_done(number: int, model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for index in range(400):

@@ -29,6 +29,7 @@ def text_options(texts: tuple[str, ...] = TEXTS) -> list[str]:
     return [part for text in texts for part in ("--texts", text)]
 
 
+@pytest.mark.slow
 def test_good_and_bad_images_together_twice(tmp_path: Path, model_folder: Path) -> None:
     good = write_good(tmp_path / "one")
     bad = write_bad(tmp_path / "two")
@@ -85,6 +86,7 @@ def test_good_and_bad_images_together_twice(tmp_path: Path, model_folder: Path) 
     assert not [name for name in contents(out) if name.endswith(".part")]
 
 
+@pytest.mark.slow
 def test_interrupted_run_keeps_what_is_done(tmp_path: Path, model_folder: Path) -> None:
     (tmp_path / "images").mkdir()
     for number in range(400):
@@ -113,6 +115,7 @@ def test_interrupted_run_keeps_what_is_done(tmp_path: Path, model_folder: Path) 
     assert not list((tmp_path / "out").glob(".*"))
 
 
+@pytest.mark.slow
 def test_unknown_model_is_one_line_with_near_names(tmp_path: Path) -> None:
     picture().save(tmp_path / "a.png")
     done = clipfast("decompose", tmp_path / "a.png", "--model", "ViT-B-23", "--out", tmp_path / "out")

@@ -124,6 +124,7 @@ def interrupt(process: BaseProcess, folder: Path, number: int, seconds: float, u
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda each: each.name)
+@pytest.mark.slow
 def test_signals_save_what_is_done(
     number: int, server: Any, images: Path, model_folder: Path, whole: Path, tmp_path: Path
 ) -> None:

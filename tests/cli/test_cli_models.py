@@ -77,6 +77,7 @@ def test_rows_and_columns(capsys: pytest.CaptureFixture[str]) -> None:
     assert "models" in captured.err
 
 
+@pytest.mark.slow
 def test_refused_models_are_counted_and_shown_on_request(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(Options(package=["open_clip"])) == 0
     captured = capsys.readouterr()

@@ -75,6 +75,7 @@ def test_a_line_per_interval(images: Path, model_folder: Path, tmp_path: Path) -
     assert [line["all_units"] for line in some] == [11] * len(some)
 
 
+@pytest.mark.slow
 def test_a_terminal_has_one_live_line_and_no_json(images: Path, model_folder: Path, tmp_path: Path) -> None:
     """stderr is a terminal, stdout is not: the table there is without escapes."""
     master, slave = pty.openpty()

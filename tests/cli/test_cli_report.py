@@ -259,6 +259,7 @@ def test_ctrl_c_leaves_the_page_as_it_was(images: Path, model_folder: Path, tmp_
     assert out.read_text() == "before"
 
 
+@pytest.mark.slow
 def test_bad_options_are_refused_with_one_line(written: Path, images: Path, model_folder: Path, tmp_path: Path) -> None:
     done = clipfast("report", images, "--model", model_folder, "--prompt", "a {}", "--out", tmp_path / "o")
     assert done.returncode == 2
@@ -279,6 +280,7 @@ def test_bad_options_are_refused_with_one_line(written: Path, images: Path, mode
     assert not list(tmp_path.rglob("*.html"))
 
 
+@pytest.mark.slow
 def test_without_jinja2_nothing_begins(images: Path, tmp_path: Path) -> None:
     arguments = ["clipfast", "report", str(images), "--out", str(tmp_path / "o")]
     script = (

@@ -110,6 +110,7 @@ def guesses(model: clipfast.Model, paths: list[Path], names: list[str]) -> list[
 # ----------------------------------------------------------------------------------------------------- measured numbers
 
 
+@pytest.mark.slow
 def test_accuracy_is_that_of_the_encoder_on_the_scenes_own_labels(
     data: Path, done: Path, model: clipfast.Model
 ) -> None:
@@ -377,6 +378,7 @@ def test_a_second_run_measures_nothing_again(data: Path, done: Path, capsys: pyt
     assert len(content_of(done, "textspan")["more"]["heads"][0]["texts"]) == 3
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_tables_that_are_done(data: Path, tmp_path: Path) -> None:
     arguments = [
         *("reproduce", "--imagenet", data / "imagenet", "--class-names", data / "names.csv", "--batch-size", 4),

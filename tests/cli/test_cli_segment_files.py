@@ -23,6 +23,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("data"))
 
 
+@pytest.mark.slow
 def test_masks_that_do_not_fit_are_one_line_each(data: Path, model_folder: Path, tmp_path: Path) -> None:
     """A missing one, one of another size, one in colour, a damaged one, two of one image: left out."""
     shutil.copytree(data / "masks", tmp_path / "masks")
@@ -115,6 +116,7 @@ def test_bad_options_are_refused_with_one_line(data: Path, tmp_path: Path, given
         run(Options(collecting, out=tmp_path, **options))
 
 
+@pytest.mark.slow
 def test_an_interrupted_pass_keeps_what_it_has(model_folder: Path, tmp_path: Path) -> None:
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()

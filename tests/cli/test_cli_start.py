@@ -28,6 +28,7 @@ EVERY = [[name] for name in COMMANDS if name not in GROUPS] + [[name, part] for 
 
 
 @pytest.mark.parametrize("words", EVERY, ids=" ".join)
+@pytest.mark.slow
 def test_the_help_of_a_command_needs_nothing_heavy(words: list[str]) -> None:
     """In a process that refuses to import torch; every option has a help text."""
     code = f"""
@@ -101,6 +102,7 @@ print(exit_code_of(body), signal.getsignal(signal.SIGINT) is signal.default_int_
     assert (done.stdout, done.stderr) == ("130 True\n", "error: interrupted\n")
 
 
+@pytest.mark.slow
 def test_listing_into_a_pipe_that_closes() -> None:
     process = start("models", "--package", "openai")
     assert process.stdout is not None
@@ -124,6 +126,7 @@ def test_doctor() -> None:
     assert report["bundled"].keys() == BUNDLED.keys()
 
 
+@pytest.mark.slow
 def test_demo(tmp_path: Path) -> None:
     done = clipfast("demo", "--scenes", 2, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -136,6 +139,7 @@ def test_demo(tmp_path: Path) -> None:
     assert twice.stdout.splitlines()[:-1] == done.stdout.splitlines()[:-1]  # the last line names the folder
 
 
+@pytest.mark.slow
 def test_demo_without_readable_images_prints_no_results(tmp_path: Path) -> None:
     done = clipfast("demo", tmp_path / "nowhere.jpg", "--scenes", 0, "--out", tmp_path / "out")
     assert (done.returncode, done.stdout) == (2, "")

@@ -31,6 +31,7 @@ def texts(images: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_texts_are_those_of_the_outputs(images: Path, texts: Path, model_folder: Path, tmp_path: Path) -> None:
     done = clipfast(
         "textspan", images, "--model", model_folder, "--pool", texts, "-m", 4, "--out", tmp_path / "o", "--json"
@@ -61,6 +62,7 @@ def test_from_a_collection_and_some_heads(images: Path, texts: Path, model_folde
     assert [line.split("\t")[0] for line in lines[1:]] == [f"L1.H{head}" for head in range(HEADS)]
 
 
+@pytest.mark.slow
 def test_from_weights_alone(texts: Path, model_folder: Path, tmp_path: Path) -> None:
     arguments = ("--weights", "--model", model_folder, "--pool", texts, "-m", 3, "--heads", "L1", "--out", tmp_path)
     done = clipfast("textspan", *arguments, "--json")

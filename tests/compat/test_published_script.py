@@ -67,6 +67,7 @@ def data(folder: Path) -> TextSpanFolder:
     return read_folder(folder, "images", "tiny")
 
 
+@pytest.mark.slow
 def test_its_files_are_those_of_the_model(folder: Path, data: TextSpanFolder) -> None:
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder / 'model'}")
     paths = sorted((folder / "images").rglob("*.png"))

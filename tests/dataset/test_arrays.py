@@ -309,6 +309,7 @@ def test_every_byte_of_a_shard_is_checked(unit: tuple[Path, Record], batches: li
 
 
 @pytest.mark.parametrize("change", ["cut", "longer", "empty", "gone", "folder", "another unit's"])
+@pytest.mark.slow
 def test_files_that_are_not_whole(unit: tuple[Path, Record], batches: list[Contributions], change: str) -> None:
     folder, record = unit
     values = expected(batches)

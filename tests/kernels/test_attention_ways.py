@@ -44,6 +44,7 @@ def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     ("tokens", "head_dim"),
     [(33, 64), (33, 16), (49, 16), (49, 80), (17, 104), (1, 64), (2, 16), (40, 24), (36, 72)],
 )
+@pytest.mark.slow
 def test_attention(tokens: int, head_dim: int, blocks: dict[str, int], row: reference.Row | None) -> None:
     """In several tiles; with the class token apart from them (33, 17), apart and not whole (49), or among them."""
     if row == "mean" and tokens == 1:
@@ -65,6 +66,7 @@ def test_attention(tokens: int, head_dim: int, blocks: dict[str, int], row: refe
 @pytest.mark.parametrize("row", ["cls", "mean", None])
 @pytest.mark.parametrize("blocks", WAYS)
 @pytest.mark.parametrize("tokens", [33, 49, 40])
+@pytest.mark.slow
 def test_the_class_tokens_row_of_bfloat16_is_exact(
     tokens: int, blocks: dict[str, int], row: reference.Row | None
 ) -> None:

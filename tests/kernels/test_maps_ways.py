@@ -67,6 +67,7 @@ def test_every_cut_of_the_text_maps(cut: tuple[int, int, int], texts: int, monke
 
 @pytest.mark.parametrize("columns", [70])
 @pytest.mark.parametrize("cut", blocks(token_contributions.TILES, token_contributions.FLOAT32), ids=str)
+@pytest.mark.slow
 def test_every_cut_of_the_contributions(cut: tuple[int, int, int], columns: int) -> None:
     config = launch.Config({"BLOCK_M": cut[0], "BLOCK_D": cut[1]}, warps=cut[2], stages=2)
     arguments = draw_values(50, 80, columns, torch.bfloat16)

@@ -21,6 +21,7 @@ def copies(arguments: list[Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize(("name", "backend"), CALLS)
+@pytest.mark.slow
 def test_schema_fake_and_layout(name: str, backend: str) -> None:
     opcheck(name, examples.arguments(name), backend)
 
@@ -43,6 +44,7 @@ def test_only_what_the_schema_says_is_changed(name: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "backend"), [p for p in CALLS if not operations()[p.values[0]].mutated])
+@pytest.mark.slow
 def test_a_compiled_call_gives_the_same(name: str, backend: str) -> None:
     torch._dynamo.reset()
     arguments = examples.arguments(name, ON[backend])

@@ -21,6 +21,7 @@ def test_configuration_matches_the_tokenizer() -> None:
 
 
 @pytest.mark.parametrize("seed", [101])
+@pytest.mark.slow
 def test_bars_are_met_on_scenes_of_another_seed(seed: int) -> None:
     result = evaluate.evaluate(*evaluate.load(), scenes=700, seed=seed, lookalikes=400)
     print(evaluate.table(result))

@@ -165,6 +165,7 @@ def test_copies_of_models(family: Family, duplicate: Callable[[Model], Model]) -
 
 
 @pytest.mark.parametrize("family", [dinov2_with_registers, parallel_scaling, siglip, deit_distilled])
+@pytest.mark.slow
 def test_compiled_code_after_a_change_in_place(family: Family) -> None:
     """Optimizers change weights in place; compiled code then looks at the tensors it was compiled for."""
     module: Any = family().module

@@ -59,6 +59,7 @@ def check(module: Any, tower: Tower) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_every_name_of_timms_transformers_decomposes(name: str) -> None:
     module = build(name, torch.float64)
     check(module, timm_towers.read(module))
@@ -85,6 +86,7 @@ def test_every_class_of_networks_decomposes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TRUNKS)
+@pytest.mark.slow
 def test_every_trunk_of_open_clip_is_read_or_refused(name: str) -> None:
     assert [key for key, _ in openclip_models.supports(name)] == expected(name)
 

@@ -31,6 +31,7 @@ def state_of(module: nn.Module) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.slow
 def test_every_flag_at_two_other_sizes(flag: str) -> None:
     module = flagged(flag)
     before, random = state_of(module), torch.get_rng_state()

@@ -124,6 +124,7 @@ def test_a_quota(workers: int | None, quota: Path, images: Path, whole: dict[str
 
 
 @pytest.mark.parametrize("workers", [None, 1], ids=["serial", "local"])
+@pytest.mark.slow
 def test_a_read_only_disk(workers: int | None, disk: Path, images: Path, whole: dict[str, Any]) -> None:
     remount(disk, "size=10m")
     with pytest.raises(KeyboardInterrupt):

@@ -225,6 +225,7 @@ def interrupt(rounds: Rounds, count: int, rng: random.Random, send: Callable[[],
 
 
 @on(quick=True)
+@pytest.mark.slow
 def test_killed_drivers(count: int, seed: int, rounds: Rounds) -> None:
     def kill() -> int:
         os.kill(rounds.pid, signal.SIGKILL)

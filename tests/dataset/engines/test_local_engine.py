@@ -87,6 +87,7 @@ def test_inputs_of_users_with_labels(images: Path, tmp_path: Path) -> None:
     assert held[0] == held[1]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(images: Path, whole: dict[str, Any], tmp_path: Path) -> None:
     noted = Noted()
     troubled = Troubled(images, unit=2, trouble="kill", once=tmp_path / "done")
@@ -132,6 +133,7 @@ def test_workers_that_end_before_they_begin(images: Path, tmp_path: Path) -> Non
         ("bug", WorkerError, "ZeroDivisionError: division by zero"),
     ],
 )
+@pytest.mark.slow
 def test_errors_of_a_worker_are_those_of_the_pass(
     trouble: str, kind: type[Exception], message: str, images: Path, tmp_path: Path
 ) -> None:
@@ -214,6 +216,7 @@ class EndsThePass(Noted):
     ("kind", "error"),
     [("progressed", KeyboardInterrupt()), pytest.param("finished", InputError("enough"), marks=pytest.mark.slow)],
 )
+@pytest.mark.slow
 def test_workers_end_with_the_pass(kind: str, error: BaseException, images: Path, tmp_path: Path) -> None:
     events = EndsThePass(kind, error)
     with pytest.raises(type(error)) as caught:
@@ -285,6 +288,7 @@ def test_a_program_without_a_main_guard(how: str, images: Path, whole: dict[str,
     assert results(out) == whole
 
 
+@pytest.mark.slow
 def test_an_input_of_the_main_program_is_refused(images: Path, tmp_path: Path) -> None:
     more = f"class Mine(Pictures): pass\nimages = Mine(Path({str(images)!r}))"
     text = SCRIPT.format(path=[folder for folder in sys.path if folder], out=str(tmp_path / "c"), more=more)

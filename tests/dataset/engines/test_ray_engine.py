@@ -57,6 +57,7 @@ def actors() -> list[int]:
     return [pid for node in _NODES for pid in node.processes() if "ray::Actor" in passing.title(pid)]
 
 
+@pytest.mark.slow
 def test_a_cluster_of_its_own(
     images: Path, whole: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
