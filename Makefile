@@ -19,7 +19,8 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/cuda/
 demo: $(STAMP)   ## decompose the bundled model on scenes it draws; panels in out/demo
 	@$(BIN)/clipfast demo --out out/demo
 
-TESTING := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -p no:benchmark
+# Workers read what pytest compiled, whatever the environment says of writing it: each would take 20 s longer to start.
+TESTING := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -p no:benchmark
 
 test: $(STAMP)   ## run the tests, one process per core
 	@$(TESTING) -m "not slow"

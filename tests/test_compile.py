@@ -82,6 +82,7 @@ def test_other_batch_sizes_do_not_break_the_graph(module: nn.Module) -> None:
         same(compiled(images, attention=True), model.decompose(images, attention=True))
 
 
+@pytest.mark.slow
 def test_weights_that_change_are_seen(module: nn.Module) -> None:
     model = clipfast.wrap(module)
     images = pixels(module, IMAGES)

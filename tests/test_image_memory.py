@@ -217,6 +217,7 @@ print(peak() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak as Linux gives it")
 @pytest.mark.parametrize(("mode", "bytes_each"), [("I;16", 6), ("RGBA", 8), ("LA", 8)])
+@pytest.mark.slow
 def test_converting_large_images_makes_no_wider_copies(tmp_path: Path, mode: str, bytes_each: int) -> None:
     """Three threads read 25 megapixels each: decoded and RGB, and 60 MiB for strips and Pillow's own."""
     path, small = tmp_path / "large.png", tmp_path / "small.png"

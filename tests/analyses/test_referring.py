@@ -150,6 +150,7 @@ def model() -> clipfast.Model:
     return clipfast.load("scenes")
 
 
+@pytest.mark.slow
 def test_the_bundled_model_finds_more_than_the_map_of_the_phrase(model: clipfast.Model) -> None:
     """A small version of the experiment; the bar of ten points is that of the whole one."""
     result = benchmark.experiment(model, 8, 20)

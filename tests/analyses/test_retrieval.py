@@ -204,6 +204,7 @@ def test_largest_of_nothing() -> None:
 # --------------------------------------------------------------------------------------------------- the known world
 
 
+@pytest.mark.slow
 def test_a_head_of_the_bundled_model_finds_the_same_background() -> None:
     """The head that does so best on some scenes does so on others; a sixth would be chance."""
     model = clipfast.load("scenes", device="cpu")

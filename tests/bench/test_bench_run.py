@@ -28,6 +28,7 @@ def is_not_timed(entry: dict[str, Any]) -> bool:
     return not {"milliseconds", "images_per_second", "against", "seconds", "memory"} & set(entry)
 
 
+@pytest.mark.slow
 def test_every_output_is_timed_against_plain() -> None:
     entries = measured()
     assert list(entries) == list(OUTPUTS)
@@ -108,6 +109,7 @@ def test_wrong_output_is_not_timed_and_others_are(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("wrong", [lambda tokens: tokens.roll(1, 1), lambda tokens: tokens * 1.01])
+@pytest.mark.slow
 def test_wrong_tokens_are_not_timed(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     original = clipfast.Contributions.tokens
     # the float64 decomposition is wrong as well; only the naive definition shows it
@@ -127,6 +129,7 @@ def test_wrong_compiled_forward_is_no_baseline(monkeypatch: pytest.MonkeyPatch) 
     assert list(entries["heads"]["against"]) == ["plain"]
 
 
+@pytest.mark.slow
 def test_embedding_with_nan_is_wrong_and_valid_json(monkeypatch: pytest.MonkeyPatch) -> None:
     original = outputs.noise
     monkeypatch.setattr(outputs, "noise", lambda *arguments, **options: original(*arguments, **options) * float("nan"))
@@ -153,6 +156,7 @@ def test_unsupported_model_is_one_entry_per_combination() -> None:
     assert [entry["failed"] for entry in entries[2:]] == [None, None]
 
 
+@pytest.mark.slow
 def test_running_out_of_memory_does_not_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outputs, "with_attention", lambda model, images: torch.empty(1 << 60))
     entries = measured(pairs=1)

@@ -47,6 +47,7 @@ def test_a_case_of_every_kernel_configuration_and_dtype_compiles_for_every_gener
     assert all(launch["faults"] == [] for launch in table(COMMITTED)["launches"])
 
 
+@pytest.mark.slow
 def test_the_sample_has_every_kernel_and_every_configuration_of_its_own() -> None:
     code = """
 from benchmarks import compiled
@@ -61,6 +62,7 @@ for capability in compiled.CAPABILITIES:
     assert process.stdout.split() == ["True"] * 2 * len(compiled.CAPABILITIES), process.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_a_table_of_other_launches_is_noticed(tmp_path: Path) -> None:
     changed = table(COMMITTED)
     changed["launches"][0]["case"] = "N=50 E=64 fp8"

@@ -64,6 +64,7 @@ def test_the_peak_is_that_of_a_loop_that_is_not_optimised_away() -> None:
     assert len(values) == 3
 
 
+@pytest.mark.slow
 def test_results_become_a_table(tmp_path: Path) -> None:
     assert table.tables("gemm", tmp_path) == "*Not measured yet: `python -m benchmarks.gemm`.*"
     settings = {"models": ["ViT-B-32"], "batches": [1], "threads": [1], "rounds": 1, "instructions": "best"}

@@ -15,6 +15,7 @@ from clipfast.bench import naive
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_process_decomposes_the_given_weights_and_images(checkout: Path, visual: Any, tmp_path: Path) -> None:
     images = cases.noise(visual, 2)
     with Reference(checkout, "any", visual, images, spatial=True, threads=1, folder=tmp_path) as other:

@@ -62,6 +62,7 @@ def test_transformers_are_listed_by_class(capsys: pytest.CaptureFixture[str]) ->
     assert all(model["decomposes"] for model in models.values())
 
 
+@pytest.mark.slow
 def test_rows_and_columns(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(Options("large_", package=["timm"])) == 0
     captured = capsys.readouterr()

@@ -108,6 +108,7 @@ def row(page: Parsed, table: str, name: str) -> list[str]:
     return [cell.text for cell in Parsed(f"<table><tr>{inside}</tr></table>").all("td")]
 
 
+@pytest.mark.slow
 def test_one_file_and_a_collection_beside_it(written: Path) -> None:
     assert sorted(path.name for path in written.parent.iterdir()) == ["all-collection", "all.html"]
     assert (written.parent / "all-collection" / "collection.json").is_file()

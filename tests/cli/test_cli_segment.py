@@ -64,6 +64,7 @@ def model(model_folder: Path) -> package.Model:
     ],
     ids=["classes", "background", "as they are"],
 )
+@pytest.mark.slow
 def test_every_method_has_the_scores_of_its_definition(
     data: Path,
     model: package.Model,

@@ -178,6 +178,7 @@ def _cannot_link(*_: object) -> None:
 
 @pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
 @pytest.mark.parametrize("links", [True, False])
+@pytest.mark.slow
 def test_damage_of_a_part_is_found(
     damage: str, links: bool, passes: Pass, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["cut", "gone", "other"])
+@pytest.mark.slow
 def test_every_file_is_checked(folder: Path, change: str) -> None:
     for name in files(folder):
         if name in (".lock", ".run", ".guard", HEADER, FILES, MERGED):

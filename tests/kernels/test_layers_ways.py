@@ -39,6 +39,7 @@ def draw_layer(rows: int, inner: int, columns: int, dtype: torch.dtype) -> tuple
 
 
 @pytest.mark.parametrize("config", mlp.CONFIGS, ids=str)
+@pytest.mark.slow
 def test_every_cut_of_the_mlp(config: "mlp.Config") -> None:
     arguments = draw_layer(*SIZES, torch.bfloat16)
     have = mlp.run(*arguments, "gelu", config)

@@ -46,6 +46,7 @@ def near(have: Tensor, low: Tensor, expected: Tensor) -> bool:
 
 @pytest.mark.parametrize("texts", [5, 70])
 @pytest.mark.parametrize("cut", blocks(text_maps.TILES, text_maps.AMPERE, text_maps.FLOAT32), ids=str)
+@pytest.mark.slow
 def test_every_cut_of_the_text_maps(cut: tuple[int, int, int], texts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With NaN where a GPU has columns of U that nobody wrote."""
     lay_out = text_maps._cut

@@ -26,5 +26,6 @@ CALLS: Calls = {
 
 
 @pytest.mark.parametrize(("name", "case", "backend"), cases(CALLS))
+@pytest.mark.slow
 def test_schema_and_fake(name: str, case: str, backend: str) -> None:
     opcheck(name, CALLS[name][case], backend)

@@ -27,6 +27,7 @@ def test_schema_fake_and_layout(name: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "backend"), CALLS)
+@pytest.mark.slow
 def test_results_are_contiguous(name: str, backend: str) -> None:
     results = operations()[name].op(*examples.arguments(name, ON[backend]), backend)
     for result in results if isinstance(results, tuple) else (results,):
@@ -34,6 +35,7 @@ def test_results_are_contiguous(name: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "backend"), CALLS)
+@pytest.mark.slow
 def test_only_what_the_schema_says_is_changed(name: str, backend: str) -> None:
     arguments = examples.arguments(name, ON[backend])
     before = copies(arguments)

@@ -120,6 +120,7 @@ SMALL = [("spread", (0.5, 0.99)), ("aligned", (0.5, 1e-5)), ("aligned", (0.4, 1e
 
 @pytest.mark.parametrize(("kind", "how"), SMALL)
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.slow
 def test_few_picks_that_fall_fast_are_those_of_float64(backend: str, kind: str, how: tuple[float, float]) -> None:
     """Small enough for an interpreted kernel."""
     texts, factor = getattr(Drawn(0, 20, 300), kind)(*how)

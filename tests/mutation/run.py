@@ -65,6 +65,7 @@ SUITES = {
             "kernels/test_ops_by_hand.py",
             "kernels/test_heads_by_hand.py",
             "kernels/test_layers_by_hand.py",
+            "kernels/test_rows_by_hand.py",
             "kernels/test_maps_by_hand.py",
         ),
     ),

@@ -97,6 +97,7 @@ def test_other_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
     assert model.verify(openai_package.pixels()).ok
 
 
+@pytest.mark.slow
 def test_an_archive_as_a_checkpoint_of_an_open_clip_name(tmp_path: Path) -> None:
     """Its weights go into open_clip's model, positions resampled where the sizes differ."""
     clip = randomise(open_clip.create_model(f"{SMALL}"), seed=4).eval()

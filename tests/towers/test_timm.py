@@ -372,6 +372,7 @@ def test_there_are_no_texts() -> None:
             model.encode_text(texts)
 
 
+@pytest.mark.slow
 def test_open_clip_loads_a_model_with_a_trunk_of_timm() -> None:
     module, _, _ = open_clip.create_model_and_transforms("ViT-B-32-SigLIP2-256", pretrained=None, load_weights=False)
     assert clipfast.wrap(module.visual).tower.pool is not None
