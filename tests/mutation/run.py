@@ -80,6 +80,7 @@ SUITES = {
                 "test_contributions.py",
                 "test_model.py",
                 "test_definition.py",
+                "towers/test_families.py",
             ),
         )
         for name in ("rows", "collector")
