@@ -95,7 +95,7 @@ def _how_far(folder: Path) -> str:
     if not is_collection(folder):
         return "nothing is collected yet"
     manifest = Manifest(folder)
-    return f"{len(manifest.finished())} of {plural(manifest.plan.count, 'unit')} are collected; run it again to go on"
+    return f"{len(manifest.finished())} of {manifest.plan.count} units are collected; run it again to go on"
 
 
 def labeller_of(options: InputOptions) -> Labeller | None:
@@ -141,6 +141,6 @@ def _open(options: InputOptions, folder: Path, unfinished: bool) -> Collected:
         raise InputError(f"the weights of {header['model']} are not those that {folder} was collected with")
     if not collection.complete:
         manifest = collection.manifest
-        done = f"{len(manifest.finished())} of {plural(manifest.plan.count, 'unit')}"
+        done = f"{len(manifest.finished())} of {manifest.plan.count} units"
         console.warn(f"{folder} holds an unfinished pass: {done}, {plural(collection.count, 'image')}")
     return Collected(collection, model, 0, True)

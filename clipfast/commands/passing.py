@@ -24,7 +24,7 @@ class Shown:
         done = len(manifest.finished().difference(units))
         if done:
             have = plural(sum(record.count for record in manifest.records()), "image")
-            console.note(f"{done} of {plural(manifest.plan.count, 'unit')} ({have}) were collected before")
+            console.note(f"{done} of {manifest.plan.count} units ({have}) were collected before")
 
     def progressed(self, worker: str, progress: Progress) -> None:
         """Ends the pass where a signal has arrived."""

@@ -222,7 +222,7 @@ def words(snapshot: Snapshot) -> Sequence[str]:
     failed = f", {snapshot.failed:,} failed" if snapshot.failed else ""
     shares = ", ".join(f"{stage} {share:.0%}" for stage, share in snapshot.shares.items())
     parts = [
-        f"{snapshot.units:,} of {plural(snapshot.all_units, 'unit')}",
+        f"{snapshot.units:,} of {snapshot.all_units:,} units",
         f"{plural(snapshot.images, 'image')}{failed}",
         f"{snapshot.rate:,.1f} images/s" if snapshot.rate else "",
         shares,

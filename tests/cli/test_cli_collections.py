@@ -74,7 +74,7 @@ def test_names_are_not_identities(model_folder: Path, tmp_path: Path) -> None:
     assert (other.returncode, "holds a pass over other images" in other.stderr) == (2, True)
     same = inside("collect", "a/images", "--model", model_folder, "--out", tmp_path / "c", cwd=tmp_path)
     assert same.returncode == 0, same.stderr
-    assert "1 of 1 unit (1 image) were collected before" in same.stderr
+    assert "1 of 1 units (1 image) were collected before" in same.stderr
 
 
 def test_other_labels_are_refused(images: Path, model_folder: Path, tmp_path: Path) -> None:

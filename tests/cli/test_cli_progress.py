@@ -110,7 +110,7 @@ def test_a_terminal_has_one_live_line_and_no_json(images: Path, model_folder: Pa
     reader.join()
     os.close(master)
     stderr = b"".join(seen).decode()
-    assert " of 1 unit" in stderr
+    assert " of 1 units" in stderr
     assert '"images_per_second"' not in stderr
     assert "\x1b" not in stdout
     assert stdout.startswith("# 40 images")
@@ -199,7 +199,7 @@ def test_words_of_the_live_line() -> None:
         "1:02:03 left · cuda:0, cuda:1"
     )
     empty = Tracker([Unit("shard", "a.tar", size=9, number=0)]).snapshot()
-    assert words(empty) == ["0 of 1 unit", "0 images"]
+    assert words(empty) == ["0 of 1 units", "0 images"]
 
 
 def test_scalars_leave_out_what_is_not_known() -> None:
