@@ -349,7 +349,10 @@ class _Actors(Pool):
             if any(slot.started is not None for slot in self._slots):
                 alone = time.monotonic()
             elif time.monotonic() - alone > _UNTIL_WARNING:
-                logger.warning("the Ray cluster has had no room for a worker for %.0f seconds", _UNTIL_WARNING)
+                logger.warning(
+                    "no worker has run on the Ray cluster for %.0f seconds: it has no room for one or is slow",
+                    _UNTIL_WARNING,
+                )
                 alone = float("inf")
 
     def _pickled(self) -> bytes:

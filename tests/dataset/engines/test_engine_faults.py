@@ -27,6 +27,7 @@ from clipfast.dataset.pieces import files
 COUNT = 64  # images, 16 units
 UNITS = COUNT // passing.UNIT
 PAUSE = 0.03  # before an image: a unit takes a while
+RESTART = 600.0  # seconds in which a killed worker is replaced, on a machine that does other things as well
 
 
 class Losses(Noted):
@@ -255,9 +256,9 @@ def test_killed_workers(count: int, seed: int, rounds: Rounds) -> None:
         rounds.start()
         while rounds.left > 4 and rounds.total < count:
             target = rounds.begun + rng.choice([1, 1, 2])
-            passing.wait_for(lambda target=target: rounds.begun >= target or rounds.left <= 4)
+            passing.wait_for(lambda target=target: rounds.begun >= target or rounds.left <= 4, RESTART)
             time.sleep(rng.uniform(0, 4 * PAUSE * passing.UNIT))
-            passing.wait_for(lambda: not rounds.in_danger)
+            passing.wait_for(lambda: not rounds.in_danger, RESTART)
             if workers := rounds.workers():
                 os.kill(rng.choice(workers), signal.SIGKILL)
                 rounds.count()
