@@ -7,11 +7,13 @@ import torch
 from builders import directions, pixels, vision_tower
 from measures import error, relative_norm
 from tolerances import FLOAT64, SUM_BFLOAT16
+from torch import Tensor
 
 from clipfast import NotKept, wrap
 from clipfast.basis import fold
 from clipfast.forward import Request, decompose
 from clipfast.forward.stream import _running_sums
+from clipfast.kernels import ops
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,21 @@ def test_a_request_keeps_codes_alone_by_default() -> None:
             getattr(contributions, name)
     with pytest.raises(NotKept):
         contributions.tokens(0)
+
+
+def test_attention_rows_are_computed_for_kept_layers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    visual, rows, attention = vision_tower(), [], ops.attention
+
+    def noting(qkv: Tensor, row: str | None, **options: object) -> object:
+        rows.append(row)
+        return attention(qkv, row, **options)
+
+    monkeypatch.setattr(ops, "attention", noting)
+    tower = wrap(visual).tower
+    for layers, expected in (((1,), [None, "cls"]), ((0, 2), ["cls", None]), ((2,), [None, None])):
+        rows.clear()
+        decompose(tower, pixels(visual), Request(layers=layers, attention=True), fold(tower, "uniform"))
+        assert rows == expected  # the last of three blocks gives its row in another way
 
 
 def test_equal_requests_share_a_key() -> None:
