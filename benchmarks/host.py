@@ -1,11 +1,11 @@
 """Counts and times the Python of a decomposition: what a GPU would wait for, without one.
 
 Every size is tiny, so that next to nothing but Python and torch's own bookkeeping is left. Three paths are measured:
-``cpu``, as it is; ``gpu``, in which ``"auto"`` takes Triton's kernels and every launch is made and not run; and
-``graph``, a call of a shape that was there before, which a GPU replays as a CUDA graph: everything but the replay.
-Calls of functions are counted by the interpreter's profiler and are the same in every run; times are of the thread, the
-fastest of several rounds taken in turn. ``python -m benchmarks.host`` prints a table; its exit code is 1 if a budget is
-exceeded.
+``cpu``, as it is; ``gpu``, in which ``"auto"`` takes Triton's kernels, every launch is made and not run, and torch's
+own products are not computed; and ``graph``, a call of a shape that was there before, which a GPU replays as a CUDA
+graph: everything but the replay. Calls of functions are counted by the interpreter's profiler and are the same in every
+run; times are of the thread, the fastest of several rounds taken in turn. ``python -m benchmarks.host`` prints a table;
+its exit code is 1 if a budget is exceeded.
 
 The budget: an operation takes :data:`MICROSECONDS_PER_OPERATION` of Python on the ``gpu`` path, on average over a
 forward and without its launches, and a ``graph`` call :data:`MILLISECONDS_PER_CALL` over the module's own forward.
@@ -33,6 +33,7 @@ from clipfast.bench import machine
 from clipfast.forward import rows
 from clipfast.forward.stream import Stream
 from clipfast.kernels import ops
+from clipfast.kernels.linear import eager as eager_linear
 
 MICROSECONDS_PER_OPERATION = 25.0
 MILLISECONDS_PER_CALL = 0.3
@@ -164,6 +165,26 @@ def noted_operations() -> Iterator[list[tuple[str, tuple[Any, ...], dict[str, An
             setattr(ops, name, original)
 
 
+class _Uncomputed:
+    """A module of torch's whose products allocate their results and leave them as they are; all else is torch's."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    @staticmethod
+    def addmm(bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+        """``torch.addmm`` into ``out``."""
+        return out
+
+    @staticmethod
+    def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """``torch.nn.functional.linear``."""
+        return x.new_empty((*x.shape[:-1], len(weight)))
+
+
 class _Replay:
     """A captured forward that a GPU replays without Python."""
 
@@ -184,8 +205,8 @@ def _adding_stream(tower: Any, x: Any, blocks: Any, mlps: Any, adds_products: An
 def as_on_a_gpu(model: clipfast.Model, path: str) -> Iterator[None]:
     """A context in which a model on the CPU does in Python what it does on a GPU.
 
-    Weights are read for changes once a second, memory comes from torch, products add themselves to the stream, and on
-    the ``graph`` path a forward of a known kind is not computed.
+    Weights are read for changes once a second, memory comes from torch, products add themselves to the stream and are
+    not computed, and on the ``graph`` path neither is a forward of a known kind.
     """
     weights: Any = model._weights
     with triton_everywhere(), ExitStack() as stack:
@@ -194,6 +215,8 @@ def as_on_a_gpu(model: clipfast.Model, path: str) -> Iterator[None]:
             stack.enter_context(mock.patch.object(place, name, value))
 
         patch(weights, "of_tower", weights._once_a_second)
+        patch(eager_linear, "torch", _Uncomputed(torch))
+        patch(eager_linear, "F", _Uncomputed(torch.nn.functional))
         patch(forward.buffers, "reuse", lambda device: nullcontext())
         patch(rows, "Stream", _adding_stream)
         patch(graphs, "current_stream", lambda device: 0)

@@ -6,9 +6,9 @@ on torch's ``meta`` device the same launch can be compiled for any GPU without h
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from math import gcd
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether Triton interprets kernels on the CPU (``TRITON_INTERPRET=1``), decided when it is imported."""
@@ -42,6 +43,9 @@ class Config:
         sizes = "x".join(str(size) for size in self.blocks.values())
         return f"{sizes}w{self.warps}s{self.stages}"
 
+
+_WHOLE = Config({})
+"""Of a kernel that is not cut."""
 
 _NO_GUARD: AbstractContextManager[Any] = nullcontext()
 
@@ -78,9 +82,9 @@ def instead(launcher: "Callable[[Launch], object]") -> Iterator[None]:
         _thread.launcher = before
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Launch:
-    """A kernel with its grid and arguments.
+    """A kernel with its grid and arguments, not changed after it is made: frozen it would take a microsecond more.
 
     Attributes:
         kernel: a function decorated with ``triton.jit``.
@@ -94,7 +98,7 @@ class Launch:
     grid: tuple[int, ...]
     arguments: Mapping[str, Any]
     constants: Mapping[str, Any]
-    config: Config = field(default_factory=lambda: Config({}))
+    config: Config = _WHOLE
 
     def run(self) -> None:
         """Runs the kernel on the device of its tensors; an empty grid runs nothing."""
@@ -172,7 +176,37 @@ def _capability(device: torch.device) -> int:
 
 def power_of_two(size: int, at_least: int = 1) -> int:
     """The smallest power of two that is no less than ``size`` and ``at_least``."""
-    return int(triton.next_power_of_2(max(size, at_least)))
+    return 1 << (max(size, at_least) - 1).bit_length()
+
+
+_DESCRIBED: dict[Hashable, dict[str, Any]] = {}
+
+
+def describe(tensor: Tensor, block: Sequence[int]) -> TensorDescriptor:
+    """A tensor descriptor of tiles; Triton checks a kind of them when it is first made, which takes most of the time.
+
+    Args:
+        tensor: whose address and steps but the last are multiples of 16 bytes, with a contiguous last axis.
+        block: sizes of a tile.
+    """
+    shape, strides = tensor.shape, tensor.stride()
+    kind = (tensor.dtype, shape, strides, *block)
+    known = _DESCRIBED.get(kind)
+    if known is None:
+        descriptor = TensorDescriptor(tensor, list(shape), list(strides), list(block))
+        if len(_DESCRIBED) >= MOST_DESCRIBED:
+            _DESCRIBED.clear()
+        _DESCRIBED[kind] = {name: value for name, value in vars(descriptor).items() if name != "base"}
+        return descriptor
+    if tensor.data_ptr() % 16:
+        raise ValueError(f"the tensor starts {tensor.data_ptr() % 16} bytes after a multiple of 16")
+    descriptor = object.__new__(TensorDescriptor)
+    vars(descriptor).update(known, base=tensor)
+    return descriptor
+
+
+MOST_DESCRIBED = 4096
+"""Kinds of descriptors that are known; with more, all are forgotten."""
 
 
 def alignment(*strides: int) -> int:

@@ -69,6 +69,42 @@ def test_a_tensor_in_a_descriptor_says_where_too() -> None:
         _ = Launch(None, (1,), {"rows": 1}, {}).device
 
 
+def test_descriptors_of_a_known_kind_are_as_tritons_own() -> None:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    for tensor in (torch.randn(2, 48, 64), torch.randn(2, 64, 48).transpose(0, 1), torch.randn(2, 48, 64)):
+        block = (1, 16, 32)
+        own = TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), list(block))
+        for _ in range(2):
+            described = launch.describe(tensor, block)
+            assert type(described) is TensorDescriptor
+            assert described.base is tensor
+            assert {**vars(described), "base": 0} == {**vars(own), "base": 0}
+
+
+def test_a_descriptor_is_refused_whether_its_kind_is_known_or_not() -> None:
+    whole = torch.empty(8, 68)
+    launch.describe(whole[:, :64], (8, 32))
+    with pytest.raises(ValueError, match="starts 4 bytes after a multiple of 16"):
+        launch.describe(whole[:, 1:65], (8, 32))
+    with pytest.raises(AssertionError):  # Triton's
+        launch.describe(torch.empty(8, 65)[:, :64], (8, 32))
+
+
+def test_few_kinds_of_descriptors_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_DESCRIBED", {})
+    monkeypatch.setattr(launch, "MOST_DESCRIBED", 3)
+    for rows in range(1, 9):
+        assert launch.describe(torch.empty(rows, 16), (8, 16)).shape == [rows, 16]
+        assert 1 <= len(launch._DESCRIBED) <= 3
+
+
+def test_powers_of_two() -> None:
+    sizes = [0, 1, 2, 3, 5, 16, 17, 768, 1024, 1025]
+    assert [launch.power_of_two(size) for size in sizes] == [1, 1, 2, 4, 8, 16, 32, 1024, 1024, 2048]
+    assert [launch.power_of_two(size, 16) for size in (0, 3, 17)] == [16, 16, 32]
+
+
 def test_what_is_run_instead_is_the_threads_own() -> None:
     meta = [torch.empty(shape, device="meta") for shape in ((4, 8), (8,), (8,))]
     seen: list[Launch] = []

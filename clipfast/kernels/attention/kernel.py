@@ -7,7 +7,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from clipfast.kernels.arithmetic import dot, rounded
 from clipfast.kernels.attention import mean_row
@@ -23,7 +22,7 @@ from clipfast.kernels.attention.tiles import (
     row_place,
     sizes_of,
 )
-from clipfast.kernels.launch import Config, Launch, power_of_two
+from clipfast.kernels.launch import Config, Launch, describe, power_of_two
 from clipfast.kernels.query_row.triton import attend
 from clipfast.kernels.reference import Row
 
@@ -225,9 +224,7 @@ def _descriptors(qkv: Tensor, config: Config, parts: tuple[int, int]) -> dict[st
     view = qkv.permute(0, 2, 3, 1, 4)  # [B, 3, H, N, E]
     tiles = [(config.blocks[rows], part) for part in parts for rows in ("BLOCK_M", "BLOCK_N")]
     return {
-        name: TensorDescriptor(view, list(view.shape), list(view.stride()), [1, 1, 1, rows, columns])
-        if columns
-        else None
+        name: describe(view, (1, 1, 1, rows, columns)) if columns else None
         for name, (rows, columns) in zip(names, tiles, strict=True)
     }
 
@@ -247,7 +244,9 @@ def plan(qkv: Tensor, row: Row | None, config: Config | None = None) -> tuple[li
     parts = head_parts(head_dim, qkv.dtype)
     out = qkv.new_empty((images, tokens, heads, head_dim))
     alpha = qkv.new_empty((images, heads, tokens), dtype=torch.float32)
-    kept = {name: torch.empty_like(alpha) if row == "mean" else None for name in ("p_max", "p_inverse")}  # per query
+    kept = dict.fromkeys(("p_max", "p_inverse"))  # per query
+    if row == "mean":
+        kept = {name: torch.empty_like(alpha) for name in kept}
     shared, constants = sizes_of(qkv), constants_of(qkv)
     place = row_place(alone, row, parts, config)
     programs = ceil((tokens - alone) / config.blocks["BLOCK_M"]) + (place == OWN_PROGRAM)

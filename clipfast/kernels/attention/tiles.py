@@ -9,7 +9,7 @@ products.
 """
 
 from collections.abc import Mapping, Sequence
-from math import ceil
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -85,6 +85,7 @@ CLOSE = 1.25
 """Configurations that compute up to this many times the fewest scores are worth timing."""
 
 
+@cache
 def head_parts(head_dim: int, dtype: torch.dtype) -> tuple[int, int]:
     """Two powers of two, the second maybe 0, whose sum is the fewest columns that hold a head.
 
@@ -100,13 +101,21 @@ def head_parts(head_dim: int, dtype: torch.dtype) -> tuple[int, int]:
 
 def scores(tokens: int, config: Config) -> int:
     """How many scores of ``tokens`` queries and keys are computed, in whole tiles."""
-    block_m, block_n = config.blocks["BLOCK_M"], config.blocks["BLOCK_N"]
-    return ceil(tokens / block_m) * block_m * ceil(tokens / block_n) * block_n
+    return _scores(tokens, config.blocks["BLOCK_M"], config.blocks["BLOCK_N"])
+
+
+def _scores(tokens: int, block_m: int, block_n: int) -> int:
+    return -(-tokens // block_m) * block_m * -(-tokens // block_n) * block_n
 
 
 def apart(tokens: int, config: Config) -> bool:
     """Whether fewer scores are computed when tiles cover the patches alone and the class token is apart."""
-    return tokens > 1 and scores(tokens - 1, config) < scores(tokens, config)
+    return _apart(tokens, config.blocks["BLOCK_M"], config.blocks["BLOCK_N"])
+
+
+@lru_cache
+def _apart(tokens: int, block_m: int, block_n: int) -> bool:
+    return tokens > 1 and _scores(tokens - 1, block_m, block_n) < _scores(tokens, block_m, block_n)
 
 
 def row_place(alone: bool, row: Row | None, parts: tuple[int, int], config: Config) -> int:

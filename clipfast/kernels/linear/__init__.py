@@ -129,6 +129,11 @@ def add_linear(x: Tensor, h: Tensor, weight: Tensor, *, backend: str = AUTO) -> 
         ValueError: wrong shape or dtype, or ``x`` is not contiguous.
         BackendUnavailable: the backend does not exist.
     """
+    inputs = (x, h, weight)
+    choice = _ADD_LINEAR.known(inputs, backend)
+    if choice is not None:
+        choice.run(*inputs)
+        return
     check_shape("weight", weight, (None, None))
     check_shape("h", h, (*[None] * (h.ndim - 1), weight.shape[1]))
     check_shape("x", x, (*h.shape[:-1], weight.shape[0]))
@@ -136,7 +141,7 @@ def add_linear(x: Tensor, h: Tensor, weight: Tensor, *, backend: str = AUTO) -> 
     check_dtype(x.dtype, h=h, weight=weight)
     if not x.is_contiguous():
         raise ValueError("x is not contiguous")
-    _ADD_LINEAR(x, h, weight, backend)
+    _ADD_LINEAR(*inputs, backend)
 
 
 def linear_unrounded(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str = AUTO) -> Tensor:
@@ -157,12 +162,18 @@ def linear_unrounded(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str = 
         ValueError: wrong shape or dtype.
         BackendUnavailable: the backend does not exist.
     """
+    result: Tensor
+    inputs = (x, weight, bias)
+    choice = _LINEAR_UNROUNDED.known(inputs, backend)
+    if choice is not None:
+        result = choice.run(*inputs)
+        return result
     check_shape("weight", weight, (None, None))
     check_shape("x", x, (None, weight.shape[1]))
     check_shape("bias", bias, (weight.shape[0],))
     check_same_device(x=x, weight=weight, bias=bias)
     check_dtype(x.dtype, weight=weight, bias=bias)
-    result: Tensor = _LINEAR_UNROUNDED(x, weight, bias, backend)
+    result = _LINEAR_UNROUNDED(*inputs, backend)
     return result
 
 

@@ -22,11 +22,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.target_info import is_hip
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from clipfast.kernels.arithmetic import dot, dot_precision, rounded
 from clipfast.kernels.dispatch import Implementation, Variant
-from clipfast.kernels.launch import DTYPES, INTERPRETED, Config, Launch, capability
+from clipfast.kernels.launch import DTYPES, INTERPRETED, Config, Launch, capability, describe
 from clipfast.kernels.reference import Activation
 
 # From a model; not timed on a GPU yet. Eight warps on a multiprocessor, in one program or two, leave every thread 255
@@ -301,17 +300,19 @@ def _multiprocessors(device: torch.device) -> int:
 
 def _aligned(x: Tensor, weight: Tensor) -> bool:
     """Whether rows of x, W and the result can all start at multiples of 16 bytes, as tensor descriptors want them."""
-    return all(size * x.element_size() % 16 == 0 for size in weight.shape)
+    columns, depth = weight.shape
+    size = x.element_size()
+    return not (columns * size % 16 or depth * size % 16)
 
 
 def _flat(tensor: Tensor, aligned: bool) -> Tensor:
     """As rows ``[R, K]`` that start at multiples of 16 bytes, if they can; a view if it can be one."""
     rows = tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
-    stride = rows.stride(0)
-    usable = rows.stride(1) == 1
+    stride, step = rows.stride()
+    usable = step == 1
     if aligned:
-        starts = (rows.data_ptr(), stride * rows.element_size())
-        usable = usable and stride >= rows.shape[1] and all(start % 16 == 0 for start in starts)
+        apart = stride >= rows.shape[1] and not stride * rows.element_size() % 16
+        usable = usable and apart and not rows.data_ptr() % 16
     return rows if usable else rows.clone(memory_format=torch.contiguous_format)
 
 
@@ -361,7 +362,7 @@ def plan(
         high, wide, deep = (blocks[name] for name in ("BLOCK_R", "BLOCK_M", "BLOCK_K"))
         part = wide // blocks["DEFERRED" if deferred else "SLICES"]
         tiles = ([high, deep], [wide, deep], [high, part])
-        tensors = tuple(TensorDescriptor.from_tensor(t, tile) for t, tile in zip(tensors, tiles, strict=True))
+        tensors = tuple(map(describe, tensors, tiles))
     arguments: dict[str, Any] = dict(zip(("p_x", "p_weight", "p_out"), tensors, strict=True))
     arguments |= {"p_bias": bias.contiguous(), "rows": rows, "M": columns, "K": inner}
     constants: dict[str, Any] = {"ACTIVATION": activation, "PRECISION": dot_precision(x.dtype), "GROUP": GROUP}
@@ -372,7 +373,7 @@ def plan(
             "DESCRIPTORS": described,
             "SPECIALISE": gpu // 10 == 10 and config == WIDE,
         }
-    count = triton.cdiv(rows, blocks["BLOCK_R"]) * triton.cdiv(columns, blocks["BLOCK_M"])
+    count = -(-rows // blocks["BLOCK_R"]) * -(-columns // blocks["BLOCK_M"])
     return Launch(
         kernel=_deferred_kernel if deferred else _direct_kernel,
         grid=(min(count, max(1, 8 // config.warps) * _multiprocessors(x.device)),),

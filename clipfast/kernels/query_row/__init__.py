@@ -76,7 +76,9 @@ def query_row_from_tokens(
     check_shape("key_weight", key_weight, (heads, head_dim, width))
     check_shape("value_weight", value_weight, (heads, head_dim, width))
     check_shape("value_bias", value_bias, (heads, head_dim))
-    check_same_device(query=query, tokens=tokens, key_weight=key_weight, value_weight=value_weight)
+    check_same_device(
+        query=query, tokens=tokens, key_weight=key_weight, value_weight=value_weight, value_bias=value_bias
+    )
     result: tuple[Tensor, Tensor] = _QUERY_ROW_FROM_TOKENS(query, tokens, key_weight, value_weight, value_bias, backend)
     return result
 
