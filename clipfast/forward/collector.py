@@ -116,13 +116,16 @@ class Collector:
         position = self.request.layers.index(layer)
         self.codes[:, position] = z
         if alpha is None:
+            assert not self.needs_attention_row(layer)
             return
         if self.attention is not None:
             self.attention[:, position] = alpha
-        if self.class_codes is not None and class_value is not None:
+        if self.class_codes is not None:
+            assert class_value is not None
             acc_dtype = self.class_codes.dtype
             self.class_codes[:, position] = alpha[..., :1].to(acc_dtype) * class_value.to(acc_dtype)
         if value is None:
+            assert self.values is None
             return
         if self.values is not None:
             self.values[position] = value

@@ -26,7 +26,8 @@ def decompose_pool(tower: Tower, images: Tensor, request: Request, basis: TowerB
         del out
         stream.pass_mlp(layer, normed if block.parallel else stream.norm(block.ln_2))
     x = stream.whole()
-    pooled = read_tokens(tower, x, backend, values=request.tokens or request.maps is not None)
+    needs_values = request.tokens or request.class_token or request.maps is not None
+    pooled = read_tokens(tower, x, backend, values=needs_values)
     values, weights = pooled.values, pooled.weights
     if pooled.heads is None:  # a mean: one head, which takes the tokens as they are
         assert weights is not None

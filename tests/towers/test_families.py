@@ -1,6 +1,7 @@
 """Every term of one model per family against forward hooks and frozen norms, see :mod:`hooked`."""
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 
 import hooked
@@ -13,7 +14,7 @@ from torch import Tensor
 
 import clipfast
 from clipfast import InputError, Model
-from clipfast.basis import Centring
+from clipfast.basis import Centring, Depth
 
 Case = tuple[Hooked, Tensor, Terms]
 
@@ -22,6 +23,16 @@ TERM_FLOAT32 = 2e-5
 
 
 MODELS = FAMILIES | TIMM_FAMILIES
+
+
+@pytest.fixture(autouse=True)
+def unwritten_memory_is_nan() -> Iterator[None]:
+    """So that a result that nobody has written is none that happens to be right."""
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -78,7 +89,9 @@ def test_what_is_kept_adds_up(case: Case, centring: Centring) -> None:
             )
             for maps in ("summed", "per_head")
         )
+        alone = model.decompose(images, texts=texts, maps="summed", layers=layers, centring=centring, depth=depth)
         scores = by_head.scores(texts)
+        assert away(alone.maps, summed.maps) <= 1e-9  # computed in another way where no values are kept
         assert summed.max_error() <= TERM_FLOAT64
         assert away(scores.total(), (expected.embedding / expected.embedding.norm(dim=-1)[:, None]) @ texts.T) <= 1e-9
         assert away(by_head.maps.sum(3), scores.heads) <= 1e-9
@@ -87,6 +100,25 @@ def test_what_is_kept_adds_up(case: Case, centring: Centring) -> None:
         if keep_tokens:
             for position, layer in enumerate(by_head.layers):
                 assert away(by_head.tokens(layer).sum(1), by_head.heads()[:, position]) <= TERM_FLOAT64
+
+
+def test_the_class_tokens_own_part(case: Case) -> None:
+    """By itself, as where all tokens are kept; of the last block and of those before, which compute it apart."""
+    _, images, expected = case
+    model = _model(case)
+    before_pool = model.tower.pool is not None
+    if before_pool or not model.tower.has_class_token:
+        with pytest.raises(InputError, match="class_token=True"):
+            model.decompose(images, class_token=True, depth="all")
+    if not model.tower.has_class_token:
+        return
+    depth: Depth = "pool" if before_pool else "all"
+    for layers in ([0],) if before_pool else ([0, 1], [2]):
+        have = model.decompose(images, class_token=True, layers=layers, depth=depth).class_token()
+        tokens = model.decompose(images, tokens=True, layers=layers, depth=depth)
+        assert have.shape == (len(images), len(layers), expected.embedding.shape[1])
+        for position, layer in enumerate(layers):
+            assert away(have[:, position], tokens.tokens(layer)[:, 0].sum(1)) <= TERM_FLOAT64
 
 
 def test_the_pool_alone_is_all_of_the_embedding(case: Case) -> None:
