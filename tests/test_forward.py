@@ -62,6 +62,24 @@ def test_attention_rows_are_computed_for_kept_layers_alone(monkeypatch: pytest.M
         assert rows == expected  # the last of three blocks gives its row in another way
 
 
+def test_the_last_blocks_values_are_formed_only_where_they_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    visual, folded, from_tokens = vision_tower(), [], ops.text_maps_from_tokens
+
+    def noting(*arguments: object, **options: object) -> None:
+        folded.append(True)
+        from_tokens(*arguments, **options)
+
+    monkeypatch.setattr(ops, "text_maps_from_tokens", noting)
+    model, texts = wrap(visual), directions(3, visual.output_dim)
+    for expected, options in ((1, {}), (0, {"tokens": True}), (0, {"layers": [0, 1]})):
+        folded.clear()
+        model.decompose(pixels(visual), texts=texts, maps="summed", **options)
+        assert len(folded) == expected
+    folded.clear()
+    model.decompose(pixels(visual), texts=texts, maps="per_head")
+    assert not folded
+
+
 def test_equal_requests_share_a_key() -> None:
     """CUDA graphs are kept by request."""
     assert len({Request(layers=(0, 1)), Request(layers=(0, 1)), Request(layers=(0, 1), tokens=True)}) == 2

@@ -146,7 +146,7 @@ def _last_attention(tower: Tower, normed: Tensor, collector: Collector) -> Tenso
     z, alpha = ops.query_row_from_tokens(query, normed, key_by_head, value_by_head, bias, backend=backend)
     value = None
     if collector.needs_values(layer):
-        plain = _row(tower, block) is not None and block.inner_norm is None and collector.width == tower.head_dim
+        plain = block.inner_norm is None and collector.width == tower.head_dim
         if collector.request.tokens or collector.request.maps == "per_head" or not plain:
             value = by_head(normed, to_value)
         else:

@@ -86,7 +86,11 @@ SUITES = {
         for name in ("rows", "collector")
     },
     **{
-        f"clipfast/forward/{name}.py": Suite(f"clipfast.forward.{name}", 20, ("towers/test_families.py",))
+        f"clipfast/forward/{name}.py": Suite(
+            f"clipfast.forward.{name}",
+            20,
+            ("towers/test_families.py", "towers/test_sizes.py", "towers/test_timm_sizes.py"),
+        )
         for name in ("tokens", "pooling", "upstream")
     },
     "clipfast/basis.py": Suite(

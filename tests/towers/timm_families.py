@@ -111,6 +111,33 @@ def pool_mlp_norm() -> Hooked:
     return Hooked(model, timm_layers(model), 2, pool(model, post=model.fc_norm), model)
 
 
+def post_norm_pool() -> Hooked:
+    """Norms before and after the output projection, and an attention pool that reads what they give."""
+    model = made(
+        Eva(
+            **TIMM,
+            num_classes=20,
+            global_pool="map",
+            attn_pool_mlp_ratio=2.0,
+            use_post_norm=True,
+            scale_attn_inner=True,
+            qkv_fused=False,
+            use_post_transformer_norm=True,
+        )
+    )
+    return Hooked(model, timm_layers(model, post_norm=True), 2, pool(model), model)
+
+
+def scaled_pool() -> Hooked:
+    """Layer scale before an attention pool, whose classifier follows a norm."""
+    model = made(
+        vits.VisionTransformer(
+            **TIMM, num_classes=20, global_pool="map", class_token=False, init_values=0.5, fc_norm=True, final_norm=True
+        )
+    )
+    return Hooked(model, timm_layers(model), 2, pool(model, post=model.fc_norm), model)
+
+
 def several_queries() -> Hooked:
     """The mean of what three queries and their MLP give."""
     model = made(vits.VisionTransformer(**TIMM, num_classes=20, global_pool="map", class_token=False))
@@ -196,6 +223,16 @@ TIMM_FAMILIES: dict[str, Callable[[], Hooked]] = {
     make.__name__: make
     for make in (
         *(relpos_class_token, relpos_mean, relpos_normed_mean, beit, deit_distilled, norm_mean_norm, norm_token_norm),
-        *(pe_core, pool_mlp_norm, several_queries, refined_patches, aimv2, parallel_scaling, convolutional_stem),
+        *(
+            pe_core,
+            pool_mlp_norm,
+            post_norm_pool,
+            scaled_pool,
+            several_queries,
+            refined_patches,
+            aimv2,
+            parallel_scaling,
+            convolutional_stem,
+        ),
     )
 }
