@@ -14,7 +14,7 @@ from torch import Tensor
 
 import clipfast
 from clipfast import InputError, Model
-from clipfast.basis import Centring, Depth
+from clipfast.basis import Centring
 
 Case = tuple[Hooked, Tensor, Terms]
 
@@ -102,23 +102,32 @@ def test_what_is_kept_adds_up(case: Case, centring: Centring) -> None:
                 assert away(by_head.tokens(layer).sum(1), by_head.heads()[:, position]) <= TERM_FLOAT64
 
 
-def test_the_class_tokens_own_part(case: Case) -> None:
-    """By itself, as where all tokens are kept; of the last block and of those before, which compute it apart."""
+def test_each_option_alone(case: Case) -> None:
+    """What is asked for alone is what it is beside everything else, and a class token's part is that of its token."""
     _, images, expected = case
     model = _model(case)
-    before_pool = model.tower.pool is not None
-    if before_pool or not model.tower.has_class_token:
-        with pytest.raises(InputError, match="class_token=True"):
-            model.decompose(images, class_token=True, depth="all")
-    if not model.tower.has_class_token:
-        return
-    depth: Depth = "pool" if before_pool else "all"
-    for layers in ([0],) if before_pool else ([0, 1], [2]):
-        have = model.decompose(images, class_token=True, layers=layers, depth=depth).class_token()
-        tokens = model.decompose(images, tokens=True, layers=layers, depth=depth)
-        assert have.shape == (len(images), len(layers), expected.embedding.shape[1])
-        for position, layer in enumerate(layers):
-            assert away(have[:, position], tokens.tokens(layer)[:, 0].sum(1)) <= TERM_FLOAT64
+    texts = torch.randn(4, expected.embedding.shape[1], dtype=torch.float64)
+    before_pool, has_class_token = model.tower.pool is not None, model.tower.has_class_token
+    for depth in ("all", "pool"):
+        if depth == "pool" and model.tower.pooling == "cls":
+            continue
+        options = {"attention": {"attention": True}, "maps": {"texts": texts, "maps": "per_head"}}
+        if has_class_token and not (before_pool and depth == "all"):
+            options["class_codes"] = {"class_token": True}
+        else:
+            with pytest.raises(InputError, match="class_token=True"):
+                model.decompose(images, class_token=True, depth=depth)
+        for layers in ([0],) if depth == "pool" else ([0, 1], [2], [0, 2]):
+            together = {name: value for option in options.values() for name, value in option.items()}
+            if not (before_pool and depth == "all"):
+                together["tokens"] = True
+            whole = model.decompose(images, layers=layers, depth=depth, **together)
+            for name, option in options.items():
+                alone = model.decompose(images, layers=layers, depth=depth, **option)
+                assert away(getattr(alone, name), getattr(whole, name)) <= 1e-12
+            if "class_codes" in options:
+                first = torch.stack([whole.tokens(layer)[:, 0].sum(1) for layer in layers], 1)
+                assert away(whole.class_token(), first) <= TERM_FLOAT64
 
 
 def test_the_pool_alone_is_all_of_the_embedding(case: Case) -> None:
