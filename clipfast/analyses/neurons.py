@@ -147,7 +147,7 @@ def _pool(tower: Tower) -> AttentionPool:
         raise InputError(
             "neuron-head pairs need the attention pool of a ResNet of CLIP, such as RN50: this tower has none"
         )
-    layers = (pool.norm, pool.mlp, pool.query_norm, pool.key_norm, pool.weights, tower.ln_post)
+    layers = (pool.norm, pool.mlp, pool.key_norm, pool.weights, tower.ln_post)
     if any(layer is not None for layer in layers) or not pool.reads_prefix:
         raise InputError("neuron-head pairs need an attention pool of plain features, with nothing before or after it")
     return pool

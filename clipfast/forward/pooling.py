@@ -174,8 +174,7 @@ def _query(pool: AttentionPool, normed: Tensor) -> Tensor:
 
 def _queries(pool: AttentionPool, normed: Tensor) -> Tensor:
     """Queries that are made of tokens, ``[..., W] → [..., G, E]``."""
-    query = F.linear(normed, pool.query, pool.query_bias).unflatten(-1, (pool.heads, -1))
-    return query if pool.query_norm is None else normalise(query, None, pool.query_norm, "auto")
+    return F.linear(normed, pool.query, pool.query_bias).unflatten(-1, (pool.heads, -1))
 
 
 def _keys(pool: AttentionPool, normed: Tensor, backend: str) -> Tensor:

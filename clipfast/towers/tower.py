@@ -259,7 +259,6 @@ class AttentionPool(_Axes):
         query: the query, projected and with its bias; or its weight ``[inner, width]`` where it is made of the first
             token.
         query_bias: in the second case.
-        query_norm: over each head's query, in the second case; a learned query has it already.
         key_norm: over each head's keys.
         mlp: after the output projection, with a residual connection.
         norm: after both; the embedding reads it.
@@ -279,7 +278,6 @@ class AttentionPool(_Axes):
     out_bias: Tensor
     heads: int
     query_bias: Tensor | None = None
-    query_norm: LayerNorm | None = None
     key_norm: LayerNorm | None = None
     norm: LayerNorm | None = None
     mlp: PoolMlp | None = None

@@ -96,7 +96,14 @@ SUITES = {
     "clipfast/basis.py": Suite(
         "clipfast.basis",
         50,
-        ("test_basis.py", "test_golden.py", "test_by_hand.py", "test_sharing.py", "test_contributions.py"),
+        (
+            "test_basis.py",
+            "test_golden.py",
+            "test_by_hand.py",
+            "test_sharing.py",
+            "test_contributions.py",
+            "towers/test_families.py",
+        ),
     ),
     "clipfast/analyses/moments.py": Suite(
         "clipfast.analyses.moments",

@@ -95,7 +95,7 @@ def _attention_pooled(pool: AttentionPool, normed: Tensor) -> Tensor:
     query = pool.query.expand(len(normed), 1, -1) if pool.query.ndim == 1 else None
     if query is None:
         query = F.linear(normed if pool.every_query else normed[:, :1], pool.query, pool.query_bias)
-    query, key = _normed(query.unflatten(-1, (pool.heads, -1)), pool.query_norm), _normed(key, pool.key_norm)
+    query, key = query.unflatten(-1, (pool.heads, -1)), _normed(key, pool.key_norm)
     weights = (torch.einsum("bqhe,bnhe->bqhn", query, key) / query.shape[-1] ** 0.5).softmax(-1).mean(1)
     if pool.weights is not None:
         weights = pool.weights.expand(len(normed), -1, -1)
