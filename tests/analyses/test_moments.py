@@ -144,6 +144,7 @@ def test_the_class_tokens_mean(tmp_path: Path) -> None:
             [contributions.tokens(layer)[:, 0].mean(0) for layer in contributions.layers]
         )  # [L, H, D]
         moments = of(contributions, batch=7)
+        assert moments.has_class_token is True
         assert error(moments.class_means(), expected) <= FLOAT64
         assert error(moments.class_token_means(), expected.sum(1)) <= FLOAT64
         merged = Moments()
@@ -166,6 +167,7 @@ def test_the_class_token_is_kept_by_all_images_or_by_none(seen: clipfast.Contrib
         with pytest.raises(clipfast.InputError, match="kept by some of these images only"):
             moments.merge(of(second))
         assert moments.count == len(first)
+    assert of(seen).has_class_token is False
     for read in (of(seen).class_means, of(seen).class_token_means):
         with pytest.raises(clipfast.NotKept, match="decomposed with class_token=True"):
             read()
@@ -186,6 +188,30 @@ def test_saving(seen: clipfast.Contributions, features: torch.Tensor, tmp_path: 
     assert loaded.count == 2 * IMAGES
     loaded.update(seen)
     assert loaded.count == 3 * IMAGES
+
+
+def test_saving_without_the_basis(seen: clipfast.Contributions, tmp_path: Path) -> None:
+    moments, path = of(seen), tmp_path / "moments"
+    moments.save(path, with_basis=False)
+    model = clipfast.wrap(vision_tower(seed=1, dtype=torch.float64))
+    own = model.basis(seen.basis.centring)
+    assert torch.equal(Moments.load(path, basis=own).means(), moments.means())
+    with pytest.raises(clipfast.InputError, match="holds no basis: read it with that of its model"):
+        Moments.load(path)
+    others_centring = model.basis("termwise" if seen.basis.centring == "uniform" else "uniform")
+    others_weights = clipfast.wrap(vision_tower(seed=7, dtype=torch.float64)).basis(seen.basis.centring)
+    for other in (others_centring, others_weights):
+        with pytest.raises(clipfast.InputError, match="another model than the basis that is given"):
+            Moments.load(path, basis=other)
+
+
+def test_what_moments_show(seen: clipfast.Contributions) -> None:
+    assert repr(Moments()) == "Moments(images 0)"
+    assert repr(Moments(clipfast.wrap(vision_tower(seed=1)))) == "Moments(images 0, heads per layer 2)"
+    heads, head_dim = seen.codes.shape[2:]
+    shown = f"images 160, heads per layer {heads}, layers 0, 1, 2, head_dim {head_dim}, class token not kept"
+    assert repr(of(seen)) == f"Moments({shown})"
+    assert "<th>head_dim</th>" in of(seen)._repr_html_()
 
 
 def test_a_file_of_something_else(seen: clipfast.Contributions, tmp_path: Path) -> None:
