@@ -205,15 +205,6 @@ def test_saving_without_the_basis(seen: clipfast.Contributions, tmp_path: Path) 
             Moments.load(path, basis=other)
 
 
-def test_what_moments_show(seen: clipfast.Contributions) -> None:
-    assert repr(Moments()) == "Moments(images 0)"
-    assert repr(Moments(clipfast.wrap(vision_tower(seed=1)))) == "Moments(images 0, heads per layer 2)"
-    heads, head_dim = seen.codes.shape[2:]
-    shown = f"images 160, heads per layer {heads}, layers 0, 1, 2, head_dim {head_dim}, class token not kept"
-    assert repr(of(seen)) == f"Moments({shown})"
-    assert "<th>head_dim</th>" in of(seen)._repr_html_()
-
-
 def test_a_file_of_something_else(seen: clipfast.Contributions, tmp_path: Path) -> None:
     seen.save(tmp_path / "contributions.safetensors")
     with pytest.raises(clipfast.InputError, match=r"not one that Moments\.save wrote"):

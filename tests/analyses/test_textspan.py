@@ -1,5 +1,6 @@
 """TEXTSPAN from arrays: against the independent implementation, the definition, and by hand."""
 
+import logging
 from dataclasses import FrozenInstanceError
 
 import numpy as np
@@ -127,10 +128,12 @@ def test_outputs_that_never_vary_have_no_texts(method: Method) -> None:
     assert error(result.reconstruct(), torch.ones(5, 24)) <= FLOAT64
 
 
-def test_the_first_of_equal_texts_is_taken_and_no_copy_after_it() -> None:
+def test_the_first_of_equal_texts_is_taken_and_no_copy_after_it(caplog: pytest.LogCaptureFixture) -> None:
     data, features = outputs(), texts(40)
     twice = torch.cat([features.flip(0), features, features])
-    result = clipfast.textspan(data, twice, 8)
+    with caplog.at_level(logging.INFO, logger="clipfast"):
+        result = clipfast.textspan(data, twice, 8)
+    assert [record.getMessage() for record in caplog.records] == list(result.notes)
     assert all(pick < len(features) for pick in result.picks)
     assert len({pick % len(features) for pick in result.picks}) == 8
     assert any("80 texts stand twice" in note for note in result.notes)

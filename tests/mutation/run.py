@@ -113,12 +113,18 @@ SUITES = {
             "analyses/test_textspan_float32.py",
             "analyses/test_ablation.py",
             "test_saving.py",
+            "presentation/test_presentation.py",
         ),
     ),
     "clipfast/analyses/textspan.py": Suite(
         "clipfast.analyses.textspan",
         60,
-        ("analyses/test_textspan.py", "analyses/test_textspan_float32.py", "analyses/test_moments.py"),
+        (
+            "analyses/test_textspan.py",
+            "analyses/test_textspan_float32.py",
+            "analyses/test_moments.py",
+            "presentation/test_presentation.py",
+        ),
     ),
 }
 
