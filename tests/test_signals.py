@@ -5,8 +5,10 @@ import os
 import queue
 import random
 import signal
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -180,6 +182,47 @@ def test_a_script_without_handlers_of_its_own_leaves_no_lock(use: Callable[[], o
 def _wait_until(changed: threading.Condition, closed: threading.Event) -> None:
     with changed:
         changed.wait_for(closed.is_set)
+
+
+class Final:
+    """Sends itself a signal when it is deleted."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.02)
+
+
+def _finalized() -> None:
+    weakref.finalize(threading.Lock(), os.kill, os.getpid(), signal.SIGUSR1)
+
+
+def _with_a_callback() -> None:
+    thing = threading.Lock()
+    _KEPT.append(weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGUSR1)))
+
+
+_KEPT: list[object] = []
+
+
+@pytest.mark.parametrize("finalize", [Final, _finalized, _with_a_callback])
+def test_what_a_finalizer_swallows_is_raised_again(handled: None, finalize: Callable[[], object]) -> None:
+    for _ in range(3):
+        with pytest.raises(Reached):  # noqa: PT012
+            finalize()
+            time.sleep(10)
+
+
+def test_other_exceptions_in_finalizers_are_reported(handled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fails:
+        def __del__(self) -> None:
+            raise ValueError("reported")
+
+    reported: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: reported.append(unraisable.exc_value))
+    with pytest.raises(Reached):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    Fails()
+    assert [str(each) for each in reported] == ["reported"]
 
 
 def test_elsewhere_it_raises_at_once(handled: None) -> None:
