@@ -31,10 +31,23 @@ pytest.register_assert_rewrite(
 )
 
 
+SLOW_WHERE_INTERPRETED = (
+    "low_precision",  # the same in float32 with a rounding
+    "of_many_tokens",
+    "of_other_head_dims",
+    "activations_everywhere",
+    "quantize_rows_with_an_activation",
+    "span_of_float32_texts",
+    "the_first_of_equal_texts",
+    "added_to_what_is_there",
+)
+"""Parts of the names of tests of kernels that take long where Triton interprets them; quicker ones are of the same."""
+
+
 @pytest.hookimpl(tryfirst=True)  # before the marks are asked for
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Kernels in 16 bits are slow tests where Triton interprets them: they repeat the float32 ones with a rounding."""
     if not torch.cuda.is_available():
         for item in items:
-            if item.parent is not None and item.parent.name == "TestTriton" and "low_precision" in item.name:
+            of_triton = item.parent is not None and item.parent.name == "TestTriton"
+            if of_triton and any(part in item.name for part in SLOW_WHERE_INTERPRETED):
                 item.add_marker(pytest.mark.slow)

@@ -40,6 +40,7 @@ def shown(stderr: str) -> list[str]:
 # ----------------------------------------------------------------------------------------------------- what is kept
 
 
+@pytest.mark.slow
 def test_a_collection_has_the_contributions_of_the_model(images: Path, model_folder: Path, tmp_path: Path) -> None:
     """As a process: labels of the folder, everything in float32."""
     arguments = [*options(model_folder), "--labels", "folder", "--store-dtype", "float32", "--unit-size", 5]

@@ -62,6 +62,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return float((a @ b) / a.norm() / b.norm())
 
 
+@pytest.mark.slow
 def test_the_nearest_by_the_sum_of_heads(images: Path, collection: Path, model_folder: Path, tmp_path: Path) -> None:
     """An image of the collection does not find itself; a copy from elsewhere finds it first; a text by its product."""
     shutil.copy(images / "6.png", tmp_path / "copy.png")

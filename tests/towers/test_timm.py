@@ -69,6 +69,7 @@ def test_half_precision(flag: str) -> None:
     assert contributions.max_error() <= SUM_BFLOAT16
 
 
+@pytest.mark.slow
 @every_flag
 def test_a_model_is_left_as_it_is(flag: str) -> None:
     module = flagged(flag)
@@ -105,6 +106,7 @@ def test_every_weight_is_watched(flag: str) -> None:
     assert [name for name, tensor in weights if id(tensor) not in watched] == []
 
 
+@pytest.mark.slow
 @every_flag
 def test_changed_weights_are_seen(flag: str) -> None:
     module = flagged(flag, torch.float64)
