@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clipfast.kernels.checks import check_heads, check_out, check_shape, check_weighted_values
+from clipfast.kernels.checks import check_heads, check_out, check_same_device, check_shape, check_weighted_values
 from clipfast.kernels.dispatch import AUTO
 from clipfast.kernels.examples import HEAD_DIM, HEADS, IMAGES, LAYERS, TEXTS, TOKENS, Examples
 from clipfast.kernels.registration import register
@@ -44,6 +44,7 @@ def text_maps(
     """
     check_weighted_values(alpha, value, text_basis, "text_basis")
     check_out(out, (value.shape[0], value.shape[1], text_basis.shape[2]))
+    check_same_device(alpha=alpha, out=out)
     check_heads(heads, value.shape[2])
     _TEXT_MAPS(alpha, value, text_basis, out, heads, backend)
     return out
@@ -85,6 +86,8 @@ def text_maps_from_tokens(
     check_shape("value_weight", value_weight, (heads, head_dim, width))
     check_shape("value_bias", value_bias, (heads, head_dim))
     check_out(out, (images, count, texts))
+    weights = {"value_weight": value_weight, "value_bias": value_bias, "text_basis": text_basis}
+    check_same_device(alpha=alpha, tokens=tokens, out=out, **weights)
     _TEXT_MAPS_FROM_TOKENS(alpha, tokens, value_weight, value_bias, text_basis, out, backend)
     return out
 
@@ -115,6 +118,8 @@ def layered_text_maps(
         raise ValueError(f"values are {len(values)} layers, alpha has {layers}")
     for layer, value in enumerate(values):
         check_shape(f"values[{layer}]", value, (images, tokens, count, text_basis.shape[2]))
+    named = {f"values[{layer}]": value for layer, value in enumerate(values)}
+    check_same_device(alpha=alpha, text_basis=text_basis, **named)
     check_heads(heads, layers * count)
     result: Tensor = _LAYERED_TEXT_MAPS(alpha, list(values), text_basis, heads, backend)
     return result

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clipfast.kernels.checks import check_shape, check_weighted_values
+from clipfast.kernels.checks import check_same_device, check_shape, check_weighted_values
 from clipfast.kernels.dispatch import AUTO
 from clipfast.kernels.examples import HEAD_DIM, HEADS, IMAGES, WIDTH, Examples
 from clipfast.kernels.registration import register
@@ -46,6 +46,7 @@ def token_contributions(
         check_shape("shift", shift, (value.shape[0], basis.shape[2]))
     if scale is not None:
         check_shape("scale", scale, (value.shape[0],))
+    check_same_device(alpha=alpha, shift=shift, scale=scale)
     result: Tensor = _TOKEN_CONTRIBUTIONS(alpha, value, basis, shift, scale, backend)
     return result
 
